@@ -1,0 +1,230 @@
+/**
+ * What a hypervisor driver is: a plain object with some of these operations. An operation that is absent is unsupported,
+ * and api says so, once. Names are libvirt's minus `vir`; a domain is named by a `DomainRef`, a disk by its target dev,
+ * alias or source path. Every operation rejects with a `VirError`. Units are bytes and milliseconds unless said.
+ */
+import type { Duplex } from 'node:stream'
+import type { Logger } from 'pino'
+
+/** Which domain is meant: looked up by `uuid`. `id` is -1 when it does not run. */
+export interface DomainRef {
+  readonly name: string
+  readonly uuid: string
+  readonly id: number
+}
+
+/** virDomainGetState: VIR_DOMAIN_RUNNING … and a reason of that state. */
+export interface DomainState {
+  state: number
+  reason: number
+}
+
+/** virDomainGetInfo: memory in KiB, CPU time in nanoseconds. */
+export interface DomainInfo {
+  state: number
+  maxMem: number
+  memory: number
+  nrVirtCpu: number
+  cpuTime: number
+}
+
+/** virDomainGetBlockInfo, bytes. */
+export interface DomainBlockInfo {
+  capacity: number
+  allocation: number
+  physical: number
+}
+
+/** virDomainBlockStatsFlags: requests, bytes and nanoseconds since the domain started. */
+export interface DomainBlockStats {
+  rdReq: number
+  rdBytes: number
+  rdTotalTimes: number
+  wrReq: number
+  wrBytes: number
+  wrTotalTimes: number
+  flushReq: number
+  flushTotalTimes: number
+  errs: number
+}
+
+/** virDomainGetBlockJobInfo: `bandwidth` in bytes/s (0: no limit), `cur` and `end` in bytes. */
+export interface DomainBlockJobInfo {
+  type: number
+  bandwidth: number
+  cur: number
+  end: number
+}
+
+/** One active stream (virStreamDiskState and what we add to it). */
+export interface StreamDiskState {
+  /** the device alias, e.g. 'virtio-disk0' */
+  path: string
+  /** bytes; only grows; equal to `size` means complete */
+  offset: number
+  /** bytes */
+  size: number
+  /** the target dev, e.g. 'vda' */
+  disk: string
+  mode: 'full' | 'unit' | 'offline' | 'migration'
+  /** bytes/s, 0: no limit */
+  bandwidth: number
+  status: 'running' | 'waiting' | 'paused' | 'error'
+  /** why it waits, or what went wrong */
+  error?: string
+}
+
+export interface StreamOptions {
+  /** bytes/s, 0 or absent: no limit */
+  bandwidth?: number
+  policy?: 'full' | 'idle'
+  /** path of the image in the backing chain that is to remain the backing image; absent: none remains */
+  base?: string
+  /** bytes to stream in one step of VIR_STREAM_DISK_ONE */
+  unit?: number
+  signal?: AbortSignal
+}
+
+interface EventOf {
+  readonly domain: DomainRef
+}
+/** virConnectDomainEventCallback: VIR_DOMAIN_EVENT_* and a detail of it. */
+export interface LifecycleEvent extends EventOf {
+  readonly kind: 'lifecycle'
+  readonly event: number
+  readonly detail: number
+}
+/** virConnectDomainEventBlockJobCallback (1 and 2 in one): `type` VIR_DOMAIN_BLOCK_JOB_TYPE_*, `status` VIR_DOMAIN_BLOCK_JOB_COMPLETED …. */
+export interface BlockJobEvent extends EventOf {
+  readonly kind: 'block-job'
+  readonly disk: string
+  /** source path of the disk; '' where it has none */
+  readonly path: string
+  readonly type: number
+  readonly status: number
+  readonly error?: string
+}
+/** How far a stream is; sent while it moves, at most about once a second. */
+export interface StreamProgressEvent extends EventOf {
+  readonly kind: 'stream-progress'
+  readonly disk: string
+  readonly offset: number
+  readonly size: number
+}
+export interface StreamUnitEvent extends EventOf {
+  readonly kind: 'stream-unit'
+  readonly disk: string
+  readonly offset: number
+  readonly size: number
+}
+/** virConnectDomainEventIOErrorReasonCallback: `action` VIR_DOMAIN_EVENT_IO_ERROR_*. */
+export interface IoErrorEvent extends EventOf {
+  readonly kind: 'io-error'
+  readonly disk: string
+  readonly path: string
+  readonly alias: string
+  readonly action: number
+  readonly reason: string
+}
+export interface JobCompletedEvent extends EventOf {
+  readonly kind: 'job-completed'
+  readonly operation: number
+  readonly error?: string
+}
+export interface AgentEvent extends EventOf {
+  readonly kind: 'agent'
+  readonly state: number
+  readonly reason: number
+}
+export interface ControlErrorEvent extends EventOf {
+  readonly kind: 'control-error'
+}
+export type DomainEvent =
+  | LifecycleEvent
+  | BlockJobEvent
+  | StreamProgressEvent
+  | StreamUnitEvent
+  | IoErrorEvent
+  | JobCompletedEvent
+  | AgentEvent
+  | ControlErrorEvent
+
+/** Every operation that a driver may have. */
+export interface HypervisorOps {
+  connectClose(): Promise<void>
+  connectGetType(): Promise<string>
+  connectGetHostname(): Promise<string>
+  /** version of the hypervisor: 1000000 * major + 1000 * minor + release */
+  connectGetVersion(): Promise<number>
+  connectGetLibVersion(): Promise<number>
+  connectGetCapabilities(): Promise<string>
+  connectGetDomainCapabilities(
+    emulator: string | undefined,
+    arch: string | undefined,
+    machine: string | undefined,
+    virtType: string | undefined,
+    flags: number,
+  ): Promise<string>
+  connectListAllDomains(flags: number): Promise<DomainRef[]>
+
+  domainLookupByName(name: string): Promise<DomainRef>
+  domainLookupByUUID(uuid: string): Promise<DomainRef>
+  domainLookupByID(id: number): Promise<DomainRef>
+  domainDefineXML(xml: string, flags: number): Promise<DomainRef>
+  domainCreateXML(xml: string, flags: number): Promise<DomainRef>
+  domainRestore(from: string, xml: string | undefined, flags: number): Promise<DomainRef>
+
+  /** Starts a defined domain; the answer carries its new id. */
+  domainCreate(domain: DomainRef, flags: number): Promise<DomainRef>
+  domainDestroy(domain: DomainRef, flags: number): Promise<void>
+  domainShutdown(domain: DomainRef, flags: number): Promise<void>
+  domainReboot(domain: DomainRef, flags: number): Promise<void>
+  domainReset(domain: DomainRef, flags: number): Promise<void>
+  domainSuspend(domain: DomainRef): Promise<void>
+  domainResume(domain: DomainRef): Promise<void>
+  domainUndefine(domain: DomainRef, flags: number): Promise<void>
+  domainSave(domain: DomainRef, to: string, xml: string | undefined, flags: number): Promise<void>
+  domainManagedSave(domain: DomainRef, flags: number): Promise<void>
+  domainHasManagedSaveImage(domain: DomainRef): Promise<boolean>
+  domainManagedSaveRemove(domain: DomainRef): Promise<void>
+  domainSetAutostart(domain: DomainRef, autostart: boolean): Promise<void>
+  domainGetAutostart(domain: DomainRef): Promise<boolean>
+
+  domainGetXMLDesc(domain: DomainRef, flags: number): Promise<string>
+  domainGetState(domain: DomainRef): Promise<DomainState>
+  domainGetInfo(domain: DomainRef): Promise<DomainInfo>
+  domainIsActive(domain: DomainRef): Promise<boolean>
+  domainIsPersistent(domain: DomainRef): Promise<boolean>
+
+  domainGetBlockInfo(domain: DomainRef, disk: string, flags: number): Promise<DomainBlockInfo>
+  domainBlockStats(domain: DomainRef, disk: string): Promise<DomainBlockStats>
+  /** `bandwidth` in bytes/s (api has applied the unit that the flags name) */
+  domainBlockPull(domain: DomainRef, disk: string, bandwidth: number): Promise<void>
+  domainBlockRebase(domain: DomainRef, disk: string, base: string | undefined, bandwidth: number, flags: number): Promise<void>
+  domainGetBlockJobInfo(domain: DomainRef, disk: string): Promise<DomainBlockJobInfo | undefined>
+  domainBlockJobAbort(domain: DomainRef, disk: string, flags: number): Promise<void>
+  domainBlockJobSetSpeed(domain: DomainRef, disk: string, bandwidth: number): Promise<void>
+
+  domainStreamDisk(domain: DomainRef, disk: string, offset: number, flags: number, options: StreamOptions): Promise<number>
+  domainStreamDiskInfo(domain: DomainRef, flags: number): Promise<StreamDiskState[]>
+
+  qemuMonitorCommand(domain: DomainRef, command: string, flags: number): Promise<string>
+  /** `device`: alias of a console, serial port or channel; undefined: the first one. Ends when either side closes. */
+  domainOpenConsole(domain: DomainRef, device: string | undefined, flags: number): Promise<Duplex>
+}
+
+/** All that a driver may touch of its surroundings. */
+export interface DriverHost {
+  readonly logger: Logger
+  readonly readOnly: boolean
+  /** hands an event to the connection's listeners; never throws, never waits */
+  emit(event: DomainEvent): void
+}
+
+/** A driver: `open` answers undefined for a URI that is not its own, and throws for one that is but can't be opened. */
+export interface HypervisorDriver {
+  readonly name: string
+  /** e.g. ['qemu'] */
+  readonly uriSchemes: readonly string[]
+  open(uri: URL, host: DriverHost): Promise<Partial<HypervisorOps> | undefined>
+}

@@ -1,0 +1,116 @@
+/**
+ * The native addon: only what Node cannot do. This is the only importer of it. Every call is synchronous unless it takes a
+ * callback, works in worker threads, and throws errors that look like Node's own (`code`, `errno`, `syscall`, `path`).
+ */
+import { createRequire } from 'node:module'
+
+/** One descriptor that a child inherits: `source` here becomes `target` there. */
+export interface InheritedFd {
+  source: number
+  target: number
+}
+
+export interface SpawnOptions {
+  /** absolute path of the program */
+  file: string
+  /** argv, with argv[0] */
+  args: string[]
+  /** the whole environment */
+  env: Record<string, string>
+  cwd?: string
+  /** what is not listed is closed in the child; 0, 1 and 2 must be listed */
+  fds: InheritedFd[]
+  uid?: number
+  gid?: number
+  /** supplementary groups; default: none when uid is given */
+  groups?: number[]
+  /** SELinux exec label, written to /proc/thread-self/attr/exec in the child */
+  selinuxLabel?: string
+  /** AppArmor profile to change to at exec */
+  apparmorProfile?: string
+  umask?: number
+  /** setsid(): the child outlives us and our terminal */
+  newSession?: boolean
+}
+
+export interface ProcessExit {
+  /** exit code; null when a signal ended it or when the process is not our child */
+  code: number | null
+  /** signal number; null when it exited or is not our child */
+  signal: number | null
+}
+
+/** A process that is watched through a pidfd: never mixed up with a later process of the same number. */
+export interface ProcessWatch {
+  readonly pid: number
+  /** false when the process is gone already */
+  kill(signal: number): boolean
+  /** stop watching; the process goes on */
+  close(): void
+  /** let the event loop end although the process lives */
+  unref(): void
+  ref(): void
+}
+
+export interface FileLock {
+  type: 'read' | 'write'
+  start: number
+  /** 0: to the end of the file */
+  length: number
+}
+
+export interface PeerCredentials {
+  pid: number
+  uid: number
+  gid: number
+}
+
+export interface NativeAddon {
+  /** fork + exec; returns the pid. Failing steps in the child (setuid, exec, …) throw here, with the syscall's name. */
+  spawn(options: SpawnOptions): number
+  /** Watches any process by pid; `onExit` runs once, on the event loop, also for a process that is not our child. ESRCH when there is none. */
+  watchProcess(pid: number, onExit: (exit: ProcessExit) => void): ProcessWatch
+
+  /** A listening unix stream socket bound to `path` with that file mode, close-on-exec. */
+  listenUnix(path: string, mode: number, backlog: number): number
+  /** A connected unix stream socket, blocking only as long as connect does; non-blocking afterwards. */
+  connectUnix(path: string): number
+  /** Two connected unix stream sockets, close-on-exec, non-blocking. */
+  socketpair(): [number, number]
+  /** Writes bytes with descriptors attached (SCM_RIGHTS). Answers how many bytes went out; the descriptors go with the first. */
+  sendFds(socket: number, bytes: Uint8Array, fds: readonly number[]): number
+  /** Reads up to maxBytes and any descriptors (close-on-exec); undefined when nothing is there yet; empty bytes at the end of the stream. */
+  recvFds(socket: number, maxBytes: number): { bytes: Uint8Array; fds: number[] } | undefined
+  /** SO_PEERCRED of a unix socket */
+  peerCredentials(socket: number): PeerCredentials
+  close(fd: number): void
+
+  /** Open-file-description lock (F_OFD_SETLK): true when got, false when someone else holds a conflicting one. */
+  lockFile(fd: number, lock: FileLock): boolean
+  unlockFile(fd: number, start: number, length: number): void
+  /** F_OFD_GETLK: the conflicting lock that another description holds; its pid is -1 for OFD locks. */
+  testLock(fd: number, lock: FileLock): (FileLock & { pid: number }) | undefined
+
+  /** value, or undefined when the attribute is not set; symbolic links are not followed */
+  getxattr(path: string, name: string): Uint8Array | undefined
+  setxattr(path: string, name: string, value: Uint8Array): void
+  removexattr(path: string, name: string): void
+  listxattr(path: string): string[]
+}
+
+const require = createRequire(import.meta.url)
+
+function load(): NativeAddon {
+  const tried: string[] = []
+  // built here, or shipped ready-made in the package (Node-API: one file serves every Node version)
+  for (const path of ['../../build/Release/virstream.node', `../../prebuilds/linux-${process.arch}/virstream.node`]) {
+    try {
+      return require(path) as NativeAddon
+    } catch (error) {
+      tried.push(error instanceof Error ? error.message : String(error))
+    }
+  }
+  throw new Error(`the native part of virstream is missing; "node scripts/install-native.mjs" in its folder builds it\n${tried.join('\n')}`)
+}
+
+export const native: NativeAddon = load()
