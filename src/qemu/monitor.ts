@@ -1,0 +1,275 @@
+import { Socket } from 'node:net'
+import { failFrom, messageOf } from '../error.js'
+import { native } from '../native.js'
+import { QmpClient } from '../qmp/client.js'
+import { QmpClosedError, QmpError, QmpTimeoutError } from '../qmp/error.js'
+import type { QmpEvent } from '../qmp/framing.js'
+import type { BlockdevOptions } from './blockdev.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** ms for commands that only look */
+const QUERY = 10_000
+/** ms for commands that may have to wait for the guest's I/O (a drain) */
+const CONTROL = 30_000
+
+/** One job of query-jobs (QEMU QMP reference, JobInfo). */
+export interface JobInfo {
+  id: string
+  type: string
+  status: string
+  'current-progress': number
+  'total-progress': number
+  error?: string
+}
+/** One job of query-block-jobs (BlockJobInfo). */
+export interface BlockJobInfo {
+  type: string
+  device: string
+  len: number
+  offset: number
+  busy: boolean
+  paused: boolean
+  speed: number
+  'io-status': 'ok' | 'failed' | 'nospace'
+  ready: boolean
+  status: string
+}
+/** One device of query-block (BlockInfo), what we read of it. */
+export interface BlockDevice {
+  device: string
+  qdev?: string
+  tray_open?: boolean
+  inserted?: { 'node-name'?: string; file: string; ro: boolean; image: { 'virtual-size': number; 'actual-size'?: number } }
+}
+/** One node of query-named-block-nodes flat=true (BlockDeviceInfo), what we read of it. */
+export interface NamedBlockNode {
+  'node-name': string
+  drv: string
+  file: string
+  ro: boolean
+  backing_file?: string
+  backing_file_depth: number
+  image: { 'virtual-size': number; 'actual-size'?: number; 'full-backing-filename'?: string }
+}
+/** One device of query-blockstats (BlockStats), what we read of it. */
+export interface BlockStatsEntry {
+  qdev?: string
+  'node-name'?: string
+  stats: {
+    rd_operations: number
+    rd_bytes: number
+    rd_total_time_ns: number
+    wr_operations: number
+    wr_bytes: number
+    wr_total_time_ns: number
+    flush_operations: number
+    flush_total_time_ns: number
+    failed_rd_operations: number
+    failed_wr_operations: number
+    failed_flush_operations: number
+    wr_highest_offset: number
+  }
+}
+export interface BlockStreamArguments {
+  'job-id': string
+  device: string
+  'base-node'?: string
+  'backing-file'?: string
+  speed: number
+  'on-error': 'report' | 'ignore' | 'stop' | 'enospc'
+  'filter-node-name': string
+}
+
+export interface MonitorEvents {
+  onEvent: (event: QmpEvent) => void
+  /** the connection is over; undefined when we closed it */
+  onClose: (reason: Error | undefined) => void
+  onAnomaly: (what: string) => void
+}
+
+/** One method, one QMP command. Failures are VirErrors of the domain; the QMP error is their cause. */
+export class Monitor {
+  readonly #client: QmpClient
+  readonly domain: string
+
+  private constructor(client: QmpClient, domain: string) {
+    this.#client = client
+    this.domain = domain
+  }
+
+  /** Connects to the monitor socket of domain `domain`. The errors are QmpClosedError, QmpTimeoutError or the system's. */
+  static async connect(path: string, domain: string, events: MonitorEvents, timeout: number): Promise<Monitor> {
+    const fd = native.connectUnix(path)
+    const socket = new Socket({ fd, readable: true, writable: true })
+    const client = await QmpClient.connect(socket, {
+      timeout,
+      ...events,
+      sendWithFds: (line, fds) => {
+        const sent = native.sendFds(fd, line, fds)
+        if (sent < line.length) socket.write(line.subarray(sent))
+      },
+    })
+    return new Monitor(client, domain)
+  }
+
+  get isClosed(): boolean {
+    return this.#client.isClosed
+  }
+  close(): void {
+    this.#client.close()
+  }
+
+  async #run(command: string, args: object | undefined, timeout: number, fds?: readonly number[]): Promise<unknown> {
+    try {
+      return await this.#client.execute(command, args, { timeout, ...(fds && { fds }) })
+    } catch (error) {
+      throw this.#explain(command, error)
+    }
+  }
+
+  #explain(command: string, error: unknown): Error {
+    if (error instanceof QmpError)
+      return fail('VIR_ERR_INTERNAL_ERROR', `unable to execute QEMU command '${command}': ${error.message}`, error)
+    if (error instanceof QmpTimeoutError)
+      return fail('VIR_ERR_OPERATION_TIMEOUT', `QEMU of domain '${this.domain}' gave ${error.message}`, error)
+    if (error instanceof QmpClosedError)
+      return fail('VIR_ERR_OPERATION_FAILED', `the monitor of domain '${this.domain}' is lost while '${command}' ran`, error)
+    return fail('VIR_ERR_INTERNAL_ERROR', `'${command}' could not be sent: ${messageOf(error)}`, error)
+  }
+
+  // --- the machine ---
+
+  queryStatus(): Promise<{ running: boolean; status: string }> {
+    return this.#run('query-status', undefined, QUERY) as Promise<{ running: boolean; status: string }>
+  }
+  cont(): Promise<unknown> {
+    return this.#run('cont', undefined, CONTROL)
+  }
+  stop(): Promise<unknown> {
+    return this.#run('stop', undefined, CONTROL)
+  }
+  systemPowerdown(): Promise<unknown> {
+    return this.#run('system_powerdown', undefined, QUERY)
+  }
+  systemReset(): Promise<unknown> {
+    return this.#run('system_reset', undefined, QUERY)
+  }
+  quit(): Promise<unknown> {
+    return this.#run('quit', undefined, QUERY)
+  }
+  balloon(bytes: number): Promise<unknown> {
+    return this.#run('balloon', { value: bytes }, QUERY)
+  }
+  async queryBalloon(): Promise<number> {
+    return ((await this.#run('query-balloon', undefined, QUERY)) as { actual: number }).actual
+  }
+  queryChardev(): Promise<{ label: string; filename: string; 'frontend-open': boolean }[]> {
+    return this.#run('query-chardev', undefined, QUERY) as Promise<
+      { label: string; filename: string; 'frontend-open': boolean }[]
+    >
+  }
+  setVncPassword(password: string): Promise<unknown> {
+    return this.#run('set_password', { protocol: 'vnc', password }, QUERY)
+  }
+  /** A command as the user wrote it; resolves to QEMU's whole reply object as text. */
+  async passThrough(command: string, args: object | undefined): Promise<unknown> {
+    return this.#run(command, args, CONTROL)
+  }
+  humanMonitorCommand(line: string): Promise<string> {
+    return this.#run('human-monitor-command', { 'command-line': line }, CONTROL) as Promise<string>
+  }
+
+  // --- block devices and their nodes ---
+
+  queryBlock(): Promise<BlockDevice[]> {
+    return this.#run('query-block', undefined, QUERY) as Promise<BlockDevice[]>
+  }
+  queryBlockstats(): Promise<BlockStatsEntry[]> {
+    return this.#run('query-blockstats', undefined, QUERY) as Promise<BlockStatsEntry[]>
+  }
+  queryNamedBlockNodes(): Promise<NamedBlockNode[]> {
+    return this.#run('query-named-block-nodes', { flat: true }, QUERY) as Promise<NamedBlockNode[]>
+  }
+  blockdevAdd(options: BlockdevOptions): Promise<unknown> {
+    return this.#run('blockdev-add', options, CONTROL)
+  }
+  blockdevDel(nodeName: string): Promise<unknown> {
+    return this.#run('blockdev-del', { 'node-name': nodeName }, CONTROL)
+  }
+  blockdevReopen(options: BlockdevOptions): Promise<unknown> {
+    return this.#run('blockdev-reopen', { options: [options] }, CONTROL)
+  }
+
+  // --- block jobs ---
+
+  queryJobs(): Promise<JobInfo[]> {
+    return this.#run('query-jobs', undefined, QUERY) as Promise<JobInfo[]>
+  }
+  queryBlockJobs(): Promise<BlockJobInfo[]> {
+    return this.#run('query-block-jobs', undefined, QUERY) as Promise<BlockJobInfo[]>
+  }
+  /** `auto-dismiss: false`: an ended job can still be asked how it went, also by a process that comes later. */
+  blockStream(args: BlockStreamArguments): Promise<unknown> {
+    return this.#run('block-stream', { ...args, 'auto-dismiss': false }, CONTROL)
+  }
+  jobCancel(id: string): Promise<unknown> {
+    return this.#run('job-cancel', { id }, QUERY)
+  }
+  jobDismiss(id: string): Promise<unknown> {
+    return this.#run('job-dismiss', { id }, QUERY)
+  }
+  blockJobResume(id: string): Promise<unknown> {
+    return this.#run('block-job-resume', { device: id }, QUERY)
+  }
+  blockJobSetSpeed(id: string, speed: number): Promise<unknown> {
+    return this.#run('block-job-set-speed', { device: id, speed }, QUERY)
+  }
+
+  // --- exports of the embedded NBD server ---
+
+  async nbdServerStart(listener: number): Promise<void> {
+    await this.getfd('vs-nbd', listener)
+    await this.#run('nbd-server-start', { addr: { type: 'fd', data: { str: 'vs-nbd' } } }, QUERY)
+  }
+  blockExportAdd(id: string, nodeName: string): Promise<unknown> {
+    const args = { type: 'nbd', id, 'node-name': nodeName, name: id, writable: false, 'allocation-depth': true }
+    return this.#run('block-export-add', args, CONTROL)
+  }
+  blockExportDel(id: string): Promise<unknown> {
+    return this.#run('block-export-del', { id, mode: 'hard' }, CONTROL)
+  }
+  queryBlockExports(): Promise<{ id: string; type: string; 'node-name': string; 'shutting-down': boolean }[]> {
+    return this.#run('query-block-exports', undefined, QUERY) as Promise<
+      { id: string; type: string; 'node-name': string; 'shutting-down': boolean }[]
+    >
+  }
+
+  // --- state to a file or from one ---
+
+  getfd(name: string, fd: number): Promise<unknown> {
+    return this.#run('getfd', { fdname: name }, QUERY, [fd])
+  }
+  migrateToFd(name: string): Promise<unknown> {
+    return this.#run('migrate', { uri: `fd:${name}` }, CONTROL)
+  }
+  migrateIncomingFd(name: string): Promise<unknown> {
+    return this.#run('migrate-incoming', { uri: `fd:${name}` }, CONTROL)
+  }
+  migrateSetUnlimited(): Promise<unknown> {
+    return this.#run('migrate-set-parameters', { 'max-bandwidth': 2 ** 53 - 1 }, QUERY)
+  }
+  migrateSetEvents(): Promise<unknown> {
+    return this.#run('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] }, QUERY)
+  }
+  migrateCancel(): Promise<unknown> {
+    return this.#run('migrate_cancel', undefined, QUERY)
+  }
+  queryMigrate(): Promise<{ status?: string; 'error-desc'?: string; ram?: { transferred: number; total: number; remaining: number } }> {
+    return this.#run('query-migrate', undefined, QUERY) as Promise<{
+      status?: string
+      'error-desc'?: string
+      ram?: { transferred: number; total: number; remaining: number }
+    }>
+  }
+}

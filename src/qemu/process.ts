@@ -1,0 +1,126 @@
+import { closeSync, fstatSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { failFrom, messageOf } from '../error.js'
+import { native, type ProcessExit, type ProcessWatch } from '../native.js'
+import { Monitor, type MonitorEvents } from './monitor.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+const SIGTERM = 15
+const SIGKILL = 9
+/** ms until a starting QEMU must have answered on its monitor */
+const START_TIMEOUT = 60_000
+/** ms that SIGTERM gets (it flushes images) before SIGKILL */
+const TERM_GRACE = 10_000
+/** how much of QEMU's own words goes into an error */
+const LOG_TAIL = 1024
+
+export const monitorSocket = (runDir: string): string => join(runDir, 'mon.sock')
+/** QEMU removes it when it ends in good order, and only then */
+export const pidFile = (runDir: string): string => join(runDir, 'pid')
+
+export interface Launch {
+  domain: string
+  binary: string
+  /** argv after the binary, given the number of the descriptor on which the monitor listens */
+  args: (monitorFd: number) => string[]
+  env: Record<string, string>
+  runDir: string
+  logFile: string
+  /** further descriptors to inherit, under the numbers that they have here */
+  inherit?: readonly number[]
+  events: MonitorEvents
+  onExit: (exit: ProcessExit) => void
+}
+export interface Launched {
+  pid: number
+  process: ProcessWatch
+  monitor: Monitor
+}
+
+/** Spawns QEMU in a session of its own and connects to its monitor. When it fails, no process is left. */
+export async function launch(options: Launch): Promise<Launched> {
+  const log = openSync(options.logFile, 'a', 0o600)
+  const logStart = fstatSync(log).size
+  const listener = native.listenUnix(monitorSocket(options.runDir), 0o600, 1)
+  let pid: number
+  try {
+    pid = spawnQemu(options, log, listener)
+  } catch (error) {
+    throw fail('VIR_ERR_INTERNAL_ERROR', `cannot start '${options.binary}': ${messageOf(error)}`, error)
+  } finally {
+    native.close(listener) // QEMU has its own copy: when it dies, who waits for the greeting learns at once
+    closeSync(log)
+  }
+  const process = native.watchProcess(pid, options.onExit)
+  try {
+    const monitor = await Monitor.connect(monitorSocket(options.runDir), options.domain, options.events, START_TIMEOUT)
+    return { pid, process, monitor }
+  } catch (error) {
+    process.kill(SIGKILL)
+    throw explainStartFailure(error, logTail(options.logFile, logStart))
+  }
+}
+
+function spawnQemu(options: Launch, log: number, listener: number): number {
+  const stdin = openSync('/dev/null', 'r')
+  const args = [options.binary, ...options.args(listener), '-pidfile', pidFile(options.runDir)]
+  try {
+    writeSync(log, `${new Date().toISOString()}: starting up virstream, domain '${options.domain}'\n${args.join(' ')}\n`)
+    return native.spawn({
+      file: options.binary,
+      args,
+      env: options.env,
+      cwd: '/',
+      fds: [
+        { source: stdin, target: 0 },
+        { source: log, target: 1 },
+        { source: log, target: 2 },
+        ...[listener, ...(options.inherit ?? [])].map((fd) => ({ source: fd, target: fd })),
+      ],
+      umask: 0o077,
+      newSession: true,
+    })
+  } finally {
+    closeSync(stdin)
+  }
+}
+
+/** What QEMU wrote since it was started, without our own two lines. */
+function logTail(path: string, start: number): string {
+  const text = readFileSync(path).subarray(start).toString('utf8')
+  return text.split('\n').slice(2).join('\n').trim().slice(-LOG_TAIL)
+}
+
+function explainStartFailure(error: unknown, words: string): Error {
+  const what = words === '' ? messageOf(error) : words
+  return fail('VIR_ERR_INTERNAL_ERROR', `internal error: process exited while connecting to monitor: ${what}`, error)
+}
+
+/**
+ * Ends a QEMU: SIGTERM first (it flushes its images then), SIGKILL when that takes too long (a base that does not answer
+ * holds it up). With `graceful`, no SIGKILL: VIR_ERR_OPERATION_FAILED when it still runs then.
+ */
+export async function terminate(process: ProcessWatch, ended: Promise<void>, graceful: boolean): Promise<void> {
+  process.kill(SIGTERM)
+  if (await within(ended, TERM_GRACE)) return
+  if (graceful) throw fail('VIR_ERR_SYSTEM_ERROR', `Failed to terminate process ${process.pid} with SIGTERM: it still runs`)
+  process.kill(SIGKILL)
+  if (await within(ended, TERM_GRACE)) return
+  throw fail('VIR_ERR_SYSTEM_ERROR', `Failed to terminate process ${process.pid} with SIGKILL: it still runs`)
+}
+
+export function killHard(process: ProcessWatch): void {
+  process.kill(SIGKILL)
+}
+
+async function within(promise: Promise<void>, ms: number): Promise<boolean> {
+  const stop = new AbortController()
+  try {
+    const late = delay(ms, false, { signal: stop.signal }).catch(() => false)
+    return await Promise.race([promise.then(() => true), late])
+  } finally {
+    stop.abort()
+  }
+}

@@ -1,0 +1,73 @@
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import type { DomainDef } from '../conf/domain-def.js'
+import type { DomainState } from '../driver.js'
+import { messageOf } from '../error.js'
+import type { BlockJobRecord } from './blockjob.js'
+import { type Root, writeFileAtomically } from './root.js'
+import type { Live, Vm } from './vm.js'
+
+/** What a later process must know about a running domain; one file for each, in its run directory. */
+export interface DomainStatus {
+  version: 1
+  /** 'starting': QEMU may or may not have come up when this was written */
+  phase: 'starting' | 'running'
+  name: string
+  uuid: string
+  id: number
+  pid?: number
+  startTime?: string
+  state: DomainState
+  def: DomainDef
+  blockJobs: BlockJobRecord[]
+}
+
+const file = (runDir: string): string => join(runDir, 'status.json')
+
+export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef): void {
+  mkdirSync(runDir, { recursive: true, mode: 0o700 })
+  const status: DomainStatus = { version: 1, phase: 'starting', name: vm.name, uuid: vm.uuid, id, state: vm.state, def, blockJobs: [] }
+  writeFileAtomically(file(runDir), JSON.stringify(status))
+}
+
+export function saveStatus(vm: Vm, live: Live): void {
+  const { id, pid, startTime, def } = live
+  const { name, uuid, state } = vm
+  const blockJobs = live.blockJobs.records()
+  const status: DomainStatus = { version: 1, phase: 'running', name, uuid, id, pid, startTime, state, def, blockJobs }
+  writeFileAtomically(file(live.runDir), JSON.stringify(status))
+}
+
+export function removeRunDir(runDir: string): void {
+  rmSync(runDir, { recursive: true, force: true })
+}
+
+/** Every domain that ran when its status was last written. What cannot be read is reported and left where it is. */
+export function loadStatuses(root: Root, warn: (text: string) => void): { status: DomainStatus; runDir: string }[] {
+  const found = []
+  for (const name of readdirSync(root.statusDir)) {
+    const runDir = join(root.statusDir, name)
+    if (!existsSync(file(runDir))) continue
+    try {
+      const status = JSON.parse(readFileSync(file(runDir), 'utf8')) as Partial<DomainStatus>
+      if (status.version !== 1 || typeof status.uuid !== 'string' || status.def === undefined) throw new Error('not a status of this version')
+      found.push({ status: status as DomainStatus, runDir })
+    } catch (error) {
+      warn(`cannot read '${file(runDir)}': ${messageOf(error)}`)
+    }
+  }
+  return found
+}
+
+/** `starttime` of /proc/PID/stat; undefined when there is no such process or it is only a zombie. */
+export function processStartTime(pid: number): string | undefined {
+  let stat: string
+  try {
+    stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+  } catch {
+    return undefined
+  }
+  // the command name stands in parentheses and may hold anything; what follows the last one is plain
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  return fields[0] === 'Z' ? undefined : fields[19]
+}

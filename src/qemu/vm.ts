@@ -1,0 +1,80 @@
+import type { DomainDef } from '../conf/domain-def.js'
+import { VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_UNKNOWN } from '../constants.gen.js'
+import type { DomainRef, DomainState } from '../driver.js'
+import { failFrom } from '../error.js'
+import type { ProcessWatch } from '../native.js'
+import type { BlockJobs } from './blockjob.js'
+import { JobQueue } from './jobs.js'
+import type { Monitor } from './monitor.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** How a running domain came to its end: a VIR_DOMAIN_SHUTOFF_* reason and a VIR_DOMAIN_EVENT_STOPPED_* detail. */
+export interface ExitCause {
+  reason: number
+  detail: number
+}
+
+/** What exists only while a domain runs. */
+export interface Live {
+  readonly id: number
+  /** the live definition: aliases, indexes, pty paths, … filled in */
+  readonly def: DomainDef
+  readonly runDir: string
+  readonly pid: number
+  /** of /proc/PID/stat: with the pid it names the process for good */
+  readonly startTime: string
+  readonly process: ProcessWatch
+  monitor: Monitor
+  readonly blockJobs: BlockJobs
+  /** resolves when the process is gone and everything of the running domain is undone */
+  readonly ended: Promise<void>
+  /** who ends the domain says so here before the process is told to go */
+  exitCause?: ExitCause
+  /** the reason that the next STOP event gets, set by who causes it */
+  pauseReason?: number
+}
+
+/** One domain: its persistent definition, its running self, or both. */
+export class Vm {
+  readonly name: string
+  readonly uuid: string
+  /** the persistent definition, shown by dumpxml --inactive; absent: the domain is transient */
+  config: DomainDef | undefined
+  live: Live | undefined
+  autostart = false
+  state: DomainState = { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_UNKNOWN }
+  readonly jobs = new JobQueue()
+
+  constructor(name: string, uuid: string) {
+    this.name = name
+    this.uuid = uuid
+  }
+
+  get ref(): DomainRef {
+    return { name: this.name, uuid: this.uuid, id: this.live?.id ?? -1 }
+  }
+
+  /** The definition that calls on the domain are about: the live one while it runs. */
+  get def(): DomainDef {
+    const def = this.live?.def ?? this.config
+    if (def === undefined) throw fail('VIR_ERR_NO_DOMAIN', `no domain with matching uuid '${this.uuid}' (${this.name})`)
+    return def
+  }
+
+  requireLive(): Live {
+    if (this.live === undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'Requested operation is not valid: domain is not running')
+    return this.live
+  }
+
+  /** After something was awaited: is it still the same run of the domain? */
+  requireSame(live: Live): void {
+    if (this.live !== live) throw fail('VIR_ERR_OPERATION_FAILED', `Operation failed: domain '${this.name}' stopped meanwhile`)
+  }
+
+  requireConfig(): DomainDef {
+    if (this.config === undefined)
+      throw fail('VIR_ERR_OPERATION_INVALID', `Requested operation is not valid: domain '${this.name}' is transient`)
+    return this.config
+  }
+}
