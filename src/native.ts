@@ -110,7 +110,9 @@ function load(): NativeAddon {
       tried.push(error instanceof Error ? error.message : String(error))
     }
   }
-  throw new Error(`the native part of virstream is missing; "node scripts/install-native.mjs" in its folder builds it\n${tried.join('\n')}`)
+  throw new Error(
+    `the native part of virstream is missing; "node scripts/install-native.mjs" in its folder builds it\n${tried.join('\n')}`,
+  )
 }
 
 export const native: NativeAddon = load()
