@@ -197,8 +197,9 @@ export class Monitor {
   blockdevDel(nodeName: string): Promise<unknown> {
     return this.#run('blockdev-del', { 'node-name': nodeName }, CONTROL)
   }
-  blockdevReopen(options: BlockdevOptions): Promise<unknown> {
-    return this.#run('blockdev-reopen', { options: [options] }, CONTROL)
+  /** Each with all the options of its node; all or none take effect. */
+  blockdevReopenAll(options: BlockdevOptions[]): Promise<unknown> {
+    return this.#run('blockdev-reopen', { options }, CONTROL)
   }
 
   // --- block jobs ---

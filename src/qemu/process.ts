@@ -95,7 +95,7 @@ function logTail(path: string, start: number): string {
 
 function explainStartFailure(error: unknown, words: string): Error {
   const what = words === '' ? messageOf(error) : words
-  return fail('VIR_ERR_INTERNAL_ERROR', `internal error: process exited while connecting to monitor: ${what}`, error)
+  return fail('VIR_ERR_INTERNAL_ERROR', `process exited while connecting to monitor: ${what}`, error)
 }
 
 /**

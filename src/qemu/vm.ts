@@ -6,6 +6,7 @@ import type { ProcessWatch } from '../native.js'
 import type { BlockJobs } from './blockjob.js'
 import { JobQueue } from './jobs.js'
 import type { Monitor } from './monitor.js'
+import type { NbdExports } from './nbd-exports.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -27,6 +28,7 @@ export interface Live {
   readonly process: ProcessWatch
   monitor: Monitor
   readonly blockJobs: BlockJobs
+  readonly exports: NbdExports
   /** resolves when the process is gone and everything of the running domain is undone */
   readonly ended: Promise<void>
   /** who ends the domain says so here before the process is told to go */
@@ -63,18 +65,18 @@ export class Vm {
   }
 
   requireLive(): Live {
-    if (this.live === undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'Requested operation is not valid: domain is not running')
+    if (this.live === undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is not running')
     return this.live
   }
 
   /** After something was awaited: is it still the same run of the domain? */
   requireSame(live: Live): void {
-    if (this.live !== live) throw fail('VIR_ERR_OPERATION_FAILED', `Operation failed: domain '${this.name}' stopped meanwhile`)
+    if (this.live !== live) throw fail('VIR_ERR_OPERATION_FAILED', `domain '${this.name}' stopped meanwhile`)
   }
 
   requireConfig(): DomainDef {
     if (this.config === undefined)
-      throw fail('VIR_ERR_OPERATION_INVALID', `Requested operation is not valid: domain '${this.name}' is transient`)
+      throw fail('VIR_ERR_OPERATION_INVALID', `domain '${this.name}' is transient`)
     return this.config
   }
 }

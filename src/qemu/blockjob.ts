@@ -1,0 +1,140 @@
+import { setTimeout as delay } from 'node:timers/promises'
+import { failFrom } from '../error.js'
+import type { QmpEvent } from '../qmp/framing.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** What a later process must know of a block job, written down before the job is begun. */
+export interface BlockJobRecord {
+  /** QEMU's name of the job, 'stream-vda' */
+  id: string
+  /** target dev of the disk */
+  disk: string
+  /** bytes/s, 0: no limit */
+  bandwidth: number
+  /** `index` of the image that stays as backing image; absent: none stays */
+  baseIndex?: number
+}
+
+/** What the job's own events have said so far. QEMU calls it concluded when nothing but its result is left. */
+export class BlockJob {
+  readonly record: BlockJobRecord
+  /** JobStatus of QEMU; 'created' until the first event */
+  status = 'created'
+  /** QEMU said BLOCK_JOB_COMPLETED without an error */
+  completed = false
+  error: string | undefined
+  /** bytes, as of the last look */
+  offset = 0
+  size = 0
+  /** when `offset` moved last (performance.now) */
+  movedAt = performance.now()
+  /** why it stands still; undefined while it moves */
+  waiting: string | undefined
+  /** someone who holds the domain's job settles it when it ends */
+  awaited = false
+  concluded!: () => void
+  readonly whenConcluded = new Promise<void>((resolve) => {
+    this.concluded = resolve
+  })
+
+  constructor(record: BlockJobRecord) {
+    this.record = record
+  }
+
+  /** Takes a new position in: `offset` only grows, whatever QEMU counts anew. */
+  advance(offset: number, size: number): boolean {
+    this.size = size
+    if (offset <= this.offset) return false
+    this.offset = offset
+    this.movedAt = performance.now()
+    return true
+  }
+}
+
+/** The block jobs of one running domain: at most one for each disk, registered before QEMU is told to begin it. */
+export class BlockJobs {
+  readonly #byDisk = new Map<string, BlockJob>()
+  readonly #onConcluded: (job: BlockJob) => void
+
+  /** `onConcluded`: a job ended and nobody waits for it under the domain's job; whoever is called settles it. */
+  constructor(onConcluded: (job: BlockJob) => void) {
+    this.#onConcluded = onConcluded
+  }
+
+  get all(): BlockJob[] {
+    return [...this.#byDisk.values()]
+  }
+  records(): BlockJobRecord[] {
+    return this.all.map((job) => job.record)
+  }
+  ofDisk(disk: string): BlockJob | undefined {
+    return this.#byDisk.get(disk)
+  }
+
+  /** Before the command is sent: its first event can come before its reply. */
+  register(record: BlockJobRecord): BlockJob {
+    if (this.#byDisk.has(record.disk))
+      throw fail('VIR_ERR_OPERATION_INVALID', `disk '${record.disk}' already in active block job`)
+    const job = new BlockJob(record)
+    this.#byDisk.set(record.disk, job)
+    return job
+  }
+
+  forget(job: BlockJob): void {
+    if (this.#byDisk.get(job.record.disk) === job) this.#byDisk.delete(job.record.disk)
+  }
+
+  /** Takes an event of QEMU in; false when it is about no job of ours. */
+  take({ event, data }: QmpEvent): boolean {
+    const id = data[event === 'JOB_STATUS_CHANGE' ? 'id' : 'device']
+    const job = this.all.find((candidate) => candidate.record.id === id)
+    if (job === undefined) return false
+    switch (event) {
+      case 'JOB_STATUS_CHANGE':
+        this.#changeStatus(job, String(data['status']))
+        return true
+      case 'BLOCK_JOB_COMPLETED':
+        job.completed = data['error'] === undefined && data['len'] === data['offset']
+        if (typeof data['error'] === 'string') job.error = data['error']
+        job.advance(Number(data['offset']), Number(data['len']))
+        return true
+      case 'BLOCK_JOB_CANCELLED':
+      case 'BLOCK_JOB_ERROR':
+      case 'BLOCK_JOB_READY':
+      case 'BLOCK_JOB_PENDING':
+        return true
+      default:
+        return false
+    }
+  }
+
+  #changeStatus(job: BlockJob, status: string): void {
+    job.status = status
+    if (status !== 'concluded') return
+    job.concluded()
+    if (!job.awaited) this.#onConcluded(job)
+  }
+
+  /** A job that was found concluded without an event, after a restart of our process. */
+  conclude(job: BlockJob): void {
+    this.#changeStatus(job, 'concluded')
+  }
+
+  /**
+   * The only way to wait for a job while holding the domain's job: takes the end of `job` directly, instead of through the
+   * queue that waits for the domain. False when it has not ended within `timeout` ms; its end is then settled as usual.
+   */
+  async wait(job: BlockJob, timeout: number): Promise<boolean> {
+    const stop = new AbortController()
+    job.awaited = true
+    try {
+      const late = delay(timeout, false, { signal: stop.signal }).catch(() => false)
+      const ended = await Promise.race([job.whenConcluded.then(() => true), late])
+      job.awaited = ended
+      return ended
+    } finally {
+      stop.abort()
+    }
+  }
+}

@@ -1,0 +1,36 @@
+/** Is the other end of a remote image there? QEMU says nothing while it tries to reconnect, so we look for ourselves. */
+import { connect, type Socket } from 'node:net'
+import type { DiskDef, StorageSource } from '../conf/domain-def.js'
+import { chainOf } from './block-graph.js'
+
+/** ms until a server must have taken a connection */
+const CONNECT_TIMEOUT = 2_000
+const DEFAULT_PORTS: Record<string, number> = { nbd: 10809, http: 80, https: 443, ftp: 21, ftps: 990 }
+
+export const isRemote = (source: StorageSource): boolean => source.type === 'network'
+
+/** The images of a disk's chain that are reached over a network (or a unix socket). */
+export function remoteImages(disk: DiskDef): StorageSource[] {
+  return chainOf(disk).filter(isRemote)
+}
+
+function dial(source: StorageSource & { type: 'network' }): Socket {
+  const host = source.hosts[0]
+  if (host?.transport === 'unix') return connect({ path: host.socket ?? '' })
+  return connect({ host: host?.name ?? 'localhost', port: host?.port ?? DEFAULT_PORTS[source.protocol] ?? 0 })
+}
+
+/** Why the server of `source` takes no connection; undefined when it does. */
+export function linkProblem(source: StorageSource): Promise<string | undefined> {
+  if (source.type !== 'network') return Promise.resolve(undefined)
+  return new Promise((resolve) => {
+    const socket = dial(source)
+    const end = (problem: string | undefined): void => {
+      socket.destroy()
+      resolve(problem)
+    }
+    socket.setTimeout(CONNECT_TIMEOUT, () => end('it takes no connection'))
+    socket.once('connect', () => end(undefined))
+    socket.once('error', (error: Error) => end(error.message))
+  })
+}

@@ -1,0 +1,78 @@
+/** Follows the streams of a running domain: where they are, what they wait for, what is safe on disk. */
+import type { BlockJob } from './blockjob.js'
+import { linkProblem, remoteImages } from './link-watch.js'
+import type { BlockJobInfo } from './monitor.js'
+import type { Qemu } from './qemu.js'
+import type { Live, Vm } from './vm.js'
+
+/** ms between two looks */
+const INTERVAL = 1_000
+/** ms between two flushes of a stream that moves: what a killed QEMU loses at most */
+const FLUSH_INTERVAL = 3_000
+/** ms without progress until the links are looked at */
+const STALL = 1_000
+
+const following = new WeakSet<Live>()
+
+/** Keeps looking, once a second, until the domain has no streams any more or has stopped. */
+export function follow(qemu: Qemu, vm: Vm, live: Live): void {
+  if (following.has(live)) return
+  following.add(live)
+  const flushedAt = new Map<BlockJob, number>()
+  const tick = async (): Promise<void> => {
+    await look(qemu, vm, live)
+    for (const job of live.blockJobs.all) await flushWhenDue(qemu, live, job, flushedAt)
+  }
+  const next = (): void => {
+    const timer = setTimeout(() => {
+      if (vm.live !== live || live.monitor.isClosed || live.blockJobs.all.length === 0) {
+        following.delete(live)
+        return
+      }
+      tick()
+        .catch((error: unknown) => qemu.host.logger.debug({ err: error }, 'a look at the streams failed'))
+        .finally(next)
+    }, INTERVAL)
+    timer.unref()
+  }
+  next()
+}
+
+/** Brings what we know of the domain's streams up to date, and tells listeners of those that moved. */
+export async function look(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
+  if (live.blockJobs.all.length === 0) return
+  const infos = await live.monitor.queryBlockJobs()
+  for (const job of live.blockJobs.all) {
+    const info = infos.find((candidate) => candidate.device === job.record.id)
+    if (info === undefined || job.status === 'concluded') continue
+    if (job.advance(info.offset, info.len)) {
+      const { offset, size, record } = job
+      qemu.host.emit({ kind: 'stream-progress', domain: vm.ref, disk: record.disk, offset, size })
+    }
+    job.waiting = await obstacle(live, job, info)
+    if (info['io-status'] === 'nospace') await live.monitor.blockJobResume(job.record.id).catch(() => undefined)
+  }
+}
+
+/** Why a stream does not move, if something outside holds it up. */
+async function obstacle(live: Live, job: BlockJob, info: BlockJobInfo): Promise<string | undefined> {
+  if (info['io-status'] === 'nospace') return 'No space left on device'
+  if (info['io-status'] === 'failed') return 'Input/output error'
+  if (performance.now() - job.movedAt < STALL) return undefined
+  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  for (const image of disk === undefined ? [] : remoteImages(disk)) {
+    const problem = await linkProblem(image)
+    if (problem !== undefined) return `the base does not answer: ${problem}`
+  }
+  return undefined
+}
+
+async function flushWhenDue(qemu: Qemu, live: Live, job: BlockJob, flushedAt: Map<BlockJob, number>): Promise<void> {
+  const now = performance.now()
+  const last = flushedAt.get(job) ?? 0
+  if (job.movedAt <= last || now - last < FLUSH_INTERVAL) return
+  flushedAt.set(job, now)
+  await live.exports
+    .flush(job.record.disk)
+    .catch((error: unknown) => qemu.host.logger.warn({ err: error }, `flush of '${job.record.disk}' failed`))
+}

@@ -1,0 +1,73 @@
+import type { DriverHost } from '../driver.js'
+import { failFrom } from '../error.js'
+import type { CapabilitiesCache } from './capabilities-cache.js'
+import type { Root } from './root.js'
+import type { Vm } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** What every part of the QEMU driver works on: one open root and the domains in it. */
+export class Qemu {
+  readonly host: DriverHost
+  readonly root: Root
+  readonly capabilities: CapabilitiesCache
+  readonly #vms = new Map<string, Vm>()
+  #lastId = 0
+  /** work that goes on after the call that caused it; close() waits for it */
+  readonly #background = new Set<Promise<void>>()
+
+  constructor(host: DriverHost, root: Root, capabilities: CapabilitiesCache) {
+    this.host = host
+    this.root = root
+    this.capabilities = capabilities
+  }
+
+  get vms(): Vm[] {
+    return [...this.#vms.values()]
+  }
+  add(vm: Vm): void {
+    this.#vms.set(vm.uuid, vm)
+  }
+  remove(vm: Vm): void {
+    this.#vms.delete(vm.uuid)
+  }
+  find(uuid: string): Vm | undefined {
+    return this.#vms.get(uuid)
+  }
+  findByName(name: string): Vm | undefined {
+    return this.vms.find((vm) => vm.name === name)
+  }
+
+  /** The domain of a handle; VIR_ERR_NO_DOMAIN when it is gone. */
+  require(ref: { uuid: string; name: string }): Vm {
+    const vm = this.find(ref.uuid)
+    if (vm === undefined) throw fail('VIR_ERR_NO_DOMAIN', `no domain with matching uuid '${ref.uuid}' (${ref.name})`)
+    return vm
+  }
+
+  /** A number for a domain that is being started: never one that was given out since the root was opened, or that still runs. */
+  nextId(): number {
+    this.#lastId = Math.max(this.#lastId, ...this.vms.map((vm) => vm.live?.id ?? 0)) + 1
+    return this.#lastId
+  }
+  /** An id that another process gave out. */
+  noteId(id: number): void {
+    this.#lastId = Math.max(this.#lastId, id)
+  }
+
+  warn(text: string): void {
+    this.host.logger.warn(text)
+  }
+
+  /** Work that nobody awaits; an error of it goes to the log. */
+  inBackground(what: string, work: () => Promise<void>): void {
+    const promise = work()
+      .catch((error: unknown) => this.host.logger.error({ err: error }, `${what} failed`))
+      .finally(() => this.#background.delete(promise))
+    this.#background.add(promise)
+  }
+
+  async idle(): Promise<void> {
+    while (this.#background.size > 0) await Promise.all(this.#background)
+  }
+}

@@ -1,0 +1,74 @@
+/** The end of a block job: what it changed is written down everywhere before QEMU may forget that there was a job. */
+import type { DiskDef, StorageSource } from '../conf/domain-def.js'
+import {
+  VIR_DOMAIN_BLOCK_JOB_CANCELED,
+  VIR_DOMAIN_BLOCK_JOB_COMPLETED,
+  VIR_DOMAIN_BLOCK_JOB_FAILED,
+} from '../constants.gen.js'
+import { chainOf, cutChain, cutConfigChain, deleteNodes, isDetached } from './block-graph.js'
+import type { BlockJob } from './blockjob.js'
+import { saveConfig } from './config.js'
+import { emitPull } from './emit.js'
+import type { JobInfo } from './monitor.js'
+import type { Qemu } from './qemu.js'
+import { saveStatus } from './status.js'
+import type { Live, Vm } from './vm.js'
+
+export type JobEnd = { status: 'completed' } | { status: 'canceled' } | { status: 'failed'; error: string }
+
+/** QEMU's strerror(ECANCELED), the error of a job that was cancelled */
+const CANCELED = /operation cancell?ed/i
+
+/** A job ended and nobody waits for it: settle it as soon as the domain is free. */
+export function settleLater(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): void {
+  qemu.inBackground(`settling the stream of '${job.record.disk}'`, () =>
+    vm.jobs.run('settle', async () => {
+      if (vm.live === live && live.blockJobs.ofDisk(job.record.disk) === job) await settle(qemu, vm, live, job)
+    }),
+  )
+}
+
+/** Under the domain's job: takes an ended job to its end, and says how it went. */
+export async function settle(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<JobEnd> {
+  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  const info = (await live.monitor.queryJobs()).find((candidate) => candidate.id === job.record.id)
+  const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex && image !== disk.source)
+  let end = resultOf(job, info)
+  if (end.status === 'completed' && disk !== undefined) {
+    // never forget a backing image on a job's word alone
+    if (await isDetached(live.monitor, disk, base)) await detach(qemu, vm, live, disk, base)
+    else end = { status: 'failed', error: 'the job ended well but the image still has its backing image' }
+  }
+  await live.exports.remove(job.record.disk).catch((error: unknown) => qemu.warn(`export of '${job.record.disk}': ${String(error)}`))
+  if (info !== undefined) await live.monitor.jobDismiss(job.record.id)
+  live.blockJobs.forget(job)
+  saveStatus(vm, live)
+  if (disk !== undefined) announce(qemu, vm, disk, job, end)
+  return end
+}
+
+function resultOf(job: BlockJob, info: JobInfo | undefined): JobEnd {
+  const error = info?.error ?? job.error
+  if (error !== undefined) return CANCELED.test(error) ? { status: 'canceled' } : { status: 'failed', error }
+  const walkedAll = info === undefined ? job.completed : info['current-progress'] === info['total-progress']
+  return walkedAll ? { status: 'completed' } : { status: 'failed', error: 'the job ended before its end' }
+}
+
+async function detach(qemu: Qemu, vm: Vm, live: Live, disk: DiskDef, base: StorageSource | undefined): Promise<void> {
+  const dropped = cutChain(disk, base)
+  if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
+  saveStatus(vm, live)
+  await deleteNodes(live.monitor, dropped, (text) => qemu.warn(`domain '${vm.name}': ${text}`))
+}
+
+function announce(qemu: Qemu, vm: Vm, disk: DiskDef, job: BlockJob, end: JobEnd): void {
+  if (end.status === 'completed') {
+    const size = job.size
+    qemu.host.emit({ kind: 'stream-progress', domain: vm.ref, disk: disk.target, offset: size, size })
+    emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_COMPLETED)
+  } else if (end.status === 'canceled') {
+    emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_CANCELED)
+  } else {
+    emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_FAILED, end.error)
+  }
+}

@@ -1,0 +1,10 @@
+/** Flags of virDomainStreamDisk; exactly one of ONE, START, STOP is given. */
+
+/** stream one unit at `offset` */
+export const VIR_STREAM_DISK_ONE = 1
+/** stream the whole device in the background */
+export const VIR_STREAM_DISK_START = 2
+/** stop a whole-device stream; what was copied stays */
+export const VIR_STREAM_DISK_STOP = 4
+/** the proposal's other name of VIR_STREAM_DISK_STOP */
+export const VIR_STREAM_DISK_CANCEL = VIR_STREAM_DISK_STOP
