@@ -1,0 +1,153 @@
+import type { ControllerDef, ControllerType, DiskBus, DomainDef } from '../conf/domain-def.js'
+import { failFrom } from '../error.js'
+import type { DefinitionCaps } from './definition-caps.js'
+import { isQ35 } from './machine.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+const ICH9_COMPANIONS = ['ich9-uhci1', 'ich9-uhci2', 'ich9-uhci3']
+/** The parts of one USB 2 controller: they share an index and a PCI slot. */
+const USB2_PARTS = ['ich9-ehci1', ...ICH9_COMPANIONS]
+
+export function isUsb2Part(controller: ControllerDef): boolean {
+  return controller.type === 'usb' && USB2_PARTS.includes(controller.model ?? '')
+}
+
+export function findController(def: DomainDef, type: ControllerType, index: number): ControllerDef | undefined {
+  return def.controllers.find((controller) => controller.type === type && controller.index === index)
+}
+
+/**
+ * Puts a controller where libvirt lists it: beside its kind, by index, a companion after its master
+ * (virDomainControllerInsertPreAlloced).
+ */
+function insertController(controllers: ControllerDef[], added: ControllerDef): void {
+  let at: number | undefined
+  for (let i = controllers.length - 1; i >= 0; i--) {
+    const current = controllers[i]
+    if (current?.type !== added.type) continue
+    if (added.index < 0) {
+      at = i + 1
+      break
+    }
+    if (current.index > added.index || (!added.master && current.master && current.index === added.index)) at = i
+    else at ??= i + 1
+  }
+  controllers.splice(at ?? controllers.length, 0, added)
+}
+
+export function addController(def: DomainDef, added: ControllerDef): ControllerDef {
+  insertController(def.controllers, added)
+  return added
+}
+
+/** Adds a controller unless there is one of that kind and index. */
+export function ensureController(def: DomainDef, type: ControllerType, index: number, model?: string): ControllerDef {
+  return (
+    findController(def, type, index) ?? addController(def, { type, index, ...(model === undefined ? {} : { model }) })
+  )
+}
+
+/** Lists the controllers in libvirt's order and numbers those that came without an index. */
+export function orderControllers(def: DomainDef): void {
+  const given = def.controllers
+  def.controllers = []
+  for (const controller of given) insertController(def.controllers, controller)
+  def.controllers.forEach((controller, at) => {
+    if (controller.index < 0) controller.index = companionIndex(def, at) ?? unusedIndex(def, controller.type)
+  })
+}
+
+function unusedIndex(def: DomainDef, type: ControllerType): number {
+  let index = 0
+  while (findController(def, type, index)) index++
+  return index
+}
+
+/** A USB 2 part without an index joins the part listed just before it, if that lacks this one. */
+function companionIndex(def: DomainDef, at: number): number | undefined {
+  const part = def.controllers[at]
+  if (!part || !isUsb2Part(part)) return undefined
+  const before = def.controllers.slice(0, at).findLast((controller) => controller.type === 'usb')
+  if (!before || !isUsb2Part(before)) return undefined
+  const taken = def.controllers.some(
+    (other) => other.type === 'usb' && other.index === before.index && other.model === part.model,
+  )
+  return taken ? undefined : before.index
+}
+
+/** The controllers that a machine has or that every guest gets: PCI root, USB, the SATA of q35. */
+export function addMachineControllers(def: DomainDef, caps: DefinitionCaps): void {
+  if (!findController(def, 'usb', 0)) addDefaultUsb(def, caps)
+  if (isQ35(def)) ensureController(def, 'sata', 0)
+  const rootModel = isQ35(def) ? 'pcie-root' : 'pci-root'
+  const root = ensureController(def, 'pci', 0, rootModel)
+  if (root.model !== rootModel)
+    throw fail(
+      'VIR_ERR_XML_ERROR',
+      `PCI controller 0 must be of model '${rootModel}' for machine '${def.os.machine}', not '${root.model ?? ''}'`,
+    )
+}
+
+function addDefaultUsb(def: DomainDef, caps: DefinitionCaps): void {
+  if (!isQ35(def)) {
+    ensureController(def, 'usb', 0)
+  } else if (caps.has('qemu-xhci')) {
+    ensureController(def, 'usb', 0, 'qemu-xhci')
+  } else if (caps.has('nec-usb-xhci')) {
+    ensureController(def, 'usb', 0, 'nec-xhci')
+  } else if (caps.has('ich9-usb-ehci1')) {
+    ensureController(def, 'usb', 0, 'ich9-ehci1')
+    ICH9_COMPANIONS.forEach((model, nth) =>
+      addController(def, { type: 'usb', index: 0, model, master: { startport: nth * 2 } }),
+    )
+  }
+}
+
+/** Models that a controller gets when it names none; what is PCI is settled with the addresses. */
+export function settleControllerModels(def: DomainDef, caps: DefinitionCaps): void {
+  for (const controller of def.controllers) {
+    if (controller.type === 'scsi' && (!controller.model || controller.model === 'auto')) {
+      controller.model = caps.has('lsi53c895a') ? 'lsilogic' : defaultVirtioScsi(controller, caps)
+    }
+    if (controller.type === 'usb' && !controller.model && caps.has('piix3-usb-uhci')) controller.model = 'piix3-uhci'
+  }
+}
+
+function defaultVirtioScsi(controller: ControllerDef, caps: DefinitionCaps): string {
+  if (!caps.has('virtio-scsi-pci'))
+    throw fail('VIR_ERR_INTERNAL_ERROR', `unable to determine a model for SCSI controller ${controller.index}`)
+  return 'virtio-scsi'
+}
+
+const CONTROLLER_OF_BUS: [DiskBus, ControllerType][] = [
+  ['scsi', 'scsi'],
+  ['fdc', 'fdc'],
+  ['ide', 'ide'],
+  ['sata', 'sata'],
+]
+
+/** The controllers that the addresses of disks and virtio-serial ports speak of (virDomainDefAddImplicitControllers). */
+export function addImpliedControllers(def: DomainDef): void {
+  for (const [bus, type] of CONTROLLER_OF_BUS) {
+    const used = def.disks.flatMap(({ bus: its, address }) =>
+      its === bus && address?.type === 'drive' ? [address.controller] : [],
+    )
+    for (let index = 0; index <= Math.max(-1, ...used); index++) ensureController(def, type, index)
+  }
+  for (const { targetType, address } of [...def.channels, ...def.consoles]) {
+    if (targetType === 'virtio')
+      ensureController(def, 'virtio-serial', address?.type === 'virtio-serial' ? address.controller : 0)
+  }
+}
+
+/** Two controllers of a kind with one index are an error; the parts of a USB controller share theirs. */
+export function refuseDuplicateControllers(def: DomainDef): void {
+  const seen = new Set<string>()
+  for (const { type, index } of def.controllers) {
+    if (type === 'usb') continue
+    const name = `${type} ${index}`
+    if (seen.has(name)) throw fail('VIR_ERR_XML_ERROR', `there are several '${type}' controllers with index ${index}`)
+    seen.add(name)
+  }
+}
