@@ -23,11 +23,12 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile bool ticking;
+static volatile bool ticking, leaving;
 static struct channel *tick_channel;
 static unsigned long boots_ticks;
 
 void power(int how) {
+  leaving = true;
   say("POWER %s", how == RB_POWER_OFF ? "off" : "reset");
   sync();
   usleep(20000); /* the last line is still in the UART */
@@ -90,6 +91,7 @@ static void command(struct request *request) {
   strcpy(line, request->line);
   char *rest = line;
   const char *verb = strsep(&rest, " ");
+  if (leaving) return; /* the next life answers */
   if (strcmp(verb, "ping") == 0) answer(request, "ok", "up_ms=%.0f", now_ms());
   else if (strcmp(verb, "disks") == 0) list_disks(request);
   else if (strcmp(verb, "stat") == 0) show_stat(request);
@@ -102,8 +104,10 @@ static void command(struct request *request) {
   } else if (strcmp(verb, "poweroff") == 0 || strcmp(verb, "reboot") == 0) {
     answer(request, "ok", "%s", "");
     power(*verb == 'p' ? RB_POWER_OFF : RB_AUTOBOOT);
-  } else if (rest != NULL) disk_command(request, verb, strsep(&rest, " "), rest);
-  else answer(request, "error", "unknown command '%s'", verb);
+  } else if (rest != NULL) {
+    char *name = strsep(&rest, " ");
+    disk_command(request, verb, name, rest);
+  } else answer(request, "error", "unknown command '%s'", verb);
 }
 
 static void *watch_buttons(void *data) {

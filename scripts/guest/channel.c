@@ -106,7 +106,7 @@ void open_channels(void) {
     if (tcgetattr(serial, &mode) == 0) {
       cfmakeraw(&mode);
       mode.c_oflag |= OPOST | ONLCR;
-      tcsetattr(serial, TCSANOW, &mode);
+      tcsetattr(serial, TCSAFLUSH, &mode);
     }
     channels[channel_count++] = (struct channel){.fd = serial, .serial = true};
   }
