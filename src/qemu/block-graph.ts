@@ -9,7 +9,8 @@ const fail = failFrom('VIR_FROM_QEMU')
 /** The images of a disk, its own first. */
 export function chainOf(disk: DiskDef): StorageSource[] {
   const chain: StorageSource[] = []
-  for (let source: StorageSource | null | undefined = disk.source; source; source = source.backingStore) chain.push(source)
+  for (let source: StorageSource | null | undefined = disk.source; source; source = source.backingStore)
+    chain.push(source)
   return chain
 }
 
@@ -44,7 +45,10 @@ const namesOf = (nodes: NamedBlockNode[]): Set<string> => new Set(nodes.map((nod
 export async function placeGuard(monitor: Monitor, disk: DiskDef, target: StorageSource): Promise<void> {
   const guard = findGuard(disk, namesOf(await monitor.queryNamedBlockNodes()))
   if (guard === undefined)
-    throw fail('VIR_ERR_OPERATION_UNSUPPORTED', `this QEMU has no 'quorum' block driver, without it disk '${disk.target}' cannot be streamed safely`)
+    throw fail(
+      'VIR_ERR_OPERATION_UNSUPPORTED',
+      `this QEMU has no 'quorum' block driver, without it disk '${disk.target}' cannot be streamed safely`,
+    )
   if (guard.above === target) return
   const below = chainOf(disk).find((source) => source.backingStore === target)
   if (below === undefined) throw fail('VIR_ERR_INTERNAL_ERROR', `image is not in the backing chain of '${disk.target}'`)

@@ -12,6 +12,13 @@ export function emitLifecycle(qemu: Qemu, vm: Vm, event: number, detail: number,
 /** A pull's status VIR_DOMAIN_BLOCK_JOB_READY, _COMPLETED, _FAILED or _CANCELED. */
 export function emitPull(qemu: Qemu, vm: Vm, disk: DiskDef, status: number, error?: string, ref = vm.ref): void {
   const type = VIR_DOMAIN_BLOCK_JOB_TYPE_PULL
-  const event = { kind: 'block-job', domain: ref, disk: disk.target, path: sourcePath(disk.source), type, status } as const
+  const event = {
+    kind: 'block-job',
+    domain: ref,
+    disk: disk.target,
+    path: sourcePath(disk.source),
+    type,
+    status,
+  } as const
   qemu.host.emit(error === undefined ? event : { ...event, error })
 }

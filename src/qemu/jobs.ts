@@ -53,7 +53,9 @@ export class JobQueue {
       }
       const timer = setTimeout(() => {
         this.#pending.splice(this.#pending.indexOf(pending), 1)
-        reject(fail('VIR_ERR_OPERATION_TIMEOUT', `cannot acquire state change lock (held by job '${String(this.#active)}')`))
+        reject(
+          fail('VIR_ERR_OPERATION_TIMEOUT', `cannot acquire state change lock (held by job '${String(this.#active)}')`),
+        )
       }, timeout)
       this.#pending.push(pending)
     })

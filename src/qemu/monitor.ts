@@ -40,7 +40,12 @@ export interface BlockDevice {
   device: string
   qdev?: string
   tray_open?: boolean
-  inserted?: { 'node-name'?: string; file: string; ro: boolean; image: { 'virtual-size': number; 'actual-size'?: number } }
+  inserted?: {
+    'node-name'?: string
+    file: string
+    ro: boolean
+    image: { 'virtual-size': number; 'actual-size'?: number }
+  }
 }
 /** One node of query-named-block-nodes flat=true (BlockDeviceInfo), what we read of it. */
 export interface NamedBlockNode {
@@ -134,7 +139,11 @@ export class Monitor {
     if (error instanceof QmpTimeoutError)
       return fail('VIR_ERR_OPERATION_TIMEOUT', `QEMU of domain '${this.domain}' gave ${error.message}`, error)
     if (error instanceof QmpClosedError)
-      return fail('VIR_ERR_OPERATION_FAILED', `the monitor of domain '${this.domain}' is lost while '${command}' ran`, error)
+      return fail(
+        'VIR_ERR_OPERATION_FAILED',
+        `the monitor of domain '${this.domain}' is lost while '${command}' ran`,
+        error,
+      )
     return fail('VIR_ERR_INTERNAL_ERROR', `'${command}' could not be sent: ${messageOf(error)}`, error)
   }
 
@@ -157,6 +166,14 @@ export class Monitor {
   }
   quit(): Promise<unknown> {
     return this.#run('quit', undefined, QUERY)
+  }
+  /** What QEMU does when the guest powers down, resets or panics (QMP set-action). */
+  setAction(actions: {
+    shutdown?: 'poweroff' | 'pause'
+    reboot?: 'reset' | 'shutdown'
+    panic?: 'pause' | 'shutdown' | 'none'
+  }): Promise<unknown> {
+    return this.#run('set-action', actions, QUERY)
   }
   balloon(bytes: number): Promise<unknown> {
     return this.#run('balloon', { value: bytes }, QUERY)
@@ -266,7 +283,11 @@ export class Monitor {
   migrateCancel(): Promise<unknown> {
     return this.#run('migrate_cancel', undefined, QUERY)
   }
-  queryMigrate(): Promise<{ status?: string; 'error-desc'?: string; ram?: { transferred: number; total: number; remaining: number } }> {
+  queryMigrate(): Promise<{
+    status?: string
+    'error-desc'?: string
+    ram?: { transferred: number; total: number; remaining: number }
+  }> {
     return this.#run('query-migrate', undefined, QUERY) as Promise<{
       status?: string
       'error-desc'?: string

@@ -67,7 +67,10 @@ function spawnQemu(options: Launch, log: number, listener: number): number {
   const stdin = openSync('/dev/null', 'r')
   const args = [options.binary, ...options.args(listener), '-pidfile', pidFile(options.runDir)]
   try {
-    writeSync(log, `${new Date().toISOString()}: starting up virstream, domain '${options.domain}'\n${args.join(' ')}\n`)
+    writeSync(
+      log,
+      `${new Date().toISOString()}: starting up virstream, domain '${options.domain}'\n${args.join(' ')}\n`,
+    )
     return native.spawn({
       file: options.binary,
       args,
@@ -105,7 +108,8 @@ function explainStartFailure(error: unknown, words: string): Error {
 export async function terminate(process: ProcessWatch, ended: Promise<void>, graceful: boolean): Promise<void> {
   process.kill(SIGTERM)
   if (await within(ended, TERM_GRACE)) return
-  if (graceful) throw fail('VIR_ERR_SYSTEM_ERROR', `Failed to terminate process ${process.pid} with SIGTERM: it still runs`)
+  if (graceful)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `Failed to terminate process ${process.pid} with SIGTERM: it still runs`)
   process.kill(SIGKILL)
   if (await within(ended, TERM_GRACE)) return
   throw fail('VIR_ERR_SYSTEM_ERROR', `Failed to terminate process ${process.pid} with SIGKILL: it still runs`)

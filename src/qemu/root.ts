@@ -1,4 +1,15 @@
-import { closeSync, constants, mkdirSync, openSync, readFileSync, renameSync, rmSync, writeFileSync, writeSync, ftruncateSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+  ftruncateSync,
+} from 'node:fs'
 import { isAbsolute, join } from 'node:path'
 import { failFrom, messageOf } from '../error.js'
 import { native } from '../native.js'
@@ -27,7 +38,10 @@ export class Root {
     if (!isAbsolute(path)) throw fail('VIR_ERR_INVALID_ARG', `root must be an absolute path, not '${path}'`)
     if (Buffer.byteLength(path) + SOCKET_PATH_BELOW > SOCKET_PATH_MAX) {
       const most = SOCKET_PATH_MAX - SOCKET_PATH_BELOW
-      throw fail('VIR_ERR_INVALID_ARG', `root '${path}' is longer than ${most} bytes, unix sockets below it could not be named`)
+      throw fail(
+        'VIR_ERR_INVALID_ARG',
+        `root '${path}' is longer than ${most} bytes, unix sockets below it could not be named`,
+      )
     }
     const root = new Root(path)
     try {
@@ -77,7 +91,10 @@ export class Root {
     if (!native.lockFile(fd, { type: 'write', start: 0, length: 0 })) {
       closeSync(fd)
       const holder = readFileSync(path, 'utf8').trim()
-      throw fail('VIR_ERR_OPERATION_INVALID', `root '${this.path}' is in use by process '${holder === '' ? 'unknown' : holder}'`)
+      throw fail(
+        'VIR_ERR_OPERATION_INVALID',
+        `root '${this.path}' is in use by process '${holder === '' ? 'unknown' : holder}'`,
+      )
     }
     ftruncateSync(fd)
     writeSync(fd, `${process.pid}\n`)

@@ -39,7 +39,9 @@ export async function settle(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Pro
     if (await isDetached(live.monitor, disk, base)) await detach(qemu, vm, live, disk, base)
     else end = { status: 'failed', error: 'the job ended well but the image still has its backing image' }
   }
-  await live.exports.remove(job.record.disk).catch((error: unknown) => qemu.warn(`export of '${job.record.disk}': ${String(error)}`))
+  await live.exports
+    .remove(job.record.disk)
+    .catch((error: unknown) => qemu.warn(`export of '${job.record.disk}': ${String(error)}`))
   if (info !== undefined) await live.monitor.jobDismiss(job.record.id)
   live.blockJobs.forget(job)
   saveStatus(vm, live)

@@ -20,13 +20,24 @@ export interface DomainStatus {
   state: DomainState
   def: DomainDef
   blockJobs: BlockJobRecord[]
+  /** the guest was asked to power down, to come up again at once */
+  rebooting?: boolean
 }
 
 const file = (runDir: string): string => join(runDir, 'status.json')
 
 export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef): void {
   mkdirSync(runDir, { recursive: true, mode: 0o700 })
-  const status: DomainStatus = { version: 1, phase: 'starting', name: vm.name, uuid: vm.uuid, id, state: vm.state, def, blockJobs: [] }
+  const status: DomainStatus = {
+    version: 1,
+    phase: 'starting',
+    name: vm.name,
+    uuid: vm.uuid,
+    id,
+    state: vm.state,
+    def,
+    blockJobs: [],
+  }
   writeFileAtomically(file(runDir), JSON.stringify(status))
 }
 
@@ -34,7 +45,20 @@ export function saveStatus(vm: Vm, live: Live): void {
   const { id, pid, startTime, def } = live
   const { name, uuid, state } = vm
   const blockJobs = live.blockJobs.records()
-  const status: DomainStatus = { version: 1, phase: 'running', name, uuid, id, pid, startTime, state, def, blockJobs }
+  const rebooting = live.rebooting === true
+  const status: DomainStatus = {
+    version: 1,
+    phase: 'running',
+    name,
+    uuid,
+    id,
+    pid,
+    startTime,
+    state,
+    def,
+    blockJobs,
+    rebooting,
+  }
   writeFileAtomically(file(live.runDir), JSON.stringify(status))
 }
 
@@ -50,7 +74,8 @@ export function loadStatuses(root: Root, warn: (text: string) => void): { status
     if (!existsSync(file(runDir))) continue
     try {
       const status = JSON.parse(readFileSync(file(runDir), 'utf8')) as Partial<DomainStatus>
-      if (status.version !== 1 || typeof status.uuid !== 'string' || status.def === undefined) throw new Error('not a status of this version')
+      if (status.version !== 1 || typeof status.uuid !== 'string' || status.def === undefined)
+        throw new Error('not a status of this version')
       found.push({ status: status as DomainStatus, runDir })
     } catch (error) {
       warn(`cannot read '${file(runDir)}': ${messageOf(error)}`)

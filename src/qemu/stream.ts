@@ -12,6 +12,7 @@ import { follow, look } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { settle } from './settle.js'
 import { saveStatus } from './status.js'
+import { modify } from './vm-job.js'
 import type { Live, Vm } from './vm.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
 import { formatBackingString } from '../storage/backing-string.js'
@@ -33,7 +34,10 @@ function checkStreamable(disk: DiskDef): StorageSource {
   if (!source.backingStore) {
     const format = source.format ?? 'raw'
     if (!STREAMABLE_FORMATS.includes(format))
-      throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `disk '${target}' has format '${format}', which has no backing image to stream from`)
+      throw fail(
+        'VIR_ERR_CONFIG_UNSUPPORTED',
+        `disk '${target}' has format '${format}', which has no backing image to stream from`,
+      )
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no backing image, there is nothing to stream`)
   }
   return source
@@ -64,7 +68,10 @@ async function checkLinks(disk: DiskDef): Promise<void> {
   for (const image of remoteImages(disk)) {
     const problem = await linkProblem(image)
     if (problem !== undefined)
-      throw fail('VIR_ERR_OPERATION_FAILED', `base '${formatBackingString(image)}' of disk '${disk.target}' does not answer: ${problem}`)
+      throw fail(
+        'VIR_ERR_OPERATION_FAILED',
+        `base '${formatBackingString(image)}' of disk '${disk.target}' does not answer: ${problem}`,
+      )
   }
 }
 
@@ -105,7 +112,8 @@ async function start(qemu: Qemu, vm: Vm, live: Live, name: string, options: Stre
 function requireJob(live: Live, name: string): BlockJob {
   const disk = findDisk(live.def, name)
   const job = live.blockJobs.ofDisk(disk.target)
-  if (job === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' does not have an active block job`)
+  if (job === undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' does not have an active block job`)
   return job
 }
 
@@ -156,24 +164,16 @@ type StreamOps = Pick<
   | 'domainBlockJobSetSpeed'
 >
 
-/** Runs `work` as a job on a domain that runs, before and after the wait for the job. */
-function onLive<T>(qemu: Qemu, ref: DomainRef, work: (vm: Vm, live: Live) => Promise<T>): Promise<T> {
-  const vm = qemu.require(ref)
-  vm.requireLive()
-  return vm.jobs.run('stream', () => work(vm, vm.requireLive()))
-}
-
 export function streamOps(qemu: Qemu): StreamOps {
   const begin = (ref: DomainRef, disk: string, options: StreamOptions): Promise<void> =>
-    onLive(qemu, ref, (vm, live) => start(qemu, vm, live, disk, options))
+    modify(qemu, ref, (vm, live) => start(qemu, vm, live, disk, options))
 
   return {
     async domainStreamDisk(ref, disk, _offset, flags, options) {
       if ((flags & VIR_STREAM_DISK_ONE) !== 0)
         throw fail('VIR_ERR_NO_SUPPORT', 'this driver does not stream single units')
       if ((flags & VIR_STREAM_DISK_START) !== 0) await begin(ref, disk, options)
-      if ((flags & VIR_STREAM_DISK_STOP) !== 0)
-        await onLive(qemu, ref, (vm, live) => stop(qemu, vm, live, disk, false))
+      if ((flags & VIR_STREAM_DISK_STOP) !== 0) await modify(qemu, ref, (vm, live) => stop(qemu, vm, live, disk, false))
       return 0
     },
 
@@ -201,10 +201,10 @@ export function streamOps(qemu: Qemu): StreamOps {
     },
 
     domainBlockJobAbort: (ref, disk, flags) =>
-      onLive(qemu, ref, (vm, live) => stop(qemu, vm, live, disk, (flags & VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC) !== 0)),
+      modify(qemu, ref, (vm, live) => stop(qemu, vm, live, disk, (flags & VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC) !== 0)),
 
     domainBlockJobSetSpeed: (ref, disk, bandwidth) =>
-      onLive(qemu, ref, async (vm, live) => {
+      modify(qemu, ref, async (vm, live) => {
         const job = requireJob(live, disk)
         await live.monitor.blockJobSetSpeed(job.record.id, bandwidth)
         job.record.bandwidth = bandwidth

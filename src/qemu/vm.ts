@@ -31,6 +31,9 @@ export interface Live {
   readonly exports: NbdExports
   /** resolves when the process is gone and everything of the running domain is undone */
   readonly ended: Promise<void>
+  readonly markEnded: () => void
+  /** a reboot was asked for: when the guest has powered down it comes up again in the same QEMU */
+  rebooting?: boolean
   /** who ends the domain says so here before the process is told to go */
   exitCause?: ExitCause
   /** the reason that the next STOP event gets, set by who causes it */
@@ -75,8 +78,7 @@ export class Vm {
   }
 
   requireConfig(): DomainDef {
-    if (this.config === undefined)
-      throw fail('VIR_ERR_OPERATION_INVALID', `domain '${this.name}' is transient`)
+    if (this.config === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${this.name}' is transient`)
     return this.config
   }
 }

@@ -1,0 +1,121 @@
+/** Definitions come and go. */
+import type { DomainDef } from '../conf/domain-def.js'
+import { parseDomainXml } from '../conf/parse.js'
+import { validateDomainXml } from '../conf/validate.js'
+import * as c from '../constants.gen.js'
+import type { DomainRef, HypervisorOps } from '../driver.js'
+import { failFrom } from '../error.js'
+import { checkDomainName, deleteConfig, saveConfig } from './config.js'
+import { prepareDefinition } from './definition.js'
+import { emitLifecycle } from './emit.js'
+import type { Qemu } from './qemu.js'
+import { discardManagedSave, hasManagedSave } from './save.js'
+import { startVm } from './start.js'
+import { checkSupported } from './supported.js'
+import { Vm } from './vm.js'
+import { rmSync } from 'node:fs'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** XML of a user, made whole: defaults and addresses filled in, refused when it asks for what we can't do. */
+export async function readDefinition(qemu: Qemu, xml: string, validate: boolean): Promise<DomainDef> {
+  if (validate) validateDomainXml(xml)
+  const def = parseDomainXml(xml)
+  delete def.id
+  checkDomainName(def.name)
+  const caps = await qemu.capabilities.get(def.emulator)
+  prepareDefinition(def, { ...caps.definition, nvramDir: qemu.root.nvramDir })
+  checkSupported(def, caps.definition)
+  return def
+}
+
+/** The domain that a definition is about: name and UUID must both be new, or both of the same domain. */
+function match(qemu: Qemu, def: DomainDef): Vm | undefined {
+  const known = qemu.find(def.uuid)
+  if (known !== undefined && known.name !== def.name) {
+    const text = `domain '${known.name}' is already defined with uuid ${def.uuid}`
+    throw fail('VIR_ERR_OPERATION_FAILED', text)
+  }
+  const namesake = qemu.findByName(def.name)
+  if (namesake !== undefined && namesake !== known)
+    throw fail('VIR_ERR_OPERATION_FAILED', `domain '${def.name}' already exists with uuid ${namesake.uuid}`)
+  return known
+}
+
+async function define(qemu: Qemu, xml: string, flags: number): Promise<DomainRef> {
+  const def = await readDefinition(qemu, xml, (flags & c.VIR_DOMAIN_DEFINE_VALIDATE) !== 0)
+  const known = match(qemu, def)
+  if (known === undefined) {
+    const vm = new Vm(def.name, def.uuid)
+    saveConfig(qemu.root, def)
+    vm.config = def
+    qemu.add(vm)
+    emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_DEFINED, c.VIR_DOMAIN_EVENT_DEFINED_ADDED)
+    return vm.ref
+  }
+  await known.jobs.run('modify', () => {
+    saveConfig(qemu.root, def)
+    const detail = known.config === undefined ? c.VIR_DOMAIN_EVENT_DEFINED_ADDED : c.VIR_DOMAIN_EVENT_DEFINED_UPDATED
+    known.config = def
+    qemu.add(known)
+    emitLifecycle(qemu, known, c.VIR_DOMAIN_EVENT_DEFINED, detail)
+    return Promise.resolve()
+  })
+  return known.ref
+}
+
+/** virDomainCreateXML: a domain that exists as long as it runs, or one run of a persistent one with another definition. */
+export async function createTransient(qemu: Qemu, xml: string, flags: number): Promise<DomainRef> {
+  const def = await readDefinition(qemu, xml, (flags & c.VIR_DOMAIN_START_VALIDATE) !== 0)
+  const known = match(qemu, def)
+  if (known?.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${def.name}' is already active`)
+  const vm = known ?? new Vm(def.name, def.uuid)
+  qemu.add(vm)
+  try {
+    await vm.jobs.run('create', async () => {
+      if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${def.name}' is already active`)
+      await startVm(qemu, vm, def, { paused: (flags & c.VIR_DOMAIN_START_PAUSED) !== 0 })
+    })
+  } catch (error) {
+    if (vm.config === undefined && vm.live === undefined) qemu.remove(vm)
+    throw error
+  }
+  return vm.ref
+}
+
+function undefine(qemu: Qemu, vm: Vm, flags: number): void {
+  const config = vm.config
+  if (config === undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'cannot undefine transient domain')
+  if (hasManagedSave(qemu, vm)) {
+    if ((flags & c.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE) === 0)
+      throw fail('VIR_ERR_OPERATION_INVALID', 'Refusing to undefine while domain managed save image exists')
+    discardManagedSave(qemu, vm)
+  }
+  removeVariableStore(config, flags)
+  deleteConfig(qemu.root, vm.name)
+  vm.config = undefined
+  vm.autostart = false
+  if (vm.live === undefined) qemu.remove(vm)
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_UNDEFINED, c.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED)
+}
+
+function removeVariableStore(config: DomainDef, flags: number): void {
+  const store = config.os.nvram?.path
+  if (store === undefined || (flags & c.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) !== 0) return
+  if ((flags & c.VIR_DOMAIN_UNDEFINE_NVRAM) === 0)
+    throw fail('VIR_ERR_OPERATION_INVALID', 'cannot undefine domain with nvram')
+  rmSync(store, { force: true })
+}
+
+export function defineOps(qemu: Qemu): Pick<HypervisorOps, 'domainDefineXML' | 'domainUndefine'> {
+  return {
+    domainDefineXML: (xml, flags) => define(qemu, xml, flags),
+    async domainUndefine(ref, flags) {
+      const vm = qemu.require(ref)
+      await vm.jobs.run('undefine', () => {
+        undefine(qemu, vm, flags)
+        return Promise.resolve()
+      })
+    },
+  }
+}

@@ -1,0 +1,98 @@
+/** `qemu:///embed?root=/abs/dir`: the QEMU driver inside this process, with a tree of its own under root. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { DriverHost, HypervisorDriver, HypervisorOps } from '../driver.js'
+import { failFrom, messageOf } from '../error.js'
+import { CapabilitiesCache } from './capabilities-cache.js'
+import { loadConfigs } from './config.js'
+import { consoleOps } from './console.js'
+import { defineOps } from './define.js'
+import { createVm, lifecycleOps } from './lifecycle.js'
+import { passthroughOps } from './passthrough.js'
+import { Qemu } from './qemu.js'
+import { queryOps } from './query.js'
+import { reconnectAll } from './reconnect.js'
+import { Root, writeFileAtomically } from './root.js'
+import { saveOps } from './save.js'
+import { streamOps } from './stream.js'
+import { Vm } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+export const qemuDriver: HypervisorDriver = {
+  name: 'qemu',
+  uriSchemes: ['qemu'],
+  async open(uri, host) {
+    if (uri.protocol !== 'qemu:' || uri.host !== '' || uri.pathname !== '/embed') return undefined
+    return openRoot(rootOf(uri), host)
+  },
+}
+
+function rootOf(uri: URL): string {
+  for (const key of uri.searchParams.keys())
+    if (key !== 'root') throw fail('VIR_ERR_INVALID_ARG', `unknown parameter '${key}' in URI '${uri.href}'`)
+  const root = uri.searchParams.get('root')
+  if (root === null || root === '')
+    throw fail('VIR_ERR_INVALID_ARG', `URI '${uri.href}' lacks 'root', e.g. qemu:///embed?root=/var/lib/virstream`)
+  return root
+}
+
+async function openRoot(path: string, host: DriverHost): Promise<Partial<HypervisorOps>> {
+  const root = Root.open(path)
+  const qemu = new Qemu(host, root, new CapabilitiesCache(root.cacheDir))
+  try {
+    for (const { def, autostart } of loadConfigs(root, (text) => qemu.warn(text))) {
+      const vm = new Vm(def.name, def.uuid)
+      vm.config = def
+      vm.autostart = autostart
+      qemu.add(vm)
+    }
+    await reconnectAll(qemu)
+    if (!host.readOnly) autostart(qemu)
+  } catch (error) {
+    await close(qemu)
+    throw error
+  }
+  return {
+    ...queryOps(qemu),
+    ...defineOps(qemu),
+    ...lifecycleOps(qemu),
+    ...saveOps(qemu),
+    ...streamOps(qemu),
+    ...consoleOps(qemu),
+    ...passthroughOps(qemu),
+    connectClose: () => close(qemu),
+  }
+}
+
+/** Domains marked for it are started at the first opening of the root after the host has booted. */
+function autostart(qemu: Qemu): void {
+  const marker = join(qemu.root.path, 'run/autostarted')
+  const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8')
+  if (readIfThere(marker) === boot) return
+  writeFileAtomically(marker, boot)
+  for (const vm of qemu.vms) {
+    if (!vm.autostart || vm.live !== undefined) continue
+    qemu.inBackground(`autostart of domain '${vm.name}'`, () => vm.jobs.run('create', () => createVm(qemu, vm, 0)))
+  }
+}
+
+function readIfThere(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch (error) {
+    void messageOf(error)
+    return undefined
+  }
+}
+
+/** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
+async function close(qemu: Qemu): Promise<void> {
+  await qemu.idle()
+  for (const { live } of qemu.vms) {
+    live?.exports.close()
+    live?.monitor.close()
+    live?.process.close()
+  }
+  qemu.root.release()
+}

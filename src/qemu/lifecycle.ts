@@ -1,0 +1,152 @@
+/** Start, stop and what lies between. */
+import * as c from '../constants.gen.js'
+import type { HypervisorOps } from '../driver.js'
+import { failFrom } from '../error.js'
+import { setAutostartLink } from './config.js'
+import { createTransient } from './define.js'
+import { emitLifecycle } from './emit.js'
+import { setState } from './events.js'
+import { terminate } from './process.js'
+import type { Qemu } from './qemu.js'
+import { discardManagedSave, hasManagedSave, restoreManagedSave } from './save.js'
+import { startVm } from './start.js'
+import { saveStatus } from './status.js'
+import { modify } from './vm-job.js'
+import type { Live, Vm } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+type LifecycleOps = Pick<
+  HypervisorOps,
+  | 'domainCreate'
+  | 'domainCreateXML'
+  | 'domainDestroy'
+  | 'domainShutdown'
+  | 'domainReboot'
+  | 'domainReset'
+  | 'domainSuspend'
+  | 'domainResume'
+  | 'domainSetAutostart'
+  | 'domainGetAutostart'
+>
+
+/** Starts a defined domain; a managed saved state is resumed, unless the flags forget it. */
+export async function createVm(qemu: Qemu, vm: Vm, flags: number): Promise<void> {
+  const config = vm.requireConfig()
+  if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain is already running`)
+  const paused = (flags & c.VIR_DOMAIN_START_PAUSED) !== 0
+  if ((flags & c.VIR_DOMAIN_START_FORCE_BOOT) !== 0) discardManagedSave(qemu, vm)
+  if (hasManagedSave(qemu, vm)) await restoreManagedSave(qemu, vm, paused)
+  else await startVm(qemu, vm, config, { paused })
+}
+
+function refuseAgent(flags: number, agentFlag: number): void {
+  if ((flags & agentFlag) !== 0)
+    throw fail(
+      'VIR_ERR_ARGUMENT_UNSUPPORTED',
+      'the guest agent is not used by this driver; without the flag the ACPI button is',
+    )
+}
+
+async function suspend(vm: Vm, live: Live): Promise<void> {
+  const { state } = vm.state
+  if (state === c.VIR_DOMAIN_PMSUSPENDED) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is pmsuspended')
+  if (state === c.VIR_DOMAIN_PAUSED) return
+  live.pauseReason = c.VIR_DOMAIN_PAUSED_USER
+  await live.monitor.stop()
+  vm.requireSame(live)
+}
+
+async function resume(vm: Vm, live: Live): Promise<void> {
+  const { state } = vm.state
+  if (state === c.VIR_DOMAIN_PMSUSPENDED) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is pmsuspended')
+  if (state === c.VIR_DOMAIN_RUNNING) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is already running')
+  await live.monitor.cont()
+  vm.requireSame(live)
+}
+
+async function destroy(live: Live, flags: number): Promise<void> {
+  live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_DESTROYED, detail: c.VIR_DOMAIN_EVENT_STOPPED_DESTROYED }
+  await terminate(live.process, live.ended, (flags & c.VIR_DOMAIN_DESTROY_GRACEFUL) !== 0)
+}
+
+/** The ACPI power button, and a guest that comes up again when it has gone down. */
+async function reboot(vm: Vm, live: Live): Promise<void> {
+  if (vm.state.state !== c.VIR_DOMAIN_RUNNING) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is not running')
+  await live.monitor.setAction({ shutdown: 'pause' })
+  live.rebooting = true
+  saveStatus(vm, live)
+  await live.monitor.systemPowerdown()
+}
+
+async function shutdown(vm: Vm, live: Live): Promise<void> {
+  if (vm.state.state !== c.VIR_DOMAIN_RUNNING) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is not running')
+  if (live.rebooting === true) {
+    await live.monitor.setAction({ shutdown: 'poweroff' })
+    live.rebooting = false
+    saveStatus(vm, live)
+  }
+  await live.monitor.systemPowerdown()
+}
+
+export function lifecycleOps(qemu: Qemu): LifecycleOps {
+  return {
+    async domainCreate(ref, flags) {
+      const vm = qemu.require(ref)
+      await vm.jobs.run('create', () => createVm(qemu, vm, flags))
+      return vm.ref
+    },
+
+    domainCreateXML: (xml, flags) => createTransient(qemu, xml, flags),
+
+    async domainDestroy(ref, flags) {
+      const vm = qemu.require(ref)
+      // not a job: it must get through while another one hangs on this very QEMU
+      await destroy(vm.requireLive(), flags)
+    },
+
+    async domainShutdown(ref, flags) {
+      refuseAgent(flags, c.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+      await modify(qemu, ref, shutdown)
+    },
+
+    async domainReboot(ref, flags) {
+      refuseAgent(flags, c.VIR_DOMAIN_REBOOT_GUEST_AGENT)
+      await modify(qemu, ref, reboot)
+    },
+
+    async domainReset(ref) {
+      await modify(qemu, ref, async (_vm, live) => {
+        await live.monitor.systemReset()
+      })
+    },
+
+    domainSuspend: (ref) => modify(qemu, ref, suspend),
+    domainResume: (ref) => modify(qemu, ref, resume),
+
+    async domainSetAutostart(ref, autostart) {
+      const vm = qemu.require(ref)
+      await vm.jobs.run('modify', async () => {
+        if (vm.config === undefined)
+          throw fail('VIR_ERR_OPERATION_INVALID', 'cannot set autostart for transient domain')
+        setAutostartLink(qemu.root, vm.name, autostart)
+        vm.autostart = autostart
+        return Promise.resolve()
+      })
+    },
+    domainGetAutostart: (ref) => Promise.resolve(qemu.require(ref).autostart),
+  }
+}
+
+/** A guest that powered down while nobody watched, though it was to come up again (or to stay as it is). */
+export async function resumeAfterPowerdown(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
+  if (live.rebooting === true || live.def.onPoweroff === 'restart') {
+    if (live.def.onPoweroff === 'destroy') await live.monitor.setAction({ shutdown: 'poweroff' })
+    live.rebooting = false
+    await live.monitor.systemReset()
+    await live.monitor.cont()
+    return
+  }
+  setState(qemu, vm, live, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_PAUSED_SHUTTING_DOWN)
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SHUTDOWN, c.VIR_DOMAIN_EVENT_SHUTDOWN_FINISHED)
+}

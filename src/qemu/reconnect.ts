@@ -1,0 +1,145 @@
+/** A process that opens a root finds the domains that an earlier one started, with their streams. */
+import { existsSync } from 'node:fs'
+import * as c from '../constants.gen.js'
+import { messageOf } from '../error.js'
+import { native, type ProcessExit } from '../native.js'
+import { probeImage } from '../storage/probe.js'
+import { isDetached, chainOf, cutConfigChain } from './block-graph.js'
+import type { BlockJob } from './blockjob.js'
+import { saveConfig } from './config.js'
+import { setState } from './events.js'
+import { finishLive } from './exit.js'
+import { resumeAfterPowerdown } from './lifecycle.js'
+import { Monitor } from './monitor.js'
+import { monitorSocket, pidFile } from './process.js'
+import { follow } from './progress.js'
+import type { Qemu } from './qemu.js'
+import { settle } from './settle.js'
+import { makeLive, Pending } from './start.js'
+import { type DomainStatus, loadStatuses, processStartTime, removeRunDir, saveStatus } from './status.js'
+import { type Live, Vm } from './vm.js'
+
+/** ms that a QEMU has to answer to a process that takes it over */
+const TIMEOUT = 10_000
+
+/** Takes over every domain whose QEMU still runs; what has died meanwhile is shut off and tidied up. */
+export async function reconnectAll(qemu: Qemu): Promise<void> {
+  for (const { status, runDir } of loadStatuses(qemu.root, (text) => qemu.warn(text))) {
+    qemu.noteId(status.id)
+    const vm = qemu.find(status.uuid) ?? new Vm(status.name, status.uuid)
+    try {
+      if (status.phase === 'starting') await abandonStart(status, runDir)
+      else if (isAlive(status)) await takeOver(qemu, vm, status, runDir)
+      else await tidyUp(qemu, vm, status, runDir)
+    } catch (error) {
+      qemu.host.logger.error({ err: error }, `domain '${status.name}' could not be taken over: ${messageOf(error)}`)
+    }
+  }
+}
+
+function isAlive(status: DomainStatus): status is DomainStatus & { pid: number } {
+  return status.pid !== undefined && processStartTime(status.pid) === status.startTime
+}
+
+/** Our process died while it started this domain: nobody was told that it runs, so it must not. */
+async function abandonStart(status: DomainStatus, runDir: string): Promise<void> {
+  const ignore = { onEvent: () => undefined, onClose: () => undefined, onAnomaly: () => undefined }
+  if (existsSync(monitorSocket(runDir))) {
+    const monitor = await Monitor.connect(monitorSocket(runDir), status.name, ignore, TIMEOUT).catch(() => undefined)
+    await monitor?.quit().catch(() => undefined)
+    monitor?.close()
+  }
+  removeRunDir(runDir)
+}
+
+async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number }, runDir: string): Promise<void> {
+  const { pid, id, def, startTime = '' } = status
+  const pending = new Pending(qemu, vm)
+  const monitor = await Monitor.connect(monitorSocket(runDir), status.name, pending.events, TIMEOUT)
+  let live: Live | undefined
+  const process = native.watchProcess(pid, (exit: ProcessExit) => {
+    if (live !== undefined) finishLive(qemu, vm, live, exit)
+  })
+  process.unref()
+  live = makeLive(qemu, vm, { def, id, runDir, pid, startTime, process, monitor })
+  if (status.rebooting === true) live.rebooting = true
+  for (const record of status.blockJobs) live.blockJobs.register(record)
+  vm.live = live
+  vm.state = status.state
+  qemu.add(vm)
+  pending.attach(live)
+  await catchUp(qemu, vm, live)
+}
+
+/** What happened while nobody watched: the machine's state, jobs that ended or went on. */
+async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
+  const { running, status } = await live.monitor.queryStatus()
+  if (status === 'shutdown') await resumeAfterPowerdown(qemu, vm, live)
+  else if (running && vm.state.state !== c.VIR_DOMAIN_RUNNING)
+    setState(qemu, vm, live, c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_RUNNING_UNPAUSED)
+  else if (!running && vm.state.state === c.VIR_DOMAIN_RUNNING)
+    setState(
+      qemu,
+      vm,
+      live,
+      PAUSED_STATES[status]?.state ?? c.VIR_DOMAIN_PAUSED,
+      PAUSED_STATES[status]?.reason ?? c.VIR_DOMAIN_PAUSED_UNKNOWN,
+    )
+  const infos = await live.monitor.queryJobs()
+  for (const job of live.blockJobs.all) {
+    const info = infos.find((candidate) => candidate.id === job.record.id)
+    if (info === undefined) await resolveLost(live, job)
+    if (info === undefined || info.status === 'concluded')
+      await vm.jobs.run('settle', () => settle(qemu, vm, live, job))
+    else await resumeFollowing(qemu, live, job, info.status)
+  }
+  if (live.blockJobs.all.length > 0) follow(qemu, vm, live)
+  saveStatus(vm, live)
+}
+
+/** QEMU's RunState to ours, of a guest that stands still. */
+const PAUSED_STATES: Record<string, { state: number; reason: number }> = {
+  'io-error': { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_IOERROR },
+  watchdog: { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_WATCHDOG },
+  suspended: { state: c.VIR_DOMAIN_PMSUSPENDED, reason: c.VIR_DOMAIN_PMSUSPENDED_UNKNOWN },
+  'guest-panicked': { state: c.VIR_DOMAIN_CRASHED, reason: c.VIR_DOMAIN_CRASHED_PANICKED },
+}
+
+async function resumeFollowing(qemu: Qemu, live: Live, job: BlockJob, status: string): Promise<void> {
+  job.status = status
+  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  if (disk === undefined) return
+  await live.exports
+    .open(disk)
+    .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
+}
+
+/** A job that QEMU does not know (any more): it was never begun, or was dismissed just before we died. */
+async function resolveLost(live: Live, job: BlockJob): Promise<void> {
+  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex)
+  job.completed = disk !== undefined && (await isDetached(live.monitor, disk, base))
+}
+
+/** The QEMU of this domain died while nobody watched. */
+async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string): Promise<void> {
+  const clean = !existsSync(pidFile(runDir))
+  const reason = clean ? c.VIR_DOMAIN_SHUTOFF_SHUTDOWN : c.VIR_DOMAIN_SHUTOFF_CRASHED
+  vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason }
+  for (const record of status.blockJobs) {
+    const disk = status.def.disks.find((candidate) => candidate.target === record.disk)
+    const base = disk && chainOf(disk).find((image) => image.index === record.baseIndex)
+    if (disk?.source === undefined || !(await headerHasNoBacking(disk.source))) continue
+    if (base === undefined && cutConfigChain(vm.config, disk, undefined) && vm.config !== undefined)
+      saveConfig(qemu.root, vm.config)
+  }
+  removeRunDir(runDir)
+}
+
+async function headerHasNoBacking(source: Parameters<typeof probeImage>[0]): Promise<boolean> {
+  try {
+    return (await probeImage(source)).backing === undefined
+  } catch {
+    return false
+  }
+}

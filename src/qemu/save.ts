@@ -1,0 +1,148 @@
+/** Save a running domain to a file and end it; start it again from there. */
+import { closeSync, existsSync, fsyncSync, rmSync } from 'node:fs'
+import { isAbsolute, join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { formatDomainXml } from '../conf/format.js'
+import * as c from '../constants.gen.js'
+import type { HypervisorOps } from '../driver.js'
+import { failFrom } from '../error.js'
+import { readDefinition } from './define.js'
+import { modify } from './vm-job.js'
+import type { Monitor } from './monitor.js'
+import { terminate } from './process.js'
+import type { Qemu } from './qemu.js'
+import { completeSaveFile, createSaveFile, openSaveFile } from './save-file.js'
+import { startVm } from './start.js'
+import { type Live, Vm } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** ms between two looks at a migration */
+const POLL = 100
+
+const managedSavePath = (qemu: Qemu, vm: Vm): string => join(qemu.root.saveDir, `${vm.name}.save`)
+export const hasManagedSave = (qemu: Qemu, vm: Vm): boolean => existsSync(managedSavePath(qemu, vm))
+export function discardManagedSave(qemu: Qemu, vm: Vm): void {
+  rmSync(managedSavePath(qemu, vm), { force: true })
+}
+
+/** Waits until a migration to or from a file is over. */
+async function migrated(monitor: Monitor): Promise<void> {
+  for (;;) {
+    const { status, 'error-desc': description } = await monitor.queryMigrate()
+    if (status === 'completed') return
+    if (status === 'failed' || status === 'cancelled')
+      throw fail('VIR_ERR_OPERATION_FAILED', `QEMU could not transfer the state: ${description ?? status}`)
+    await delay(POLL)
+  }
+}
+
+/** Under the domain's job. */
+async function save(vm: Vm, live: Live, path: string, flags: number): Promise<void> {
+  if (live.blockJobs.all.length > 0) throw fail('VIR_ERR_OPERATION_INVALID', 'domain has active block job')
+  const wasRunning = vm.state.state === c.VIR_DOMAIN_RUNNING
+  const resumeRunning =
+    (flags & c.VIR_DOMAIN_SAVE_RUNNING) !== 0 || (wasRunning && (flags & c.VIR_DOMAIN_SAVE_PAUSED) === 0)
+  const xml = formatDomainXml(live.def, { inactive: true, secure: true })
+  const fd = createSaveFile(path, xml, resumeRunning)
+  try {
+    if (wasRunning) {
+      live.pauseReason = c.VIR_DOMAIN_PAUSED_SAVE
+      await live.monitor.stop()
+    }
+    await live.monitor.migrateSetUnlimited()
+    await live.monitor.getfd('vs-save', fd)
+    await live.monitor.migrateToFd('vs-save')
+    await migrated(live.monitor)
+    completeSaveFile(fd)
+    fsyncSync(fd)
+  } catch (error) {
+    rmSync(path, { force: true })
+    if (vm.live === live && wasRunning) await live.monitor.cont()
+    throw error
+  } finally {
+    closeSync(fd)
+  }
+  live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_SAVED, detail: c.VIR_DOMAIN_EVENT_STOPPED_SAVED }
+  await terminate(live.process, live.ended, false)
+}
+
+/** Starts `vm` (or the domain that the file tells of) from a saved state. */
+async function restore(qemu: Qemu, path: string, paused: boolean | undefined, known?: Vm, xml?: string): Promise<Vm> {
+  const saved = openSaveFile(path)
+  try {
+    const def = await readDefinition(qemu, xml ?? saved.xml, false)
+    const vm = known ?? qemu.find(def.uuid) ?? new Vm(def.name, def.uuid)
+    if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is already active`)
+    if (vm.name !== def.name || vm.uuid !== def.uuid)
+      throw fail(
+        'VIR_ERR_OPERATION_FAILED',
+        `'${path}' holds domain '${def.name}' with uuid ${def.uuid}, not '${vm.name}'`,
+      )
+    const load = async (monitor: Monitor): Promise<void> => {
+      await monitor.getfd('vs-restore', saved.fd)
+      await monitor.migrateIncomingFd('vs-restore')
+      await migrated(monitor)
+    }
+    qemu.add(vm)
+    try {
+      await startVm(qemu, vm, def, { paused: paused ?? !saved.wasRunning, load })
+    } catch (error) {
+      if (vm.config === undefined) qemu.remove(vm)
+      throw error
+    }
+    return vm
+  } finally {
+    closeSync(saved.fd)
+  }
+}
+
+/** Under the domain's job: the saved state is used up once the guest runs from it. */
+export async function restoreManagedSave(qemu: Qemu, vm: Vm, paused: boolean): Promise<void> {
+  await restore(qemu, managedSavePath(qemu, vm), paused || undefined, vm)
+  discardManagedSave(qemu, vm)
+}
+
+/** What the flags say about the state to restore to; undefined: as it was. */
+function wantPaused(flags: number): boolean | undefined {
+  if ((flags & c.VIR_DOMAIN_SAVE_PAUSED) !== 0) return true
+  return (flags & c.VIR_DOMAIN_SAVE_RUNNING) !== 0 ? false : undefined
+}
+
+type SaveOps = Pick<
+  HypervisorOps,
+  'domainSave' | 'domainRestore' | 'domainManagedSave' | 'domainHasManagedSaveImage' | 'domainManagedSaveRemove'
+>
+
+export function saveOps(qemu: Qemu): SaveOps {
+  return {
+    async domainSave(ref, to, xml, flags) {
+      if (xml !== undefined)
+        throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', 'saving with another definition is not supported')
+      if (!isAbsolute(to)) throw fail('VIR_ERR_INVALID_ARG', `path '${to}' is not absolute`)
+      await modify(qemu, ref, (vm, live) => save(vm, live, to, flags), 'save')
+    },
+
+    async domainRestore(from, xml, flags) {
+      return (await restore(qemu, from, wantPaused(flags), undefined, xml)).ref
+    },
+
+    async domainManagedSave(ref, flags) {
+      await modify(qemu, ref, (vm, live) => {
+        if (vm.config === undefined)
+          throw fail('VIR_ERR_OPERATION_INVALID', 'cannot do managed save for transient domain')
+        return save(vm, live, managedSavePath(qemu, vm), flags)
+      })
+    },
+
+    domainHasManagedSaveImage: (ref) => Promise.resolve(hasManagedSave(qemu, qemu.require(ref))),
+
+    async domainManagedSaveRemove(ref) {
+      const vm = qemu.require(ref)
+      await vm.jobs.run('modify', () => {
+        discardManagedSave(qemu, vm)
+        return Promise.resolve()
+      })
+    },
+  }
+}

@@ -1,0 +1,241 @@
+/** From a definition to a running QEMU, and back to nothing when a step fails. */
+import { copyFileSync, existsSync, mkdirSync, constants as fsConstants } from 'node:fs'
+import { dirname, join } from 'node:path'
+import type { ChardevDef, DomainDef } from '../conf/domain-def.js'
+import * as c from '../constants.gen.js'
+import { failFrom, messageOf } from '../error.js'
+import type { ProcessExit, ProcessWatch } from '../native.js'
+import type { QmpEvent } from '../qmp/framing.js'
+import { resolveBackingChain } from '../storage/chain.js'
+import { Undo } from '../util/undo.js'
+import { assignAliases, assignSourceIndexes } from './alias.js'
+import { BlockJobs } from './blockjob.js'
+import type { QemuCapabilities } from './capabilities.js'
+import { buildCommand, commandEnvironment } from './command.js'
+import { prepareDefinition } from './definition.js'
+import { emitLifecycle } from './emit.js'
+import { handleEvent } from './events.js'
+import { finishLive } from './exit.js'
+import type { Monitor, MonitorEvents } from './monitor.js'
+import { NbdExports } from './nbd-exports.js'
+import { freeVncPorts } from './ports.js'
+import { killHard, launch } from './process.js'
+import type { Qemu } from './qemu.js'
+import { settleLater } from './settle.js'
+import { processStartTime, removeRunDir, saveStarting, saveStatus } from './status.js'
+import type { Live, Vm } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+export interface StartOptions {
+  /** leave the guest stopped */
+  paused: boolean
+  /** QEMU waits for a state that `load` gives it, before the guest's first instruction */
+  load?: (monitor: Monitor) => Promise<void>
+}
+
+/** What a monitor says, kept until the running domain that it is about has been put together. */
+export class Pending {
+  #queue: QmpEvent[] = []
+  #live: Live | undefined
+  readonly #qemu: Qemu
+  readonly #vm: Vm
+  constructor(qemu: Qemu, vm: Vm) {
+    this.#qemu = qemu
+    this.#vm = vm
+  }
+  get events(): MonitorEvents {
+    return {
+      onEvent: (event) => {
+        if (this.#live === undefined) this.#queue.push(event)
+        else handleEvent(this.#qemu, this.#vm, this.#live, event)
+      },
+      onClose: (reason) => {
+        if (reason !== undefined && this.#live !== undefined) watchLoss(this.#qemu, this.#vm, this.#live)
+      },
+      onAnomaly: (what) => this.#qemu.warn(`monitor of domain '${this.#vm.name}': ${what}`),
+    }
+  }
+  attach(live: Live): void {
+    this.#live = live
+    for (const event of this.#queue.splice(0)) handleEvent(this.#qemu, this.#vm, live, event)
+  }
+}
+
+/** A monitor connection that ends is the first sign of a QEMU that ends; one that goes on without it is out of control. */
+function watchLoss(qemu: Qemu, vm: Vm, live: Live): void {
+  const timer = setTimeout(() => {
+    if (vm.live !== live) return
+    qemu.host.logger.error({ domain: vm.name }, 'QEMU runs on but its monitor connection is lost')
+    qemu.host.emit({ kind: 'control-error', domain: vm.ref })
+  }, 5_000)
+  timer.unref()
+}
+
+/** Under the domain's job: starts `source` as the live self of `vm`. */
+export async function startVm(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOptions): Promise<void> {
+  const def = structuredClone(source)
+  const caps = await qemu.capabilities.get(def.emulator)
+  await prepareLive(def, caps)
+  const id = qemu.nextId()
+  def.id = id
+  const live = await bringUp(qemu, vm, def, caps, options)
+  try {
+    await configure(live)
+    if (options.load !== undefined) await options.load(live.monitor)
+    await begin(qemu, vm, live, options)
+  } catch (error) {
+    live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_FAILED, detail: c.VIR_DOMAIN_EVENT_STOPPED_FAILED }
+    killHard(live.process)
+    await live.ended
+    throw error
+  }
+}
+
+/** Everything that only a running domain has: whole backing chains, aliases, indexes; what the host lacks is found out here. */
+async function prepareLive(def: DomainDef, caps: QemuCapabilities): Promise<void> {
+  prepareDefinition(def, caps)
+  if (def.virtType === 'kvm' && !(await caps.kvmWorks()))
+    throw fail(
+      'VIR_ERR_CONFIG_UNSUPPORTED',
+      `domain type 'kvm' does not work on this host (${await caps.kvmReason()}); type 'qemu' does`,
+    )
+  for (const disk of def.disks) {
+    if (disk.source === undefined) continue
+    try {
+      await resolveBackingChain(disk.source)
+    } catch (error) {
+      if (disk.source.startupPolicy !== 'optional' || disk.device === 'disk') throw error
+      delete disk.source
+    }
+  }
+  assignAliases(def)
+  assignSourceIndexes(def)
+}
+
+async function bringUp(
+  qemu: Qemu,
+  vm: Vm,
+  def: DomainDef,
+  caps: QemuCapabilities,
+  options: StartOptions,
+): Promise<Live> {
+  const id = def.id ?? 0
+  const runDir = qemu.root.runDir(id)
+  await using undo = new Undo()
+  removeRunDir(runDir)
+  undo.add(() => removeRunDir(runDir))
+  saveStarting(runDir, id, vm, def)
+  makeVariableStore(def)
+  await freeVncPorts(def)
+  const pending = new Pending(qemu, vm)
+  let live: Live | undefined
+  const onExit = (exit: ProcessExit): void => {
+    if (live !== undefined) finishLive(qemu, vm, live, exit)
+  }
+  const launched = await launch({
+    domain: vm.name,
+    binary: caps.emulator,
+    args: (monitorFd) =>
+      buildCommand(def, {
+        caps,
+        accel: def.virtType === 'kvm' ? 'kvm' : 'tcg',
+        monitorFd,
+        runDir,
+        ...(options.load && { incoming: 'defer' as const }),
+      }),
+    env: commandEnvironment(def),
+    runDir,
+    logFile: join(qemu.root.logDir, `${vm.name}.log`),
+    events: pending.events,
+    onExit: (exit) => onExit(exit),
+  })
+  live = makeLive(qemu, vm, { def, id, runDir, ...launched, startTime: processStartTime(launched.pid) ?? '' })
+  vm.live = live
+  vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_STARTING_UP }
+  pending.attach(live)
+  saveStatus(vm, live)
+  undo.commit()
+  return live
+}
+
+interface LiveParts {
+  def: DomainDef
+  id: number
+  runDir: string
+  pid: number
+  startTime: string
+  process: ProcessWatch
+  monitor: Monitor
+}
+
+/** Puts a running domain together; `ended` resolves once `finishLive` has been through. */
+export function makeLive(qemu: Qemu, vm: Vm, parts: LiveParts): Live {
+  let resolve!: () => void
+  const ended = new Promise<void>((done) => {
+    resolve = done
+  })
+  const live: Live = {
+    ...parts,
+    blockJobs: new BlockJobs((job) => settleLater(qemu, vm, live, job)),
+    exports: new NbdExports(parts.monitor, parts.runDir),
+    ended,
+    markEnded: resolve,
+  }
+  return live
+}
+
+/** What is said to a QEMU over its monitor before the guest begins, and what it has to tell. */
+async function configure(live: Live): Promise<void> {
+  const { def, monitor } = live
+  await monitor.setAction({
+    shutdown: def.onPoweroff === 'restart' || def.onPoweroff === 'preserve' ? 'pause' : 'poweroff',
+    reboot: def.onReboot === 'destroy' ? 'shutdown' : 'reset',
+    panic: def.onCrash === 'restart' || def.onCrash === 'preserve' ? 'pause' : 'shutdown',
+  })
+  const chardevs = await monitor.queryChardev()
+  for (const device of [...def.serials, ...def.consoles, ...def.channels]) notePty(device, chardevs)
+  const [console, serial] = [def.consoles[0], def.serials[0]]
+  if (console !== undefined && serial !== undefined && console.targetType === 'serial') console.source = serial.source
+  for (const graphics of def.graphics)
+    if (graphics.type === 'vnc' && graphics.passwd !== undefined) await monitor.setVncPassword(graphics.passwd)
+}
+
+function notePty(device: ChardevDef, chardevs: { label: string; filename: string }[]): void {
+  if (device.source.type !== 'pty') return
+  const found = chardevs.find((candidate) => candidate.label === `char${device.alias ?? ''}`)
+  if (found?.filename.startsWith('pty:') === true) device.source.path = found.filename.slice('pty:'.length)
+}
+
+async function begin(qemu: Qemu, vm: Vm, live: Live, options: StartOptions): Promise<void> {
+  const restored = options.load !== undefined
+  const details = restored
+    ? { state: c.VIR_DOMAIN_RUNNING_RESTORED, event: c.VIR_DOMAIN_EVENT_STARTED_RESTORED }
+    : { state: c.VIR_DOMAIN_RUNNING_BOOTED, event: c.VIR_DOMAIN_EVENT_STARTED_BOOTED }
+  if (options.paused) {
+    vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_USER }
+  } else {
+    vm.state = { state: c.VIR_DOMAIN_RUNNING, reason: details.state }
+    await live.monitor.cont()
+  }
+  vm.requireSame(live)
+  saveStatus(vm, live)
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STARTED, details.event)
+  if (options.paused) emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED)
+}
+
+/** A guest with UEFI gets a variable store of its own, copied from the firmware's template at its first start. */
+function makeVariableStore(def: DomainDef): void {
+  const { nvram } = def.os
+  if (nvram?.path === undefined || nvram.template === undefined || existsSync(nvram.path)) return
+  try {
+    mkdirSync(dirname(nvram.path), { recursive: true, mode: 0o700 })
+    copyFileSync(nvram.template, nvram.path, fsConstants.COPYFILE_EXCL)
+  } catch (error) {
+    throw fail(
+      'VIR_ERR_OPERATION_FAILED',
+      `cannot make '${nvram.path}' from '${nvram.template}': ${messageOf(error)}`,
+      error,
+    )
+  }
+}
