@@ -45,9 +45,10 @@ function hostProps(net: InterfaceDef, fds: readonly number[] | undefined): Props
     case 'ethernet':
       return { type: 'tap', ifname: tapName(net), script: 'no', downscript: 'no' }
     case 'network':
-      throw fail('VIR_ERR_NO_NETWORK', `no network with matching name '${net.source?.network ?? ''}'`)
     case 'bridge':
-      throw fail('VIR_ERR_INTERNAL_ERROR', `no tap device was made for bridge '${net.source?.bridge ?? ''}'`)
+      if (net.target?.dev === undefined)
+        throw fail('VIR_ERR_INTERNAL_ERROR', `no tap device was made for interface '${net.mac}'`)
+      return { type: 'tap', ifname: net.target.dev, script: 'no', downscript: 'no' }
     case 'direct':
     case 'vhostuser':
     case 'udp':

@@ -8,6 +8,7 @@ import { emitLifecycle, emitPull } from './emit.js'
 import { pidFile } from './process.js'
 import type { Qemu } from './qemu.js'
 import { removeRunDir } from './status.js'
+import { deleteTap } from './tap.js'
 import type { ExitCause, Live, Vm } from './vm.js'
 
 const CRASHED: ExitCause = { reason: c.VIR_DOMAIN_SHUTOFF_CRASHED, detail: c.VIR_DOMAIN_EVENT_STOPPED_CRASHED }
@@ -32,6 +33,7 @@ export function finishLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): v
   vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: cause.reason }
   endStreams(qemu, vm, live, ref, clean)
   removeRunDir(live.runDir)
+  for (const net of live.def.interfaces) qemu.inBackground('removing a tap device', () => deleteTap(net))
   if (vm.config === undefined) qemu.remove(vm)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STOPPED, cause.detail, ref)
   live.markEnded()

@@ -17,6 +17,7 @@ import type { Qemu } from './qemu.js'
 import { settle } from './settle.js'
 import { makeLive, Pending } from './start.js'
 import { type DomainStatus, loadStatuses, processStartTime, removeRunDir, saveStatus } from './status.js'
+import { deleteTap } from './tap.js'
 import { type Live, Vm } from './vm.js'
 
 /** ms that a QEMU has to answer to a process that takes it over */
@@ -133,6 +134,7 @@ async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string):
     if (base === undefined && cutConfigChain(vm.config, disk, undefined) && vm.config !== undefined)
       saveConfig(qemu.root, vm.config)
   }
+  for (const net of status.def.interfaces) await deleteTap(net)
   removeRunDir(runDir)
 }
 

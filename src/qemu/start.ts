@@ -1,5 +1,5 @@
 /** From a definition to a running QEMU, and back to nothing when a step fails. */
-import { copyFileSync, existsSync, mkdirSync, constants as fsConstants } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, rmSync, writeFileSync, constants as fsConstants } from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { ChardevDef, DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
@@ -11,7 +11,7 @@ import { Undo } from '../util/undo.js'
 import { assignAliases, assignSourceIndexes } from './alias.js'
 import { BlockJobs } from './blockjob.js'
 import type { QemuCapabilities } from './capabilities.js'
-import { buildCommand, commandEnvironment } from './command.js'
+import { buildCommand, commandEnvironment, commandSecretFiles } from './command.js'
 import { prepareDefinition } from './definition.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
@@ -22,6 +22,7 @@ import { freeVncPorts } from './ports.js'
 import { killHard, launch } from './process.js'
 import type { Qemu } from './qemu.js'
 import { settleLater } from './settle.js'
+import { createTap, deleteTap } from './tap.js'
 import { processStartTime, removeRunDir, saveStarting, saveStatus } from './status.js'
 import type { Live, Vm } from './vm.js'
 
@@ -128,6 +129,12 @@ async function bringUp(
   saveStarting(runDir, id, vm, def)
   makeVariableStore(def)
   await freeVncPorts(def)
+  for (const net of def.interfaces) {
+    await createTap(net)
+    undo.add(() => deleteTap(net))
+  }
+  const secrets = commandSecretFiles(def, { runDir })
+  for (const { path, data } of secrets) writeFileSync(path, data, { mode: 0o600 })
   const pending = new Pending(qemu, vm)
   let live: Live | undefined
   const onExit = (exit: ProcessExit): void => {
@@ -155,6 +162,7 @@ async function bringUp(
   vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_STARTING_UP }
   pending.attach(live)
   saveStatus(vm, live)
+  for (const { path } of secrets) rmSync(path, { force: true })
   undo.commit()
   return live
 }

@@ -1,6 +1,13 @@
 import type { Duplex } from 'node:stream'
 import { QmpClosedError, QmpError, QmpTimeoutError } from './error.js'
-import { formatCommand, QmpSplitter, type QmpEvent, type QmpGreeting, type QmpMessage, type QmpReply } from './framing.js'
+import {
+  formatCommand,
+  QmpSplitter,
+  type QmpEvent,
+  type QmpGreeting,
+  type QmpMessage,
+  type QmpReply,
+} from './framing.js'
 
 export interface QmpConnectOptions {
   /** ms to wait for the greeting and the answer to qmp_capabilities */
@@ -146,7 +153,9 @@ export class QmpClient {
     const waiter = id === undefined ? undefined : this.#take(id)
     if (waiter === undefined) {
       const late = id !== undefined && this.#expired.delete(id)
-      this.#options.onAnomaly?.(`${late ? 'late reply' : 'reply that nobody waits for'}: '${JSON.stringify(reply).slice(0, 200)}'`)
+      this.#options.onAnomaly?.(
+        `${late ? 'late reply' : 'reply that nobody waits for'}: '${JSON.stringify(reply).slice(0, 200)}'`,
+      )
     } else if ('error' in reply) {
       waiter.reject(new QmpError(waiter.command, reply.error.class, reply.error.desc))
     } else {

@@ -31,7 +31,9 @@ export class QmpSplitter {
     const messages: QmpMessage[] = []
     let start = 0
     for (let end = chunk.indexOf(10); end !== -1; end = chunk.indexOf(10, start)) {
-      const line = Buffer.concat([...this.#chunks, chunk.subarray(start, end)]).toString('utf8').trim()
+      const line = Buffer.concat([...this.#chunks, chunk.subarray(start, end)])
+        .toString('utf8')
+        .trim()
       this.#chunks = []
       this.#pending = 0
       start = end + 1
