@@ -19,6 +19,8 @@ export interface DefinitionCaps {
   machines: readonly MachineCaps[]
   /** what can be `<domain type=…>` here: 'qemu', 'kvm' */
   virtTypes: readonly string[]
+  /** whether the driver sets the host CPUs that `<vcpu cpuset>` names */
+  pinsVcpus?: boolean
   /** directory where the variable store of a pflash loader goes when the definition names no file */
   nvramDir?: string
   /** whether the binary knows a `-device`: 'virtio-scsi-pci' */
