@@ -7,19 +7,19 @@ import { failFrom, messageOf } from '../error.js'
 import { probeCapabilities, type CpuInfo, type MachineInfo, type ProbedCapabilities } from './capabilities-probe.js'
 import { SchemaIndex, type SchemaInfo } from './capabilities-schema.js'
 import type { CommandCaps } from './command-props.js'
+import type { DefinitionCaps } from './definition-caps.js'
+import { probeKvm, type KvmProbe } from './kvm-probe.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
 export interface CapabilitiesOptions {
   /** where the answers are kept; it is made when it is missing */
   cacheDir: string
-  /** KVM was seen to work with this binary: domains can be of type 'kvm' */
-  kvm?: boolean
   /** directory for the variable stores of UEFI guests */
   nvramDir?: string
 }
 
-export class QemuCapabilities implements CommandCaps {
+export class QemuCapabilities implements CommandCaps, DefinitionCaps {
   /** path of the binary */
   readonly emulator: string
   /** 'x86_64' */
@@ -30,8 +30,9 @@ export class QemuCapabilities implements CommandCaps {
   readonly package: string
   readonly machines: readonly MachineInfo[]
   readonly cpus: readonly CpuInfo[]
-  /** what can be `<domain type=…>` here */
+  /** what can be `<domain type=…>` with this binary; whether KVM works is asked of `kvmWorks` */
   readonly virtTypes: readonly ('qemu' | 'kvm')[]
+  /** directory for the variable stores of UEFI guests */
   readonly nvramDir?: string
   /** the answer of query-qmp-schema */
   readonly schema: readonly SchemaInfo[]
@@ -41,8 +42,10 @@ export class QemuCapabilities implements CommandCaps {
   readonly #machineProperties: ReadonlySet<string>
   readonly #blockDrivers: ReadonlySet<string>
   readonly #netdevTypes: ReadonlySet<string>
+  readonly #cacheDir: string
+  #kvm: Promise<KvmProbe> | undefined
 
-  constructor(binary: string, probed: ProbedCapabilities, options: { kvm?: boolean; nvramDir?: string } = {}) {
+  private constructor(binary: string, probed: ProbedCapabilities, options: CapabilitiesOptions) {
     const { major, minor, micro } = probed.version
     this.emulator = binary
     this.arch = probed.arch
@@ -50,7 +53,7 @@ export class QemuCapabilities implements CommandCaps {
     this.package = probed.version.package
     this.machines = probed.machines
     this.cpus = probed.cpus
-    this.virtTypes = options.kvm === true && probed.kvmPresent ? ['qemu', 'kvm'] : ['qemu']
+    this.virtTypes = probed.kvmPresent ? ['qemu', 'kvm'] : ['qemu']
     if (options.nvramDir !== undefined) this.nvramDir = options.nvramDir
     this.schema = probed.schema
     this.#index = new SchemaIndex(probed.schema)
@@ -59,6 +62,7 @@ export class QemuCapabilities implements CommandCaps {
     this.#machineProperties = new Set(probed.machineProperties)
     this.#blockDrivers = new Set(this.#index.argumentValues('blockdev-add', 'driver'))
     this.#netdevTypes = new Set(this.#index.argumentValues('netdev_add', 'type'))
+    this.#cacheDir = options.cacheDir
   }
 
   /** VIR_ERR_SYSTEM_ERROR when there is no such binary, VIR_ERR_INTERNAL_ERROR when it does not answer. */
@@ -70,6 +74,26 @@ export class QemuCapabilities implements CommandCaps {
     const probed = await probeCapabilities(binary)
     await writeCache(options.cacheDir, file, { key, probed })
     return new QemuCapabilities(binary, probed, options)
+  }
+
+  /** Does KVM work here? Found out by running a guest, at the first question. */
+  async kvmWorks(): Promise<boolean> {
+    return (await this.#probeKvm()).kvm
+  }
+  /** Why KVM does not work, as a sentence; '' when it does. */
+  async kvmReason(): Promise<string> {
+    return (await this.#probeKvm()).reason
+  }
+  #probeKvm(): Promise<KvmProbe> {
+    if (!this.virtTypes.includes('kvm')) return Promise.resolve({ kvm: false, reason: 'this QEMU is built without KVM' })
+    return (this.#kvm ??= probeKvm(this.emulator, this.#cacheDir))
+  }
+
+  /** What definitions ask, as an object that can be spread. */
+  get definition(): DefinitionCaps {
+    const { emulator, machines, virtTypes, nvramDir } = this
+    const has = (type: string): boolean => this.hasDevice(type)
+    return { emulator, machines, virtTypes, ...(nvramDir !== undefined && { nvramDir }), has }
   }
 
   hasDevice(type: string): boolean {
