@@ -1,9 +1,9 @@
 /** What one QEMU binary can do: asked once over QMP, kept on disk, thrown away when the binary or we ourselves change. */
 import { createHash } from 'node:crypto'
 import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
-import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { failFrom, messageOf } from '../error.js'
+import { packageVersion } from '../util/package.js'
 import { probeCapabilities, type CpuInfo, type MachineInfo, type ProbedCapabilities } from './capabilities-probe.js'
 import { SchemaIndex, type SchemaInfo } from './capabilities-schema.js'
 import type { CommandCaps } from './command-props.js'
@@ -43,9 +43,10 @@ export class QemuCapabilities implements CommandCaps, DefinitionCaps {
   readonly #blockDrivers: ReadonlySet<string>
   readonly #netdevTypes: ReadonlySet<string>
   readonly #cacheDir: string
+  readonly #key: string
   #kvm: Promise<KvmProbe> | undefined
 
-  private constructor(binary: string, probed: ProbedCapabilities, options: CapabilitiesOptions) {
+  private constructor(binary: string, key: string, probed: ProbedCapabilities, options: CapabilitiesOptions) {
     const { major, minor, micro } = probed.version
     this.emulator = binary
     this.arch = probed.arch
@@ -63,6 +64,7 @@ export class QemuCapabilities implements CommandCaps, DefinitionCaps {
     this.#blockDrivers = new Set(this.#index.argumentValues('blockdev-add', 'driver'))
     this.#netdevTypes = new Set(this.#index.argumentValues('netdev_add', 'type'))
     this.#cacheDir = options.cacheDir
+    this.#key = key
   }
 
   /** VIR_ERR_SYSTEM_ERROR when there is no such binary, VIR_ERR_INTERNAL_ERROR when it does not answer. */
@@ -70,10 +72,15 @@ export class QemuCapabilities implements CommandCaps, DefinitionCaps {
     const key = await cacheKey(binary)
     const file = join(options.cacheDir, `${createHash('sha256').update(binary).digest('hex').slice(0, 16)}.json`)
     const cached = await readCache(file, key)
-    if (cached !== undefined) return new QemuCapabilities(binary, cached, options)
+    if (cached !== undefined) return new QemuCapabilities(binary, key, cached, options)
     const probed = await probeCapabilities(binary)
     await writeCache(options.cacheDir, file, { key, probed })
-    return new QemuCapabilities(binary, probed, options)
+    return new QemuCapabilities(binary, key, probed, options)
+  }
+
+  /** Is the binary still the one that was asked? VIR_ERR_SYSTEM_ERROR when it is gone. */
+  async isCurrent(): Promise<boolean> {
+    return (await cacheKey(this.emulator)) === this.#key
   }
 
   /** Does KVM work here? Found out by running a guest, at the first question. */
@@ -85,7 +92,8 @@ export class QemuCapabilities implements CommandCaps, DefinitionCaps {
     return (await this.#probeKvm()).reason
   }
   #probeKvm(): Promise<KvmProbe> {
-    if (!this.virtTypes.includes('kvm')) return Promise.resolve({ kvm: false, reason: 'this QEMU is built without KVM' })
+    if (!this.virtTypes.includes('kvm'))
+      return Promise.resolve({ kvm: false, reason: 'this QEMU is built without KVM' })
     return (this.#kvm ??= probeKvm(this.emulator, this.#cacheDir))
   }
 
@@ -158,8 +166,6 @@ interface CacheFile {
 
 /** to be raised when ProbedCapabilities changes within one version of the package */
 const cacheFormat = 1
-
-const packageVersion = (createRequire(import.meta.url)('../../../package.json') as { version: string }).version
 
 /** Modules that come or go change what a binary can do without touching it. */
 const moduleDirs = ['/usr/lib/x86_64-linux-gnu/qemu', '/usr/lib64/qemu-kvm', '/usr/lib64/qemu', '/usr/lib/qemu']
