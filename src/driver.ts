@@ -219,6 +219,20 @@ export interface DriverHost {
   readonly readOnly: boolean
   /** hands an event to the connection's listeners; never throws, never waits */
   emit(event: DomainEvent): void
+  /** in the order of labelling; undone in reverse. Absent: what the driver's own configuration says */
+  readonly security?: readonly SecurityDriver[]
+  /** absent: what the driver's own configuration says */
+  readonly lockManager?: LockDriver
+}
+
+/** A security driver (dac, selinux, apparmor, …), handed from whoever opens the connection to the driver. */
+export interface SecurityDriver {
+  readonly name: string
+}
+
+/** A lock driver (virtlockd, sanlock, …), handed from whoever opens the connection to the driver. */
+export interface LockDriver {
+  readonly name: string
 }
 
 /** A driver: `open` answers undefined for a URI that is not its own, and throws for one that is but can't be opened. */

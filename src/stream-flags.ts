@@ -8,3 +8,6 @@ export const VIR_STREAM_DISK_START = 2
 export const VIR_STREAM_DISK_STOP = 4
 /** the proposal's other name of VIR_STREAM_DISK_STOP */
 export const VIR_STREAM_DISK_CANCEL = VIR_STREAM_DISK_STOP
+
+/** a flag of migration: the guest moves first and its disks are streamed to the destination afterwards */
+export const VIR_MIGRATE_STREAM_DISKS = 0x4000_0000

@@ -1,0 +1,326 @@
+import type { Duplex } from 'node:stream'
+import * as c from '../constants.gen.js'
+import type {
+  DomainBlockInfo,
+  DomainBlockJobInfo,
+  DomainBlockStats,
+  DomainInfo,
+  DomainRef,
+  DomainState,
+  StreamDiskState,
+  StreamOptions,
+} from '../driver.js'
+import { failFrom } from '../error.js'
+import { DiskStream } from './disk-stream.js'
+import type { Session } from './session.js'
+import { checkStream } from './stream-arguments.js'
+
+const fail = failFrom('VIR_FROM_DOM')
+
+/** VIR_DOMAIN_START_* */
+export const startFlags =
+  c.VIR_DOMAIN_START_PAUSED |
+  c.VIR_DOMAIN_START_AUTODESTROY |
+  c.VIR_DOMAIN_START_BYPASS_CACHE |
+  c.VIR_DOMAIN_START_FORCE_BOOT |
+  c.VIR_DOMAIN_START_VALIDATE |
+  c.VIR_DOMAIN_START_RESET_NVRAM
+
+/** VIR_DOMAIN_SAVE_* */
+export const saveFlags =
+  c.VIR_DOMAIN_SAVE_BYPASS_CACHE | c.VIR_DOMAIN_SAVE_RUNNING | c.VIR_DOMAIN_SAVE_PAUSED | c.VIR_DOMAIN_SAVE_RESET_NVRAM
+
+export const savedRunning = ['VIR_DOMAIN_SAVE_RUNNING', c.VIR_DOMAIN_SAVE_RUNNING] as const
+export const savedPaused = ['VIR_DOMAIN_SAVE_PAUSED', c.VIR_DOMAIN_SAVE_PAUSED] as const
+
+const xmlFlags =
+  c.VIR_DOMAIN_XML_SECURE | c.VIR_DOMAIN_XML_INACTIVE | c.VIR_DOMAIN_XML_UPDATE_CPU | c.VIR_DOMAIN_XML_MIGRATABLE
+
+const undefineFlags =
+  c.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE |
+  c.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA |
+  c.VIR_DOMAIN_UNDEFINE_NVRAM |
+  c.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM |
+  c.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA |
+  c.VIR_DOMAIN_UNDEFINE_TPM |
+  c.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+
+const shutdownFlags =
+  c.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN |
+  c.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT |
+  c.VIR_DOMAIN_SHUTDOWN_INITCTL |
+  c.VIR_DOMAIN_SHUTDOWN_SIGNAL |
+  c.VIR_DOMAIN_SHUTDOWN_PARAVIRT
+
+const rebootFlags =
+  c.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN |
+  c.VIR_DOMAIN_REBOOT_GUEST_AGENT |
+  c.VIR_DOMAIN_REBOOT_INITCTL |
+  c.VIR_DOMAIN_REBOOT_SIGNAL |
+  c.VIR_DOMAIN_REBOOT_PARAVIRT
+
+/**
+ * A domain of an open connection: libvirt's virDomainPtr. Methods are libvirt's functions without `virDomain`; each
+ * rejects with a `VirError`. A disk is named by its target dev ('vda'), its alias ('virtio-disk0') or its source path.
+ */
+export class Domain implements DomainRef {
+  readonly #session: Session
+  readonly #name: string
+  readonly #uuid: string
+  #id: number
+
+  /** Made by the lookups of a `Connect`. */
+  constructor(session: Session, ref: DomainRef) {
+    this.#session = session
+    this.#name = ref.name
+    this.#uuid = ref.uuid
+    this.#id = ref.id
+  }
+
+  /** virDomainGetName */
+  get name(): string {
+    return this.#name
+  }
+
+  /** virDomainGetUUIDString: lower case, with dashes. */
+  get uuid(): string {
+    return this.#uuid
+  }
+
+  /** virDomainGetID: -1 when it does not run; as of the lookup, or of the last create() or destroy() of this handle. */
+  get id(): number {
+    return this.#id
+  }
+
+  toJSON(): DomainRef {
+    return { name: this.name, uuid: this.uuid, id: this.id }
+  }
+
+  /** virDomainGetXMLDesc: `flags` VIR_DOMAIN_XML_*. Passwords (SECURE) need a connection that may write. */
+  async getXMLDesc(flags = 0): Promise<string> {
+    return this.#session.call('domainGetXMLDesc', (check) => {
+      check.flags(flags, xmlFlags)
+      if (this.#session.readOnly && (flags & (c.VIR_DOMAIN_XML_SECURE | c.VIR_DOMAIN_XML_MIGRATABLE)) !== 0)
+        throw fail('VIR_ERR_OPERATION_DENIED', 'virDomainGetXMLDesc with secure flag forbidden for read only access')
+      return [this, flags]
+    })
+  }
+
+  /** virDomainGetState: `state` VIR_DOMAIN_RUNNING … and `reason` VIR_DOMAIN_RUNNING_BOOTED …. */
+  async getState(): Promise<DomainState> {
+    return this.#session.call('domainGetState', () => [this])
+  }
+
+  /** virDomainGetInfo: memory in KiB, `cpuTime` in nanoseconds. */
+  async getInfo(): Promise<DomainInfo> {
+    return this.#session.call('domainGetInfo', () => [this])
+  }
+
+  /** virDomainIsActive: does it run (paused counts)? */
+  async isActive(): Promise<boolean> {
+    return this.#session.call('domainIsActive', () => [this])
+  }
+
+  /** virDomainIsPersistent: has it a definition that stays when it stops? */
+  async isPersistent(): Promise<boolean> {
+    return this.#session.call('domainIsPersistent', () => [this])
+  }
+
+  /** virDomainCreateWithFlags: starts a defined domain; `flags` VIR_DOMAIN_START_*. VIR_ERR_OPERATION_INVALID when it runs. */
+  async create(flags = 0): Promise<void> {
+    const started = await this.#session.call('domainCreate', (check) => [this, check.flags(flags, startFlags)])
+    this.#id = started.id
+  }
+
+  /** virDomainDestroyFlags: ends it at once, like pulling the plug; `flags` VIR_DOMAIN_DESTROY_*. */
+  async destroy(flags = 0): Promise<void> {
+    const known = c.VIR_DOMAIN_DESTROY_GRACEFUL | c.VIR_DOMAIN_DESTROY_REMOVE_LOGS
+    await this.#session.call('domainDestroy', (check) => [this, check.flags(flags, known)])
+    this.#id = -1
+  }
+
+  /** virDomainShutdownFlags: asks the guest to power down, and does not wait; `flags` VIR_DOMAIN_SHUTDOWN_*. */
+  async shutdown(flags = 0): Promise<void> {
+    return this.#session.call('domainShutdown', (check) => [this, check.flags(flags, shutdownFlags)])
+  }
+
+  /** virDomainReboot: asks the guest to restart, and does not wait; `flags` VIR_DOMAIN_REBOOT_*. */
+  async reboot(flags = 0): Promise<void> {
+    return this.#session.call('domainReboot', (check) => [this, check.flags(flags, rebootFlags)])
+  }
+
+  /** virDomainReset: like the reset button. */
+  async reset(flags = 0): Promise<void> {
+    return this.#session.call('domainReset', (check) => [this, check.flags(flags)])
+  }
+
+  /** virDomainSuspend: stops its CPUs; memory stays. */
+  async suspend(): Promise<void> {
+    return this.#session.call('domainSuspend', () => [this])
+  }
+
+  /** virDomainResume */
+  async resume(): Promise<void> {
+    return this.#session.call('domainResume', () => [this])
+  }
+
+  /** virDomainUndefineFlags: drops the definition; a running domain becomes transient; `flags` VIR_DOMAIN_UNDEFINE_*. */
+  async undefine(flags = 0): Promise<void> {
+    return this.#session.call('domainUndefine', (check) => {
+      check.flags(flags, undefineFlags)
+      check.exclusive(
+        flags,
+        ['VIR_DOMAIN_UNDEFINE_NVRAM', c.VIR_DOMAIN_UNDEFINE_NVRAM],
+        ['VIR_DOMAIN_UNDEFINE_KEEP_NVRAM', c.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM],
+      )
+      return [this, flags]
+    })
+  }
+
+  /** virDomainSaveFlags: memory and state go to the file `to`, and the domain stops; `flags` VIR_DOMAIN_SAVE_*. */
+  async save(to: string, xml?: string, flags = 0): Promise<void> {
+    await this.#session.call('domainSave', (check) => {
+      check.exclusive(check.flags(flags, saveFlags), savedRunning, savedPaused)
+      return [this, check.text('to', to), check.optionalText('dxml', xml), flags]
+    })
+    this.#id = -1
+  }
+
+  /** virDomainManagedSave: as save(), to a file of the driver's own, from which the next create() goes on. */
+  async managedSave(flags = 0): Promise<void> {
+    await this.#session.call('domainManagedSave', (check) => {
+      check.exclusive(check.flags(flags, saveFlags), savedRunning, savedPaused)
+      return [this, flags]
+    })
+    this.#id = -1
+  }
+
+  /** virDomainHasManagedSaveImage */
+  async hasManagedSaveImage(): Promise<boolean> {
+    return this.#session.call('domainHasManagedSaveImage', () => [this])
+  }
+
+  /** virDomainManagedSaveRemove */
+  async managedSaveRemove(): Promise<void> {
+    return this.#session.call('domainManagedSaveRemove', () => [this])
+  }
+
+  /** virDomainSetAutostart */
+  async setAutostart(autostart: boolean): Promise<void> {
+    return this.#session.call('domainSetAutostart', (check) => [this, check.boolean('autostart', autostart)])
+  }
+
+  /** virDomainGetAutostart */
+  async getAutostart(): Promise<boolean> {
+    return this.#session.call('domainGetAutostart', () => [this])
+  }
+
+  /** virDomainGetBlockInfo, bytes. */
+  async blockInfo(disk: string, flags = 0): Promise<DomainBlockInfo> {
+    return this.#session.call('domainGetBlockInfo', (check) => [this, check.text('disk', disk), check.flags(flags)])
+  }
+
+  /** virDomainBlockStatsFlags: requests, bytes and nanoseconds since it started; '' as `disk` means all disks in one. */
+  async blockStats(disk: string): Promise<DomainBlockStats> {
+    return this.#session.call('domainBlockStats', (check) => [this, disk === '' ? '' : check.text('disk', disk)])
+  }
+
+  /**
+   * virDomainBlockPull: copies what the disk's image lacks from its backing chain, in the background; at the end the
+   * image needs no backing image. `bandwidth` in MiB/s, or in bytes/s with VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES; 0: no limit.
+   */
+  async blockPull(disk: string, bandwidth = 0, flags = 0): Promise<void> {
+    return this.#session.call('domainBlockPull', (check) => {
+      check.flags(flags, c.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
+      return [this, check.text('disk', disk), check.bandwidth(bandwidth, flags !== 0)]
+    })
+  }
+
+  /**
+   * virDomainBlockRebase, as a pull down to `base`, the path of an image in the backing chain that stays the backing
+   * image (absent: none stays). `bandwidth` in MiB/s, or in bytes/s with VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES.
+   */
+  async blockRebase(disk: string, base?: string, bandwidth = 0, flags = 0): Promise<void> {
+    return this.#session.call('domainBlockRebase', (check) => {
+      check.flags(flags, c.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES)
+      const speed = check.bandwidth(bandwidth, flags !== 0)
+      return [this, check.text('disk', disk), check.optionalText('base', base), speed, flags]
+    })
+  }
+
+  /**
+   * virDomainGetBlockJobInfo: undefined when the disk has no job. `cur` and `end` in bytes; `bandwidth` in MiB/s, or in
+   * bytes/s with VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES; 0: no limit.
+   */
+  async blockJobInfo(disk: string, flags = 0): Promise<DomainBlockJobInfo | undefined> {
+    const info = await this.#session.call('domainGetBlockJobInfo', (check) => {
+      check.flags(flags, c.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+      return [this, check.text('disk', disk)]
+    })
+    if (info === undefined || flags !== 0) return info
+    return { ...info, bandwidth: Math.ceil(info.bandwidth / (1024 * 1024)) }
+  }
+
+  /** virDomainBlockJobAbort: what was copied stays; `flags` VIR_DOMAIN_BLOCK_JOB_ABORT_*. */
+  async blockJobAbort(disk: string, flags = 0): Promise<void> {
+    return this.#session.call('domainBlockJobAbort', (check) => {
+      const known = c.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC | c.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+      return [this, check.text('disk', disk), check.flags(flags, known)]
+    })
+  }
+
+  /** virDomainBlockJobSetSpeed: MiB/s, or bytes/s with VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES; 0: no limit. */
+  async blockJobSetSpeed(disk: string, bandwidth: number, flags = 0): Promise<void> {
+    return this.#session.call('domainBlockJobSetSpeed', (check) => {
+      check.flags(flags, c.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+      return [this, check.text('disk', disk), check.bandwidth(bandwidth, flags !== 0)]
+    })
+  }
+
+  /**
+   * virDomainStreamDisk: VIR_STREAM_DISK_START streams the whole disk in the background and resolves to 0 once that
+   * runs; VIR_STREAM_DISK_STOP ends it, what was copied stays; VIR_STREAM_DISK_ONE streams one unit at byte `offset` and
+   * resolves to the next offset.
+   */
+  async streamDisk(disk: string, offset: number, flags: number, options: StreamOptions = {}): Promise<number> {
+    return this.#session.call('domainStreamDisk', (check) => {
+      const checked = checkStream(check, disk, offset, flags, options)
+      return [this, disk, offset, flags, checked]
+    })
+  }
+
+  /** virDomainStreamDiskInfo: one entry for each disk that is being streamed. */
+  async streamDiskInfo(flags = 0): Promise<StreamDiskState[]> {
+    return this.#session.call('domainStreamDiskInfo', (check) => [this, check.flags(flags)])
+  }
+
+  /** Starts streaming the whole disk, as streamDisk() with VIR_STREAM_DISK_START does, and answers a handle on that. */
+  async stream(disk: string, options: StreamOptions = {}): Promise<DiskStream> {
+    return DiskStream.start(this, this.#session, disk, options)
+  }
+
+  /** A handle on a stream that runs already, whoever began it. VIR_ERR_OPERATION_INVALID when nothing streams `disk`. */
+  async attachStream(disk: string, options: Pick<StreamOptions, 'signal'> = {}): Promise<DiskStream> {
+    return DiskStream.attach(this, this.#session, disk, options)
+  }
+
+  /** virDomainQemuMonitorCommand: JSON, or a line for QEMU's human monitor with VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP (1). */
+  async qemuMonitorCommand(command: string, flags = 0): Promise<string> {
+    return this.#session.call('qemuMonitorCommand', (check) => [
+      this,
+      check.text('cmd', command),
+      check.flags(flags, 1),
+    ])
+  }
+
+  /**
+   * virDomainOpenConsole: a byte stream to the console, serial port or channel with alias `device` (absent: the first
+   * one); `flags` VIR_DOMAIN_CONSOLE_*.
+   */
+  async openConsole(device?: string, flags = 0): Promise<Duplex> {
+    return this.#session.call('domainOpenConsole', (check) => {
+      const known = c.VIR_DOMAIN_CONSOLE_FORCE | c.VIR_DOMAIN_CONSOLE_SAFE
+      return [this, check.optionalText('dev_name', device), check.flags(flags, known)]
+    })
+  }
+}

@@ -1,0 +1,46 @@
+import type { StreamOptions } from '../driver.js'
+import { failFrom } from '../error.js'
+import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
+import type { Arguments } from './arguments.js'
+
+const fail = failFrom('VIR_FROM_DOM')
+
+const modes: readonly number[] = [VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP]
+
+/** The rules of virDomainStreamDisk, before the driver is asked. */
+export function checkStream(
+  check: Arguments,
+  disk: unknown,
+  offset: unknown,
+  flags: unknown,
+  options: StreamOptions,
+): StreamOptions {
+  check.text('disk', disk)
+  const mode = check.flags(flags, VIR_STREAM_DISK_ONE | VIR_STREAM_DISK_START | VIR_STREAM_DISK_STOP)
+  if (!modes.includes(mode))
+    throw fail(
+      'VIR_ERR_INVALID_ARG',
+      'exactly one of VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START and VIR_STREAM_DISK_STOP must be given',
+    )
+  if (check.count('offset', offset) !== 0 && mode !== VIR_STREAM_DISK_ONE)
+    throw fail('VIR_ERR_INVALID_ARG', 'offset must be 0 for continuous streaming')
+  return checkStreamOptions(check, options)
+}
+
+/** Only what was given, and what was given is legal. */
+export function checkStreamOptions(check: Arguments, options: StreamOptions): StreamOptions {
+  const { bandwidth, policy, base, unit, signal } = options
+  if (policy !== undefined && !['full', 'idle'].includes(policy))
+    throw fail('VIR_ERR_INVALID_ARG', `policy must be 'full' or 'idle', not '${policy as string}'`)
+  if (unit !== undefined && check.count('unit', unit) === 0)
+    throw fail('VIR_ERR_INVALID_ARG', 'unit must be at least 1 byte')
+  if (signal?.aborted === true)
+    throw fail('VIR_ERR_OPERATION_ABORTED', 'the stream was aborted before it began', signal.reason)
+  return {
+    ...(bandwidth !== undefined && { bandwidth: check.bandwidth(bandwidth, true) }),
+    ...(policy !== undefined && { policy }),
+    ...(base !== undefined && { base: check.text('base', base) }),
+    ...(unit !== undefined && { unit }),
+    ...(signal !== undefined && { signal }),
+  }
+}

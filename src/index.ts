@@ -1,0 +1,28 @@
+/** What an application imports. */
+export { Connect } from './api/connect.js'
+export type { OpenOptions } from './api/connect.js'
+export { DiskStream } from './api/disk-stream.js'
+export type { StreamProgress } from './api/disk-stream.js'
+export { Domain } from './api/domain.js'
+export type { ConnectEvent, DomainEvents, EventFilter, EventKind, EventOfKind, OverflowEvent } from './api/event-hub.js'
+export { virDomainStreamDisk, virDomainStreamDiskInfo } from './api/stream-functions.js'
+export * from './constants.gen.js'
+export type {
+  DomainBlockInfo,
+  DomainBlockJobInfo,
+  DomainBlockStats,
+  DomainInfo,
+  DomainRef,
+  DomainState,
+  DriverHost,
+  HypervisorDriver,
+  HypervisorOps,
+  LockDriver,
+  SecurityDriver,
+  StreamDiskState,
+  StreamOptions,
+} from './driver.js'
+export { errorCodes, errorDomains } from './error-codes.gen.js'
+export { VirError } from './error.js'
+export type { VirErrorCode, VirErrorDomain } from './error.js'
+export * from './stream-flags.js'
