@@ -2,6 +2,7 @@
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
 import { formatNode, formatNodeName, guardNode, guardNodeName, imageOptions, storageNodeName } from './blockdev.js'
+import { sourceName } from './disk-names.js'
 import type { Monitor, NamedBlockNode } from './monitor.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -14,10 +15,9 @@ export function chainOf(disk: DiskDef): StorageSource[] {
   return chain
 }
 
-/** The path of an image as an application would write it: of a network image what QEMU calls it is shown by domblklist. */
+/** What an application calls an image: its path, or its name on the server; '' for an empty drive. */
 export function sourcePath(source: StorageSource | undefined): string {
-  if (source === undefined) return ''
-  return source.type === 'network' ? (source.name ?? '') : source.path
+  return (source && sourceName(source)) ?? ''
 }
 
 /** Where the guard of a disk stands now: directly above which image, and below which. */
