@@ -77,8 +77,9 @@ export interface VcpuDef extends WithResidue {
 export interface OsDef extends WithResidue {
   /** 'hvm' */
   type: string
+  /** 'x86_64' where the XML does not say */
   arch: string
-  /** versioned once assigned, e.g. 'pc-q35-7.2' */
+  /** versioned once assigned, e.g. 'pc-q35-7.2'; '' where the XML does not say */
   machine: string
   firmware?: 'efi' | 'bios'
   loader?: { path?: string; readonly?: YesNo; secure?: YesNo; type?: 'rom' | 'pflash'; format?: 'raw' | 'qcow2' }
@@ -103,7 +104,10 @@ export interface FeaturesDef extends WithResidue {
   ioapic?: 'qemu' | 'kvm'
   kvmHidden?: OnOff
   pmu?: OnOff
-  hyperv?: { mode?: 'custom' | 'passthrough'; features: { name: string; state?: OnOff; attributes: Record<string, string> }[] }
+  hyperv?: {
+    mode?: 'custom' | 'passthrough'
+    features: { name: string; state?: OnOff; attributes: Record<string, string> }[]
+  }
 }
 
 export interface CpuDef extends WithResidue {
@@ -140,6 +144,7 @@ export interface TimerDef extends WithResidue {
 
 // --- addresses -------------------------------------------------------------------------------------------------
 
+/** All zero means: somewhere on a PCI bus, to be assigned (`<address type='pci'/>`). */
 export interface PciAddress {
   type: 'pci'
   domain: number
@@ -234,6 +239,8 @@ export interface DiskDriverDef {
   virtio?: VirtioOptions
   /** bytes, `<metadata_cache><max_size>` */
   metadataCacheSize?: number
+  /** `type` of an empty drive; where there is a source, its `format` says it */
+  emptyFormat?: string
 }
 
 export type NetworkProtocol = 'nbd' | 'http' | 'https' | 'ftp' | 'ftps'
@@ -244,7 +251,10 @@ export interface NetworkHost {
   socket?: string
 }
 
-/** One image: of a disk (`<source>` with the format of `<driver type>`) or of its backing chain (`<backingStore>`). */
+/**
+ * One image: of a disk (`<source>` with the format of `<driver type>`) or of its backing chain (`<backingStore>`).
+ * Its residue is that of the `<source>` of a disk, and that of the whole `<backingStore>` further down.
+ */
 export type StorageSource = StorageSourceCommon &
   (
     | { type: 'file'; path: string }
@@ -293,7 +303,14 @@ export interface ControllerDef extends Device {
   /** 'pcie-root-port', 'qemu-xhci', 'virtio-scsi', … */
   model?: string
   /** `<driver>` of virtio-scsi and virtio-serial */
-  driver?: { queues?: number; cmdPerLun?: number; maxSectors?: number; iothread?: number; ioeventfd?: OnOff; virtio?: VirtioOptions }
+  driver?: {
+    queues?: number
+    cmdPerLun?: number
+    maxSectors?: number
+    iothread?: number
+    ioeventfd?: OnOff
+    virtio?: VirtioOptions
+  }
   ports?: number
   vectors?: number
   /** USB companion controllers */
@@ -306,14 +323,36 @@ export interface ControllerDef extends Device {
 }
 
 export interface InterfaceDef extends Device {
-  type: 'user' | 'bridge' | 'network' | 'ethernet' | 'direct' | 'vhostuser' | 'udp' | 'mcast' | 'server' | 'client' | 'internal' | 'hostdev' | 'vdpa'
+  type:
+    | 'user'
+    | 'bridge'
+    | 'network'
+    | 'ethernet'
+    | 'direct'
+    | 'vhostuser'
+    | 'udp'
+    | 'mcast'
+    | 'server'
+    | 'client'
+    | 'internal'
+    | 'hostdev'
+    | 'vdpa'
   mac: string
   /** bridge name, network name, … */
   source?: { bridge?: string; network?: string; dev?: string; mode?: string; portgroup?: string }
   target?: { dev?: string; managed?: YesNo }
   model?: string
   backend?: { type?: 'passt' | 'default'; tap?: string; vhost?: string; logFile?: string }
-  driver?: { name?: 'qemu' | 'vhost'; queues?: number; rxQueueSize?: number; txQueueSize?: number; txmode?: string; ioeventfd?: OnOff; eventIdx?: OnOff; virtio?: VirtioOptions }
+  driver?: {
+    name?: 'qemu' | 'vhost'
+    queues?: number
+    rxQueueSize?: number
+    txQueueSize?: number
+    txmode?: string
+    ioeventfd?: OnOff
+    eventIdx?: OnOff
+    virtio?: VirtioOptions
+  }
   ips: { address: string; family?: 'ipv4' | 'ipv6'; prefix?: number }[]
   link?: 'up' | 'down'
   mtu?: number
@@ -331,7 +370,15 @@ export type ChardevSource =
   | { type: 'dev'; path: string }
   | { type: 'pipe'; path: string }
   | { type: 'unix'; mode: 'bind' | 'connect'; path?: string; reconnect?: { enabled: YesNo; timeout?: number } }
-  | { type: 'tcp'; mode: 'bind' | 'connect'; host: string; service: string; protocol: 'raw' | 'telnet' | 'telnets' | 'tls'; tls?: YesNo; reconnect?: { enabled: YesNo; timeout?: number } }
+  | {
+      type: 'tcp'
+      mode: 'bind' | 'connect'
+      host: string
+      service: string
+      protocol: 'raw' | 'telnet' | 'telnets' | 'tls'
+      tls?: YesNo
+      reconnect?: { enabled: YesNo; timeout?: number }
+    }
   | { type: 'udp'; bind?: { host?: string; service?: string }; connect: { host?: string; service: string } }
   | { type: 'spicevmc' }
   | { type: 'spiceport'; channel: string }
