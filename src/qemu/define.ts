@@ -24,8 +24,8 @@ export async function readDefinition(qemu: Qemu, xml: string, validate: boolean)
   delete def.id
   checkDomainName(def.name)
   const caps = await qemu.capabilities.get(def.emulator)
-  prepareDefinition(def, { ...caps.definition, nvramDir: qemu.root.nvramDir })
-  checkSupported(def, caps.definition)
+  prepareDefinition(def, caps)
+  checkSupported(def, caps)
   return def
 }
 

@@ -39,7 +39,7 @@ function rootOf(uri: URL): string {
 
 async function openRoot(path: string, host: DriverHost): Promise<Partial<HypervisorOps>> {
   const root = Root.open(path)
-  const qemu = new Qemu(host, root, new CapabilitiesCache(root.cacheDir))
+  const qemu = new Qemu(host, root, new CapabilitiesCache({ cacheDir: root.cacheDir, nvramDir: root.nvramDir }))
   try {
     for (const { def, autostart } of loadConfigs(root, (text) => qemu.warn(text))) {
       const vm = new Vm(def.name, def.uuid)
