@@ -48,7 +48,7 @@ function checkCpu({ cpu, virtType }: DomainDef): void {
   if (!cpu) return
   const { cache, maxphysaddr, mode } = cpu
   const isHost = mode === 'host-passthrough' || mode === 'maximum'
-  if ((mode === 'host-passthrough' || mode === 'host-model') && virtType === 'qemu')
+  if (mode === 'host-passthrough' && virtType === 'qemu')
     throw unsupported(`CPU mode '${mode}' needs virtualization by hardware, <domain type='${virtType}'> has none`)
   if (cache?.mode === 'emulate' && cache.level !== 3)
     throw unsupported("CPU cache mode 'emulate' can only be used with level='3'")

@@ -18,7 +18,7 @@ export function settleDisk(disk: DiskDef): void {
 
 /** Every PC has a PS/2 mouse and keyboard; a device without a bus gets the usual one of its type. */
 export function settleInputs(def: DomainDef): void {
-  for (const input of def.inputs) input.bus ??= usualInputBus(input)
+  for (const input of def.inputs) if (input.type !== 'evdev') input.bus ??= usualInputBus(input)
   for (const type of ['mouse', 'keyboard'] as const) {
     if (!def.inputs.some((input) => input.type === type && input.bus === 'ps2')) def.inputs.push({ type, bus: 'ps2' })
   }
@@ -31,9 +31,17 @@ function usualInputBus({ type }: InputDef): NonNullable<InputDef['bus']> {
 
 export function settleNetworkModels(def: DomainDef, caps: DefinitionCaps): void {
   for (const net of def.interfaces) {
-    if (net.model !== undefined || net.type === 'hostdev') continue
-    net.model = net.type === 'vdpa' ? 'virtio' : defaultNetModel(caps)
+    if (net.model !== undefined) net.model = knownSpelling(net.model)
+    else if (net.type !== 'hostdev') net.model = net.type === 'vdpa' ? 'virtio' : defaultNetModel(caps)
   }
+}
+
+const NET_MODELS =
+  'virtio virtio-transitional virtio-non-transitional e1000 e1000e rtl8139 usb-net vmxnet3 pcnet ne2k_pci'
+
+/** libvirt does not mind how the models that it knows are written. */
+function knownSpelling(model: string): string {
+  return NET_MODELS.split(' ').find((known) => known === model.toLowerCase()) ?? model
 }
 
 /** The card that most guests have a driver for (qemuDomainDefaultNetModel). */

@@ -30,6 +30,7 @@ export function prepareDefinition(def: DomainDef, caps: DefinitionCaps): void {
   settleMachine(def, caps)
   sortDisks(def)
   orderControllers(def)
+  settleTrifles(def)
   settleMemory(def)
   settleLoader(def, caps)
   settleInputs(def)
@@ -42,6 +43,14 @@ export function prepareDefinition(def: DomainDef, caps: DefinitionCaps): void {
   addImpliedControllers(def)
   settleControllerModels(def, caps)
   assignAddresses(def, caps)
+}
+
+/** What libvirt always writes out, or never. */
+function settleTrifles(def: DomainDef): void {
+  def.vcpu.placement ??= 'static'
+  if (def.features.hyperv) def.features.hyperv.mode ??= 'custom'
+  if (def.os.bootmenu?.enable === 'no') delete def.os.bootmenu.timeout
+  def.cpu?.numa.sort((a, b) => a.id - b.id)
 }
 
 function settleMemory(def: DomainDef): void {

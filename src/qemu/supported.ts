@@ -66,7 +66,7 @@ function checkResidue(owner: string, label: string, residue: Residue[]): void {
 function refuseKnown([owner, ...rest]: string[], label: string): void {
   const path = rest.filter((step) => step !== '').join('/')
   const what = UNSUPPORTED[`${owner ?? ''}/${path}`] ?? (label ? UNSUPPORTED[`*/${path}`] : undefined)
-  if (what === undefined || isHarmless(path)) return
+  if (what === undefined) return
   throw fail('VIR_ERR_CONFIG_UNSUPPORTED', label ? `${label}: ${what} is not supported` : `${what} is not supported`)
 }
 
@@ -81,15 +81,6 @@ function refuseNested(owner: string, place: string, element: string, label: stri
 /** The name of a serialized element; none for one of a foreign namespace. */
 function elementName(element: string): string[] {
   const [, name, rest] = /^<([\w.-]+)([\s/>][^>]*)/.exec(element) ?? []
-  if (name === undefined || /\sxmlns=/.test(rest ?? '') || isSilentAudio(element)) return []
+  if (name === undefined || /\sxmlns=/.test(rest ?? '')) return []
   return [name]
-}
-
-/** libvirt itself writes `<audio id='1' type='none'/>` into every definition. */
-function isSilentAudio(element: string): boolean {
-  return /^<audio\s[^>]*type=["']none["']/.test(element)
-}
-
-function isHarmless(path: string): boolean {
-  return path === '@snapshot'
 }
