@@ -49,7 +49,7 @@ const driver: Field<Omit<Part<'driver'>, 'virtio'>>[] = [
 const rom: Field<Part<'rom'>>[] = [
   ['enabled', 'enabled', yesNo],
   ['bar', 'bar', onOff],
-  ['file', 'file', text],
+  ['file', 'file', anyText],
 ]
 
 export const interfaceFields = { source, target, backend, driver, rom }

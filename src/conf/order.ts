@@ -10,8 +10,8 @@ const disk =
   'driver auth source backingStore backenddomain geometry blockio mirror target iotune readonly shareable transient ' +
   'serial wwn vendor product encryption boot alias acpi address'
 const net =
-  'mac source virtualport ip route script backenddomain target guest model driver backend filterref bandwidth vlan link ' +
-  'mtu coalesce port teaming tune boot alias rom acpi address'
+  'mac source local vlan virtualport bandwidth port actual ip route portForward script downscript backenddomain target ' +
+  'guest model driver backend filterref tune teaming link mtu coalesce boot alias rom acpi address'
 const os = 'type firmware loader nvram kernel initrd cmdline dtb acpi boot bootmenu bios smbios'
 
 export const childOrder: Readonly<Record<string, readonly string[]>> = {

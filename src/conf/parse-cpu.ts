@@ -52,7 +52,7 @@ function readModel(reader: Reader, mode: CpuDef['mode']): CpuDef['model'] {
   const model = reader.child('model')
   const name = model?.text() ?? ''
   if (model === undefined || (name === '' && mode !== 'custom')) {
-    if (model !== undefined) readFields(model, cpuFields.model)
+    model?.leave()
     return undefined
   }
   if (name === '') throw fail('VIR_ERR_XML_ERROR', "element 'model' of element 'cpu' names no model")

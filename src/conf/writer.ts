@@ -48,8 +48,7 @@ export function withResidue(out: Out, residue: readonly Residue[] | undefined): 
     if (owner === undefined) continue
     for (const { name, value } of attributes) owner.attributes[name] ??= value
     owner.children.push(...elements.map((text) => kept(text)))
-    const order = childOrder[owner.name]
-    if (order !== undefined) owner.children = inOrder(owner.children, (child) => child.name, order)
+    putInOrder(owner)
   }
   return out
 }
@@ -63,7 +62,13 @@ function descend(out: Out, step: string): Out | undefined {
   if (found !== undefined || index !== '0') return found
   const made = element(name)
   out.children.push(made)
+  putInOrder(out)
   return made
+}
+
+function putInOrder(out: Out): void {
+  const order = childOrder[out.name]
+  if (order !== undefined) out.children = inOrder(out.children, (child) => child.name, order)
 }
 
 /** The text of a document: two blanks a level, single quotes, an end of line after each element. */
