@@ -4,6 +4,7 @@
       'target_name': 'virstream',
       'sources': [
         'native/addon.cc',
+        'native/children.cc',
         'native/errors.cc',
         'native/locks.cc',
         'native/process-watch.cc',

@@ -9,6 +9,7 @@
 #include <unordered_set>
 
 #include "addon.h"
+#include "children.h"
 #include "errors.h"
 
 #ifndef P_PIDFD
@@ -102,29 +103,46 @@ class ProcessWatch : public Napi::ObjectWrap<ProcessWatch> {
     if (self != nullptr) self->Exited();
   }
 
-  // Reaps when it is our child; waitid refuses (ECHILD) when it is not.
-  void Exited() {
-    const Napi::Env env = Env();
-    const Napi::HandleScope scope(env);
-    siginfo_t status{};
+  // How the process ended; false when it is not our child. Reaps it when spawn() started it; Node reaps its own.
+  bool ReadStatus(siginfo_t& status) const {
+    const bool reap = IsSpawnedHere(pid_);
+    const int options = WEXITED | WNOHANG | (reap ? 0 : WNOWAIT);
     int result;
     do {
-      result = waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(poll_->pidfd), &status, WEXITED | WNOHANG);
+      result = waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(poll_->pidfd), &status, options);
     } while (result != 0 && errno == EINTR);
-    const bool ours = result == 0 && status.si_pid == pid_;
+    if (result != 0 || status.si_pid != pid_) return false;
+    if (reap) ForgetChild(pid_);
+    return true;
+  }
+
+  void Exited() {
+    const napi_env env = Env();
+    const Napi::HandleScope scope(env);
+    siginfo_t status{};
+    const bool ours = ReadStatus(status);
     const bool returned = ours && status.si_code == CLD_EXITED;
     exited_ = true;
-    try {
-      Napi::Object exit = Napi::Object::New(env);
-      exit.Set("code", returned ? Napi::Value(Napi::Number::New(env, status.si_status)) : env.Null());
-      exit.Set("signal", ours && !returned ? Napi::Value(Napi::Number::New(env, status.si_status)) : env.Null());
-      const Napi::Function callback = onExit_.Value();
-      const Napi::Value self = Value();
-      Detach();
-      callback.MakeCallback(self, {exit}, context_);
-    } catch (const Napi::Error& error) {
-      napi_fatal_exception(env, error.Value());
-    }
+    const napi_value callback = onExit_.Value();
+    const napi_value self = Value();
+    Detach();
+    Tell(env, self, callback, returned ? &status.si_status : nullptr, ours && !returned ? &status.si_status : nullptr);
+  }
+
+  // In bare Node-API: while a worker is being terminated every call may fail, and the C++ wrapper takes that as fatal.
+  void Tell(napi_env env, napi_value self, napi_value callback, const int* code, const int* signal) {
+    napi_value exit;
+    if (napi_create_object(env, &exit) != napi_ok) return;
+    if (!SetNumberOrNull(env, exit, "code", code) || !SetNumberOrNull(env, exit, "signal", signal)) return;
+    if (napi_make_callback(env, context_, self, callback, 1, &exit, nullptr) != napi_pending_exception) return;
+    napi_value thrown;
+    if (napi_get_and_clear_last_exception(env, &thrown) == napi_ok) napi_fatal_exception(env, thrown);
+  }
+
+  static bool SetNumberOrNull(napi_env env, napi_value object, const char* name, const int* number) {
+    napi_value value;
+    const napi_status made = number == nullptr ? napi_get_null(env, &value) : napi_create_int32(env, *number, &value);
+    return made == napi_ok && napi_set_named_property(env, object, name, value) == napi_ok;
   }
 
   Napi::Value Pid(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), pid_); }

@@ -10,6 +10,7 @@
 #include <climits>
 
 #include "addon.h"
+#include "children.h"
 #include "errors.h"
 #include "spawn-child.h"
 
@@ -177,7 +178,10 @@ Napi::Value Spawn(const Napi::CallbackInfo& info) {
   }
   close(ends[0]);
   if (pid < 0) ThrowErrno(env, cloneError, "spawn clone");
-  if (got == 0) return Napi::Number::New(env, pid);  // exec closed the pipe
+  if (got == 0) {  // exec closed the pipe
+    RememberChild(pid);
+    return Napi::Number::New(env, pid);
+  }
   while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
   }
   ThrowErrno(env, failure.error, std::string("spawn ") + failure.syscall, PathOf(plan, failure.path));

@@ -68,7 +68,7 @@ export interface PeerCredentials {
 export interface NativeAddon {
   /** fork + exec; returns the pid. Failing steps in the child (setuid, exec, …) throw here, with the syscall's name. */
   spawn(options: SpawnOptions): number
-  /** Watches any process by pid; `onExit` runs once, on the event loop, also for a process that is not our child. ESRCH when there is none. */
+  /** Watches any process by pid, and reaps it if spawn() started it; `onExit` runs once, on the event loop, also for a process that is not our child. ESRCH when there is none. */
   watchProcess(pid: number, onExit: (exit: ProcessExit) => void): ProcessWatch
 
   /** A listening unix stream socket bound to `path` with that file mode, close-on-exec. */
@@ -77,12 +77,16 @@ export interface NativeAddon {
   connectUnix(path: string): number
   /** Two connected unix stream sockets, close-on-exec, non-blocking. */
   socketpair(): [number, number]
-  /** Writes bytes with descriptors attached (SCM_RIGHTS). Answers how many bytes went out; the descriptors go with the first. */
+  /** Writes bytes with descriptors attached (SCM_RIGHTS). Answers how many bytes went out, 0 when the socket is full; the descriptors go with the first. */
   sendFds(socket: number, bytes: Uint8Array, fds: readonly number[]): number
   /** Reads up to maxBytes and any descriptors (close-on-exec); undefined when nothing is there yet; empty bytes at the end of the stream. */
   recvFds(socket: number, maxBytes: number): { bytes: Uint8Array; fds: number[] } | undefined
   /** SO_PEERCRED of a unix socket */
   peerCredentials(socket: number): PeerCredentials
+  /**
+   * Closes a descriptor that this addon gave out. What `fs.open` gave out is closed by `fs.close` only: a worker thread
+   * keeps a list of those and closes what is on it when it ends, by then perhaps someone else's.
+   */
   close(fd: number): void
 
   /** Open-file-description lock (F_OFD_SETLK): true when got, false when someone else holds a conflicting one. */
