@@ -1,0 +1,182 @@
+/** Questions; nothing here changes a domain. */
+import { hostname } from 'node:os'
+import { PassThrough } from 'node:stream'
+import { formatDomainXml } from '../conf/format.js'
+import * as c from '../constants.gen.js'
+import type { DomainBlockStats, DomainInfo, HypervisorOps } from '../driver.js'
+import { DISK_SIZE } from './pull.js'
+import type { TestDomain, World } from './world.js'
+import { fail, findDisk, noDomain } from './world.js'
+
+/** version of this hypervisor, 1000000 * major + 1000 * minor + release */
+const VERSION = 2
+
+/** Each group of flags lets everything through unless it is asked about. */
+function isListed({ live, config, state, managedSave, autostart }: TestDomain, flags: number): boolean {
+  const known: readonly number[] = [c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_SHUTOFF]
+  const saved = managedSave !== undefined
+  const groups: [number, boolean][][] = [
+    [
+      [c.VIR_CONNECT_LIST_DOMAINS_ACTIVE, live !== undefined],
+      [c.VIR_CONNECT_LIST_DOMAINS_INACTIVE, live === undefined],
+    ],
+    [
+      [c.VIR_CONNECT_LIST_DOMAINS_PERSISTENT, config !== undefined],
+      [c.VIR_CONNECT_LIST_DOMAINS_TRANSIENT, config === undefined],
+    ],
+    [
+      [c.VIR_CONNECT_LIST_DOMAINS_RUNNING, state.state === c.VIR_DOMAIN_RUNNING],
+      [c.VIR_CONNECT_LIST_DOMAINS_PAUSED, state.state === c.VIR_DOMAIN_PAUSED],
+      [c.VIR_CONNECT_LIST_DOMAINS_SHUTOFF, state.state === c.VIR_DOMAIN_SHUTOFF],
+      [c.VIR_CONNECT_LIST_DOMAINS_OTHER, !known.includes(state.state)],
+    ],
+    [
+      [c.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE, saved],
+      [c.VIR_CONNECT_LIST_DOMAINS_NO_MANAGEDSAVE, !saved],
+    ],
+    [
+      [c.VIR_CONNECT_LIST_DOMAINS_AUTOSTART, autostart],
+      [c.VIR_CONNECT_LIST_DOMAINS_NO_AUTOSTART, !autostart],
+    ],
+    [
+      [c.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT, false],
+      [c.VIR_CONNECT_LIST_DOMAINS_NO_SNAPSHOT, true],
+    ],
+    [
+      [c.VIR_CONNECT_LIST_DOMAINS_HAS_CHECKPOINT, false],
+      [c.VIR_CONNECT_LIST_DOMAINS_NO_CHECKPOINT, true],
+    ],
+  ]
+  return groups.every((group) => {
+    const asked = group.filter(([flag]) => (flags & flag) !== 0)
+    return asked.length === 0 || asked.some(([, holds]) => holds)
+  })
+}
+
+function xmlOf(domain: TestDomain, flags: number): string {
+  const migratable = (flags & c.VIR_DOMAIN_XML_MIGRATABLE) !== 0
+  const inactive = (flags & c.VIR_DOMAIN_XML_INACTIVE) !== 0 || domain.live === undefined
+  const def = inactive ? (domain.config ?? domain.def) : domain.def
+  const secure = (flags & c.VIR_DOMAIN_XML_SECURE) !== 0 || migratable
+  return formatDomainXml(def, { secure, inactive, migratable })
+}
+
+/** ns that the CPUs of a running domain have worked */
+function cpuTime({ live }: TestDomain): number {
+  return live === undefined ? 0 : Math.round((performance.now() - live.since) * 1e6)
+}
+
+function infoOf(domain: TestDomain): DomainInfo {
+  const { memory, currentMemory, vcpu } = domain.def
+  return {
+    state: domain.state.state,
+    maxMem: memory,
+    memory: domain.live === undefined ? memory : currentMemory,
+    nrVirtCpu: vcpu.current ?? vcpu.max,
+    cpuTime: cpuTime(domain),
+  }
+}
+
+/** A guest that reads and writes one block with every millisecond. */
+function statsOf(domain: TestDomain): DomainBlockStats {
+  const requests = Math.floor(cpuTime(domain) / 1e6)
+  return {
+    rdReq: requests,
+    rdBytes: requests * 4096,
+    rdTotalTimes: requests * 100_000,
+    wrReq: requests,
+    wrBytes: requests * 4096,
+    wrTotalTimes: requests * 100_000,
+    flushReq: Math.floor(requests / 100),
+    flushTotalTimes: Math.floor(requests / 100) * 1_000_000,
+    errs: 0,
+  }
+}
+
+function capabilitiesXml(): string {
+  return `<capabilities>
+  <host>
+    <cpu>
+      <arch>x86_64</arch>
+    </cpu>
+  </host>
+  <guest>
+    <os_type>hvm</os_type>
+    <arch name='x86_64'>
+      <wordsize>64</wordsize>
+      <domain type='test'/>
+    </arch>
+  </guest>
+</capabilities>
+`
+}
+
+type QueryOps = Pick<
+  HypervisorOps,
+  | 'connectGetType'
+  | 'connectGetHostname'
+  | 'connectGetVersion'
+  | 'connectGetCapabilities'
+  | 'connectListAllDomains'
+  | 'domainLookupByName'
+  | 'domainLookupByUUID'
+  | 'domainLookupByID'
+  | 'domainGetXMLDesc'
+  | 'domainGetState'
+  | 'domainGetInfo'
+  | 'domainIsActive'
+  | 'domainIsPersistent'
+  | 'domainGetBlockInfo'
+  | 'domainBlockStats'
+  | 'domainOpenConsole'
+>
+
+/* eslint-disable @typescript-eslint/require-await -- operations are async, and nothing here has to wait */
+export function queryOps(world: World): QueryOps {
+  const one = (what: string, matches: (domain: TestDomain) => boolean): TestDomain => {
+    const domain = world.domains.find(matches)
+    if (domain === undefined) throw noDomain(what)
+    return domain
+  }
+  return {
+    connectGetType: async () => 'TEST',
+    connectGetHostname: async () => hostname(),
+    connectGetVersion: async () => VERSION,
+    connectGetCapabilities: async () => capabilitiesXml(),
+    connectListAllDomains: async (flags) =>
+      world.domains.filter((domain) => isListed(domain, flags)).map((domain) => domain.ref),
+    domainLookupByName: async (name) => one(`name '${name}'`, (domain) => domain.name === name).ref,
+    domainLookupByUUID: async (uuid) => one(`uuid '${uuid}'`, (domain) => domain.uuid === uuid).ref,
+    domainLookupByID: async (id) => one(`id '${id}'`, (domain) => domain.live?.id === id).ref,
+    domainGetXMLDesc: async (ref, flags) => xmlOf(world.require(ref), flags),
+    domainGetState: async (ref) => ({ ...world.require(ref).state }),
+    domainGetInfo: async (ref) => infoOf(world.require(ref)),
+    domainIsActive: async (ref) => world.require(ref).live !== undefined,
+    domainIsPersistent: async (ref) => world.require(ref).config !== undefined,
+    async domainGetBlockInfo(ref, name) {
+      const domain = world.require(ref)
+      const { target, source } = findDisk(domain.def, name)
+      if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
+      const copied = source.backingStore ? (domain.live?.pulls.get(target)?.offset ?? 0) : DISK_SIZE
+      return { capacity: DISK_SIZE, allocation: copied, physical: copied }
+    },
+    async domainBlockStats(ref, name) {
+      const domain = world.require(ref)
+      if (name !== '') findDisk(domain.requireLive().def, name)
+      domain.requireLive()
+      return statsOf(domain)
+    },
+    /** A console that says back what it hears. */
+    async domainOpenConsole(ref, device) {
+      const { def } = world.require(ref).requireLive()
+      const devices = [...def.consoles, ...def.serials, ...def.channels]
+      const found = device === undefined ? devices[0] : devices.find(({ alias }) => alias === device)
+      if (found === undefined)
+        throw fail(
+          'VIR_ERR_INTERNAL_ERROR',
+          `cannot find character device ${device === undefined ? '' : `'${device}'`}`,
+        )
+      return new PassThrough()
+    },
+  }
+}
