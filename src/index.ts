@@ -11,6 +11,7 @@ export type {
   DomainBlockInfo,
   DomainBlockJobInfo,
   DomainBlockStats,
+  DomainEvent,
   DomainInfo,
   DomainRef,
   DomainState,
