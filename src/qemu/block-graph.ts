@@ -1,9 +1,18 @@
 /** The backing chain of a running disk, in the definition and in QEMU's block graph, kept telling the same. */
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import { failFrom } from '../error.js'
-import { formatNode, formatNodeName, guardNode, guardNodeName, imageOptions, storageNodeName } from './blockdev.js'
+import { failFrom, messageOf } from '../error.js'
+import {
+  formatNode,
+  formatNodeName,
+  guardNode,
+  guardNodeName,
+  hasSliceNode,
+  imageOptions,
+  sliceNodeName,
+  storageNodeName,
+} from './blockdev.js'
 import { sourceName } from './disk-names.js'
-import type { Monitor, NamedBlockNode } from './monitor.js'
+import type { Monitor } from './monitor.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -20,74 +29,103 @@ export function sourcePath(source: StorageSource | undefined): string {
   return (source && sourceName(source)) ?? ''
 }
 
-/** Where the guard of a disk stands now: directly above which image, and below which. */
-interface GuardPlace {
-  above: StorageSource
-  below: StorageSource
-}
+/** For each disk with a backing image (by target) the `index` of the image directly below its guard. */
+export type Guards = Record<string, number>
 
-function findGuard(disk: DiskDef, nodes: ReadonlySet<string>): GuardPlace | undefined {
-  const chain = chainOf(disk)
-  for (const [i, above] of chain.slice(1).entries()) {
-    const below = chain[i]
-    if (below !== undefined && nodes.has(guardNodeName(above))) return { above, below }
+/** Where the guards stand when a domain starts: see `diskNodes`. */
+export function initialGuards(def: DomainDef, caps: { hasBlockDriver(name: string): boolean }): Guards {
+  const guards: Guards = {}
+  for (const { target, source } of def.disks) {
+    const index = source?.backingStore?.index
+    if (index !== undefined && caps.hasBlockDriver('quorum')) guards[target] = index
   }
-  return undefined
+  return guards
 }
 
-const namesOf = (nodes: NamedBlockNode[]): Set<string> => new Set(nodes.map((node) => node['node-name']))
+/** Where the guards stand in a QEMU that another process left; no stream may be concluded and not dismissed. */
+export async function readGuards(monitor: Monitor, def: DomainDef): Promise<Guards> {
+  const names = new Set(await monitor.queryNodeNames())
+  const guards: Guards = {}
+  for (const disk of def.disks) {
+    const image = chainOf(disk).findLast(
+      (candidate) => candidate.index !== undefined && names.has(guardNodeName(candidate)),
+    )
+    if (image?.index !== undefined) guards[disk.target] = image.index
+  }
+  return guards
+}
 
 /**
  * Puts the guard of a disk directly above `target`, an image of its chain below the disk's own; `block-stream` can only see
  * the images above it. Does nothing when it stands there. The images between are read without guard while it is not at
  * the top, so they must be local.
  */
-export async function placeGuard(monitor: Monitor, disk: DiskDef, target: StorageSource): Promise<void> {
-  const guard = findGuard(disk, namesOf(await monitor.queryNamedBlockNodes()))
-  if (guard === undefined)
-    throw fail(
-      'VIR_ERR_OPERATION_UNSUPPORTED',
-      `this QEMU has no 'quorum' block driver, without it disk '${disk.target}' cannot be streamed safely`,
-    )
-  if (guard.above === target) return
-  const below = chainOf(disk).find((source) => source.backingStore === target)
-  if (below === undefined) throw fail('VIR_ERR_INTERNAL_ERROR', `image is not in the backing chain of '${disk.target}'`)
+export async function placeGuard(
+  monitor: Monitor,
+  guards: Guards,
+  disk: DiskDef,
+  target: StorageSource,
+): Promise<void> {
+  const chain = chainOf(disk)
+  const guarded = chain.find((image) => image.index === guards[disk.target])
+  const aboveGuard = chain.find((image) => image.backingStore === guarded)
+  const aboveTarget = chain.find((image) => image.backingStore === target)
+  if (guarded === undefined || aboveGuard === undefined) {
+    const text = `this QEMU has no 'quorum' block driver, without it disk '${disk.target}' cannot be streamed safely`
+    throw fail('VIR_ERR_OPERATION_UNSUPPORTED', text)
+  }
+  if (guarded === target) return
+  if (aboveTarget === undefined || target.index === undefined)
+    throw fail('VIR_ERR_INTERNAL_ERROR', `image is not in the backing chain of '${disk.target}'`)
   await monitor.blockdevAdd(guardNode(target))
   try {
     await monitor.blockdevReopenAll([
-      formatNode(guard.below, { ...imageOptions(disk, guard.below), backing: formatNodeName(guard.above) }),
-      formatNode(below, { ...imageOptions(disk, below), backing: guardNodeName(target) }),
+      formatNode(aboveGuard, { ...imageOptions(disk, aboveGuard), backing: formatNodeName(guarded) }),
+      formatNode(aboveTarget, { ...imageOptions(disk, aboveTarget), backing: guardNodeName(target) }),
     ])
   } catch (error) {
     await monitor.blockdevDel(guardNodeName(target))
     throw error
   }
-  await monitor.blockdevDel(guardNodeName(guard.above))
+  guards[disk.target] = target.index
+  await monitor.blockdevDel(guardNodeName(guarded))
 }
 
-/** Has the disk's own image really let go of everything above `base`? Asked of QEMU itself, before anything is forgotten. */
+/** QEMU names a device by its alias, sometimes as a path of its object tree. */
+export function isDeviceOf(disk: DiskDef, qdev: string | undefined): boolean {
+  const own = qdev?.replace('/machine/peripheral/', '').split('/')[0]
+  return own !== undefined && own === disk.alias
+}
+
+/**
+ * Has the disk's own image really let go of everything above `base`? Asked of QEMU itself, before anything is forgotten.
+ * By query-block: QEMU 7.2 crashes in query-named-block-nodes while a stream is concluded but not dismissed, since its
+ * filter is then still there with nothing below it.
+ */
 export async function isDetached(monitor: Monitor, disk: DiskDef, base: StorageSource | undefined): Promise<boolean> {
-  if (disk.source === undefined) return false
-  const own = formatNodeName(disk.source)
-  const nodes = await monitor.queryNamedBlockNodes()
-  const node = nodes.find((candidate) => candidate['node-name'] === own)
-  if (node === undefined) return false
-  // below the own image there is at most the guard, which is no backing image to QEMU's counting of depth
-  return node.backing_file_depth <= (base === undefined ? 0 : 1)
+  const device = (await monitor.queryBlock()).find((candidate) => isDeviceOf(disk, candidate.qdev))
+  // below the own image there is at most the guard of the base
+  return device?.inserted !== undefined && device.inserted.backing_file_depth <= (base === undefined ? 0 : 1)
 }
 
 /** Removes the nodes of images that the disk no longer reads. A node that is still in use is left, and reported. */
 export async function deleteNodes(
   monitor: Monitor,
+  guards: Guards,
+  disk: DiskDef,
   images: readonly StorageSource[],
   warn: (text: string) => void,
 ): Promise<void> {
-  const present = namesOf(await monitor.queryNamedBlockNodes())
   for (const image of images) {
-    for (const name of [guardNodeName(image), formatNodeName(image), storageNodeName(image)]) {
-      if (!present.has(name)) continue
-      await monitor.blockdevDel(name).catch((error: unknown) => warn(`node '${name}' is left: ${String(error)}`))
-    }
+    const guarded = guards[disk.target] === image.index
+    if (guarded) delete guards[disk.target]
+    const names = [
+      formatNodeName(image),
+      ...(hasSliceNode(image) ? [sliceNodeName(image)] : []),
+      storageNodeName(image),
+    ]
+    for (const name of guarded ? [guardNodeName(image), ...names] : names)
+      await monitor.blockdevDel(name).catch((error: unknown) => warn(`node '${name}' is left: ${messageOf(error)}`))
   }
 }
 

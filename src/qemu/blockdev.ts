@@ -72,7 +72,7 @@ export const storageNodeName = (source: StorageSource): string => `node-${indexO
 export const formatNodeName = (source: StorageSource): string => `node-${indexOf(source)}-format`
 /** The node between an image and its backing image that turns errors of block status into "data": see `guardNode`. */
 export const guardNodeName = (source: StorageSource): string => `node-${indexOf(source)}-guard`
-const sliceNodeName = (source: StorageSource): string => `node-${indexOf(source)}-slice`
+export const sliceNodeName = (source: StorageSource): string => `node-${indexOf(source)}-slice`
 /** The copy-on-read filter of a disk; `disk.target` is its target dev. */
 export const copyOnReadNodeName = (disk: Pick<DiskDef, 'target'>): string => `cor-${disk.target}`
 
@@ -182,9 +182,13 @@ function sliceOption({ slice }: StorageSource): Record<string, number> {
   return slice ? { offset: slice.offset, size: slice.size } : {}
 }
 
+/** Whether an image has a third node: for the part of a file that it lies in. */
+export const hasSliceNode = (source: StorageSource): boolean =>
+  source.slice !== undefined && formatDrivers[source.format ?? 'raw'] !== 'raw'
+
 /** Part of a file as a file of its own, for formats that cannot begin in the middle themselves. */
 function sliceNode(source: StorageSource, options: ImageOptions): BlockdevOptions | undefined {
-  if (source.slice === undefined || formatDrivers[source.format ?? 'raw'] === 'raw') return undefined
+  if (!hasSliceNode(source)) return undefined
   return {
     driver: 'raw',
     'node-name': sliceNodeName(source),

@@ -8,6 +8,7 @@ import * as c from '../constants.gen.js'
 import type { DomainBlockInfo, DomainBlockStats, DomainInfo, HypervisorOps } from '../driver.js'
 import { failFrom } from '../error.js'
 import { blockInfo } from '../storage/block-info.js'
+import { isDeviceOf } from './block-graph.js'
 import { formatNodeName } from './blockdev.js'
 import { findDisk } from './disk-names.js'
 import type { BlockDevice, BlockStatsEntry } from './monitor.js'
@@ -109,12 +110,6 @@ function infoOf(vm: Vm): DomainInfo {
     nrVirtCpu: def.vcpu.current ?? def.vcpu.max,
     cpuTime: live === undefined ? 0 : cpuTime(live.pid),
   }
-}
-
-/** QEMU names a device by its alias, sometimes as a path of its object tree. */
-function isDeviceOf(disk: DiskDef, qdev: string | undefined): boolean {
-  const own = qdev?.replace('/machine/peripheral/', '').split('/')[0]
-  return own !== undefined && own === disk.alias
 }
 
 async function liveBlockInfo(live: Live, disk: DiskDef): Promise<DomainBlockInfo> {

@@ -5,6 +5,7 @@ import {
   VIR_DOMAIN_BLOCK_JOB_COMPLETED,
   VIR_DOMAIN_BLOCK_JOB_FAILED,
 } from '../constants.gen.js'
+import { messageOf } from '../error.js'
 import { chainOf, cutChain, cutConfigChain, deleteNodes, isDetached } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
@@ -34,17 +35,18 @@ export async function settle(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Pro
   const info = (await live.monitor.queryJobs()).find((candidate) => candidate.id === job.record.id)
   const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex && image !== disk.source)
   let end = resultOf(job, info)
+  let dropped: StorageSource[] = []
   if (end.status === 'completed' && disk !== undefined) {
     // never forget a backing image on a job's word alone
-    if (await isDetached(live.monitor, disk, base)) await detach(qemu, vm, live, disk, base)
+    if (await isDetached(live.monitor, disk, base)) dropped = detach(qemu, vm, live, disk, base)
     else end = { status: 'failed', error: 'the job ended well but the image still has its backing image' }
   }
-  await live.exports
-    .remove(job.record.disk)
-    .catch((error: unknown) => qemu.warn(`export of '${job.record.disk}': ${String(error)}`))
   if (info !== undefined) await live.monitor.jobDismiss(job.record.id)
   live.blockJobs.forget(job)
-  saveStatus(vm, live)
+  const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
+  await live.exports.remove(job.record.disk).catch((error: unknown) => warn(messageOf(error)))
+  if (disk !== undefined) await deleteNodes(live.monitor, live.guards, disk, dropped, warn)
+  if (vm.live === live) saveStatus(vm, live)
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
   return end
 }
@@ -56,11 +58,12 @@ function resultOf(job: BlockJob, info: JobInfo | undefined): JobEnd {
   return walkedAll ? { status: 'completed' } : { status: 'failed', error: 'the job ended before its end' }
 }
 
-async function detach(qemu: Qemu, vm: Vm, live: Live, disk: DiskDef, base: StorageSource | undefined): Promise<void> {
+/** The chain is cut in both definitions and written down; answers the images that left it. */
+function detach(qemu: Qemu, vm: Vm, live: Live, disk: DiskDef, base: StorageSource | undefined): StorageSource[] {
   const dropped = cutChain(disk, base)
   if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
   saveStatus(vm, live)
-  await deleteNodes(live.monitor, dropped, (text) => qemu.warn(`domain '${vm.name}': ${text}`))
+  return dropped
 }
 
 function announce(qemu: Qemu, vm: Vm, disk: DiskDef, job: BlockJob, end: JobEnd): void {

@@ -9,6 +9,7 @@ import type { QmpEvent } from '../qmp/framing.js'
 import { resolveBackingChain } from '../storage/chain.js'
 import { Undo } from '../util/undo.js'
 import { assignAliases, assignSourceIndexes } from './alias.js'
+import { type Guards, initialGuards } from './block-graph.js'
 import { BlockJobs } from './blockjob.js'
 import type { QemuCapabilities } from './capabilities.js'
 import { buildCommand, commandEnvironment, commandSecretFiles } from './command.js'
@@ -157,7 +158,14 @@ async function bringUp(
     events: pending.events,
     onExit: (exit) => onExit(exit),
   })
-  live = makeLive(qemu, vm, { def, id, runDir, ...launched, startTime: processStartTime(launched.pid) ?? '' })
+  live = makeLive(qemu, vm, {
+    def,
+    guards: initialGuards(def, caps),
+    id,
+    runDir,
+    ...launched,
+    startTime: processStartTime(launched.pid) ?? '',
+  })
   vm.live = live
   vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_STARTING_UP }
   pending.attach(live)
@@ -169,6 +177,7 @@ async function bringUp(
 
 interface LiveParts {
   def: DomainDef
+  guards: Guards
   id: number
   runDir: string
   pid: number

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import type { DomainDef } from '../conf/domain-def.js'
 import type { DomainState } from '../driver.js'
 import { messageOf } from '../error.js'
+import type { Guards } from './block-graph.js'
 import type { BlockJobRecord } from './blockjob.js'
 import { type Root, writeFileAtomically } from './root.js'
 import type { Live, Vm } from './vm.js'
@@ -20,6 +21,7 @@ export interface DomainStatus {
   state: DomainState
   def: DomainDef
   blockJobs: BlockJobRecord[]
+  guards: Guards
   /** the guest was asked to power down, to come up again at once */
   rebooting?: boolean
 }
@@ -37,12 +39,13 @@ export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef)
     state: vm.state,
     def,
     blockJobs: [],
+    guards: {},
   }
   writeFileAtomically(file(runDir), JSON.stringify(status))
 }
 
 export function saveStatus(vm: Vm, live: Live): void {
-  const { id, pid, startTime, def } = live
+  const { id, pid, startTime, def, guards } = live
   const { name, uuid, state } = vm
   const blockJobs = live.blockJobs.records()
   const rebooting = live.rebooting === true
@@ -57,6 +60,7 @@ export function saveStatus(vm: Vm, live: Live): void {
     state,
     def,
     blockJobs,
+    guards,
     rebooting,
   }
   writeFileAtomically(file(live.runDir), JSON.stringify(status))

@@ -85,7 +85,7 @@ async function start(qemu: Qemu, vm: Vm, live: Live, name: string, options: Stre
   if (base !== undefined) checkUnguarded(disk, base)
   await checkLinks(disk)
   const top = own.backingStore
-  if (top) await placeGuard(live.monitor, disk, base ?? top)
+  if (top) await placeGuard(live.monitor, live.guards, disk, base ?? top)
   await live.exports.open(disk)
   vm.requireSame(live)
   const bandwidth = options.bandwidth ?? 0

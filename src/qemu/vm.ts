@@ -3,6 +3,7 @@ import { VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_UNKNOWN } from '../constants.gen
 import type { DomainRef, DomainState } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { ProcessWatch } from '../native.js'
+import type { Guards } from './block-graph.js'
 import type { BlockJobs } from './blockjob.js'
 import { JobQueue } from './jobs.js'
 import type { Monitor } from './monitor.js'
@@ -29,6 +30,7 @@ export interface Live {
   monitor: Monitor
   readonly blockJobs: BlockJobs
   readonly exports: NbdExports
+  readonly guards: Guards
   /** resolves when the process is gone and everything of the running domain is undone */
   readonly ended: Promise<void>
   readonly markEnded: () => void
