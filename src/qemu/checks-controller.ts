@@ -1,6 +1,5 @@
 import type { ControllerDef, DomainDef } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
-import { pciPlace } from './addresses-pci-flags.js'
 import type { DefinitionCaps } from './definition-caps.js'
 import { describeDevice } from './devices.js'
 import { isQ35 } from './machine.js'
@@ -126,7 +125,7 @@ function checkPci(def: DomainDef, controller: ControllerDef, caps: DefinitionCap
   if (!kind) throw unsupported(`${label}: model '${model}' is not supported`)
   const isRoot = model === 'pci-root' || model === 'pcie-root'
   if (isRoot && index !== 0) throw fail('VIR_ERR_XML_ERROR', `${label}: model '${model}' must have index 0`)
-  if (isRoot && pciPlace(controller.address)) throw unsupported(`${label}: model '${model}' cannot have an address`)
+  if (isRoot && controller.address) throw unsupported(`${label}: model '${model}' cannot have an address`)
   if (index > 255) throw unsupported(`${label}: the index can be at most 255`)
   if (pcihole64 !== undefined && !isRoot) throw unsupported(`${label}: <pcihole64> is only for the root`)
   if (pciModelName !== undefined && (!kind.names.includes(pciModelName) || !caps.has(pciModelName)))

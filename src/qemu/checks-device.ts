@@ -1,4 +1,4 @@
-/** What the devices other than disks must be like (qemuValidateDomainDeviceDef, virDomainDeviceDefValidate). */
+/** What the devices other than disks must be like for QEMU (qemuValidateDomainDeviceDef). */
 import type {
   ChardevDef,
   ChardevSource,
@@ -140,7 +140,6 @@ const VIDEO_DEVICES: Record<string, string> = {
 function checkVideos({ videos }: DomainDef, caps: DefinitionCaps): void {
   if (videos.length > 1 && videos.some(({ model }) => model === 'none'))
     throw unsupported("a video device of model 'none' must be the only one")
-  if (videos.filter(({ primary }) => primary).length > 1) throw unsupported('only one video device can be primary')
   for (const video of videos) checkVideo(video, caps)
 }
 

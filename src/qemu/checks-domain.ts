@@ -1,4 +1,4 @@
-/** What the machine as a whole must be like (qemuValidateDomainDef, virDomainDefValidate). */
+/** What the machine as a whole must be like for QEMU (qemuValidateDomainDef). */
 import type { DomainDef, TimerDef } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
 import type { DefinitionCaps } from './definition-caps.js'
@@ -18,6 +18,7 @@ export function checkDomain(def: DomainDef, caps: DefinitionCaps): void {
   checkVcpus(def, caps)
   checkCpu(def)
   checkNuma(def)
+  checkSeclabels(def)
   checkLifecycle(def)
   checkFirmware(def)
   checkBoot(def)
@@ -63,14 +64,23 @@ function checkCpu({ cpu, virtType }: DomainDef): void {
 }
 
 function checkNuma(def: DomainDef): void {
-  const cells = def.cpu?.numa ?? []
-  const ids = cells.map(({ id }) => id).sort((a, b) => a - b)
-  if (ids.some((id, nth) => id !== nth))
-    throw fail('VIR_ERR_XML_ERROR', 'NUMA nodes must be numbered from 0 without a gap, each once')
+  const nodes = def.cpu?.numa.length ?? 0
   for (const { pciTarget, index } of def.controllers) {
     const node = pciTarget?.node
-    if (node !== undefined && node >= cells.length)
+    if (node !== undefined && node >= nodes)
       throw fail('VIR_ERR_XML_ERROR', `PCI controller ${index} is on NUMA node ${node}, which <numa> does not have`)
+  }
+}
+
+/** One label for each model of security; a single one may leave its model open. */
+function checkSeclabels(def: DomainDef): void {
+  const images = def.disks.flatMap(({ source }) => (source?.seclabels ? [source.seclabels] : []))
+  for (const labels of [def.seclabels, ...images]) {
+    const models = labels.map(({ model }) => model)
+    const twice = models.find((model, nth) => models.indexOf(model) !== nth)
+    if (models.length > 1 && models.includes(undefined))
+      throw fail('VIR_ERR_XML_ERROR', 'each of several security labels needs a model')
+    if (twice !== undefined) throw fail('VIR_ERR_XML_DETAIL', `there are several security labels of model '${twice}'`)
   }
 }
 
@@ -84,19 +94,9 @@ function checkLifecycle({ onPoweroff, onReboot, onCrash }: DomainDef): void {
 }
 
 function checkFirmware(def: DomainDef): void {
-  const { loader, nvram, firmware } = def.os
+  const { loader, firmware } = def.os
   const usesUefi = firmware === 'efi' || loader?.type === 'pflash'
   if (usesUefi && !def.features.acpi) throw unsupported('UEFI needs ACPI')
-  if (firmware) {
-    if (loader?.readonly !== undefined || loader?.type !== undefined || loader?.path !== undefined)
-      throw fail('VIR_ERR_XML_DETAIL', 'a loader cannot be given when firmware is to be selected automatically')
-    if (loader?.secure === 'no' || nvram?.template !== undefined)
-      throw fail('VIR_ERR_XML_DETAIL', 'properties of firmware cannot be given when it is to be selected automatically')
-    if (nvram && firmware !== 'efi')
-      throw fail('VIR_ERR_XML_DETAIL', `firmware type '${firmware}' does not support nvram`)
-  } else if (loader && loader.path === undefined) {
-    throw fail('VIR_ERR_XML_DETAIL', 'a loader needs a path when firmware is not selected automatically')
-  }
   if (loader?.secure === 'yes') checkSecureBoot(def)
 }
 
@@ -107,9 +107,7 @@ function checkSecureBoot(def: DomainDef): void {
 }
 
 function checkBoot(def: DomainDef): void {
-  const { bootmenu, bios, smbiosMode } = def.os
-  if (bootmenu?.timeout !== undefined && (bootmenu.timeout < 0 || bootmenu.timeout > 65535))
-    throw unsupported('timeout of the boot menu must be in range [0,65535]')
+  const { bios, smbiosMode } = def.os
   const delay = bios?.rebootTimeout
   if (delay !== undefined && (delay < -1 || delay > 65535))
     throw unsupported('rebootTimeout must be in range [-1,65535]')

@@ -140,14 +140,3 @@ export function addImpliedControllers(def: DomainDef): void {
       ensureController(def, 'virtio-serial', address?.type === 'virtio-serial' ? address.controller : 0)
   }
 }
-
-/** Two controllers of a kind with one index are an error; the parts of a USB controller share theirs. */
-export function refuseDuplicateControllers(def: DomainDef): void {
-  const seen = new Set<string>()
-  for (const { type, index } of def.controllers) {
-    if (type === 'usb') continue
-    const name = `${type} ${index}`
-    if (seen.has(name)) throw fail('VIR_ERR_XML_ERROR', `there are several '${type}' controllers with index ${index}`)
-    seen.add(name)
-  }
-}

@@ -10,7 +10,6 @@ import {
   addImpliedControllers,
   addMachineControllers,
   orderControllers,
-  refuseDuplicateControllers,
   settleControllerModels,
 } from './controllers.js'
 import { settleChardevs } from './defaults-chardevs.js'
@@ -38,7 +37,6 @@ export function prepareDefinition(def: DomainDef, caps: DefinitionCaps): void {
   def.memballoon ??= { model: 'virtio' }
   settleCpu(def, caps)
   settleDevices(def, caps)
-  refuseDuplicateControllers(def)
   settleBoot(def)
   addImpliedControllers(def)
   settleControllerModels(def, caps)
@@ -115,13 +113,8 @@ function defaultCheck({ mode }: CpuDef, virtType: string): NonNullable<CpuDef['c
   return mode === 'custom' && virtType !== 'qemu' ? 'partial' : 'none'
 }
 
-/** A boot order of devices excludes one of the whole machine; with neither, the first disk boots. */
+/** Where no device and no `<boot>` says what to start from, it is the first disk. */
 function settleBoot(def: DomainDef): void {
-  const orders = [...def.disks, ...def.interfaces].flatMap(({ bootOrder }) => (bootOrder ? [bootOrder] : []))
-  const twice = orders.find((order, nth) => orders.indexOf(order) !== nth)
-  if (twice !== undefined)
-    throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `boot order ${twice} is used for more than one device`)
-  if (orders.length === 0 && def.os.boot.length === 0) def.os.boot = ['hd']
-  if (orders.length > 0 && def.os.boot.length > 0)
-    throw fail('VIR_ERR_CONFIG_UNSUPPORTED', 'boot orders of devices cannot be used together with <boot> of <os>')
+  const ordered = [...def.disks, ...def.interfaces].some(({ bootOrder }) => bootOrder !== undefined)
+  if (!ordered && def.os.boot.length === 0) def.os.boot = ['hd']
 }

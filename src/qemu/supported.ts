@@ -67,7 +67,7 @@ function refuseKnown([owner, ...rest]: string[], label: string): void {
   const path = rest.filter((step) => step !== '').join('/')
   const what = UNSUPPORTED[`${owner ?? ''}/${path}`] ?? (label ? UNSUPPORTED[`*/${path}`] : undefined)
   if (what === undefined) return
-  throw fail('VIR_ERR_CONFIG_UNSUPPORTED', label ? `${label}: ${what} is not supported` : `${what} is not supported`)
+  throw fail('VIR_ERR_CONFIG_UNSUPPORTED', label ? `${label}: ${what} cannot be used` : `${what} cannot be used`)
 }
 
 /** What an element that was kept whole holds, one level down: `<kvm><poll-control …/></kvm>`. */

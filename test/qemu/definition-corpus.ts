@@ -2,7 +2,7 @@
  * libvirt's own test data as a yardstick: definitions, what libvirt makes of them, and which of a binary's abilities each
  * expectation takes for granted. Read by path from the tree that LIBVIRT_SOURCE names.
  */
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DefinitionCaps, MachineCaps } from '../../src/qemu/definition-caps.js'
 
@@ -29,8 +29,9 @@ const DEVICE_OF_FLAG: Record<string, string> = {
   DEVICE_VIRTIO_NET: 'virtio-net-pci',
   DEVICE_PCIE_PCI_BRIDGE: 'pcie-pci-bridge',
   DEVICE_PCIE_ROOT_PORT: 'pcie-root-port',
-  VIRTIO_PCI_TRANSITIONAL: 'virtio-blk-pci-non-transitional',
 }
+
+const PC = /<type[^>]*arch=['"](x86_64|i686)['"]/
 
 /** Machines go by their aliases here, so that an expectation does not depend on the version of the day. */
 function machines(defaultCpu: string | undefined): MachineCaps[] {
@@ -78,7 +79,7 @@ export function expectations(): Expectation[] {
       .find((file) => existsSync(file))
     if (expected === undefined || !existsSync(xml)) continue
     const text = readFileSync(xml, 'utf8')
-    if (!/<type[^>]*arch=['"](x86_64|i686)['"]/.test(text)) continue
+    if (!PC.test(text)) continue
     const caps = kind.startsWith('_CAPS') ? capsWith() : capsWith(devicesIn(rest))
     found.push({ name: name + suffix, xml: text, expected: readFileSync(expected, 'utf8'), caps })
   }
@@ -92,4 +93,26 @@ function versionSuffix(kind: string, rest: string): string {
 
 function devicesIn(flags: string): string[] {
   return [...flags.matchAll(/QEMU_CAPS_(\w+)/g)].flatMap(([, flag = '']) => DEVICE_OF_FLAG[flag] ?? [])
+}
+
+export interface Invalid {
+  name: string
+  xml: string
+  /** libvirt's sentence */
+  reason: string
+}
+
+/** Every definition of a PC that libvirt's qemuxml2argvtest wants refused. */
+export function invalidDefinitions(): Invalid[] {
+  const folder = join(testsFolder, 'qemuxml2argvdata')
+  return readdirSync(folder)
+    .filter((file) => file.endsWith('.err'))
+    .flatMap((file) => {
+      const name = file.replace(/(\.[a-z0-9_]+-[a-z0-9.]+)?\.err$/, '')
+      const path = join(folder, `${name}.xml`)
+      if (!existsSync(path)) return []
+      const xml = readFileSync(path, 'utf8')
+      if (!PC.test(xml)) return []
+      return [{ name, xml, reason: readFileSync(join(folder, file), 'utf8').trim() }]
+    })
 }
