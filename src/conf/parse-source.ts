@@ -81,8 +81,8 @@ function readLocal(source: Reader, type: 'file' | 'block'): Place | undefined {
       `a disk of type '${type}' needs the attribute '${attribute}' in its source, not '${other}'`,
     )
   }
-  if (path === undefined || path === '') return undefined
   source.attr(attribute)
+  if (path === undefined || path === '') return undefined
   return { type, path }
 }
 
