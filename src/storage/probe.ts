@@ -86,11 +86,14 @@ function notOf(source: StorageSource, format: string, found: string | undefined)
   return fail('VIR_ERR_INTERNAL_ERROR', `image '${describe(source)}' is declared as '${format}' but ${is}`)
 }
 
+/** Formats that only QEMU parses, of which every image begins in a known way. */
+const MARKED_FORMATS = new Set(['qcow', 'vmdk', 'vdi', 'vhdx', 'luks', 'parallels', 'bochs'])
+
 /** For a format that only QEMU parses. */
 function requireMagic(source: StorageSource, header: Buffer): void {
-  const found = formatByMagic(header)
   const { format = 'raw' } = source
-  if (found !== undefined && found !== format) throw notOf(source, format, found)
+  const found = formatByMagic(header)
+  if (MARKED_FORMATS.has(format) && found !== format) throw notOf(source, format, found)
 }
 
 function parsed(source: StorageSource, format: 'qcow2' | 'qed', bytes: Buffer): ImageInfo {
