@@ -30,14 +30,14 @@ export function sourcePath(source: StorageSource | undefined): string {
 }
 
 /** For each disk with a backing image (by target) the `index` of the image directly below its guard. */
-export type Guards = Record<string, number>
+export type Guards = Map<string, number>
 
 /** Where the guards stand when a domain starts: see `diskNodes`. */
 export function initialGuards(def: DomainDef, caps: { hasBlockDriver(name: string): boolean }): Guards {
-  const guards: Guards = {}
+  const guards: Guards = new Map()
   for (const { target, source } of def.disks) {
     const index = source?.backingStore?.index
-    if (index !== undefined && caps.hasBlockDriver('quorum')) guards[target] = index
+    if (index !== undefined && caps.hasBlockDriver('quorum')) guards.set(target, index)
   }
   return guards
 }
@@ -45,12 +45,12 @@ export function initialGuards(def: DomainDef, caps: { hasBlockDriver(name: strin
 /** Where the guards stand in a QEMU that another process left; no stream may be concluded and not dismissed. */
 export async function readGuards(monitor: Monitor, def: DomainDef): Promise<Guards> {
   const names = new Set(await monitor.queryNodeNames())
-  const guards: Guards = {}
+  const guards: Guards = new Map()
   for (const disk of def.disks) {
     const image = chainOf(disk).findLast(
       (candidate) => candidate.index !== undefined && names.has(guardNodeName(candidate)),
     )
-    if (image?.index !== undefined) guards[disk.target] = image.index
+    if (image?.index !== undefined) guards.set(disk.target, image.index)
   }
   return guards
 }
@@ -67,7 +67,7 @@ export async function placeGuard(
   target: StorageSource,
 ): Promise<void> {
   const chain = chainOf(disk)
-  const guarded = chain.find((image) => image.index === guards[disk.target])
+  const guarded = chain.find((image) => image.index === guards.get(disk.target))
   const aboveGuard = chain.find((image) => image.backingStore === guarded)
   const aboveTarget = chain.find((image) => image.backingStore === target)
   if (guarded === undefined || aboveGuard === undefined) {
@@ -87,7 +87,7 @@ export async function placeGuard(
     await monitor.blockdevDel(guardNodeName(target))
     throw error
   }
-  guards[disk.target] = target.index
+  guards.set(disk.target, target.index)
   await monitor.blockdevDel(guardNodeName(guarded))
 }
 
@@ -117,8 +117,8 @@ export async function deleteNodes(
   warn: (text: string) => void,
 ): Promise<void> {
   for (const image of images) {
-    const guarded = guards[disk.target] === image.index
-    if (guarded) delete guards[disk.target]
+    const guarded = guards.get(disk.target) === image.index
+    if (guarded) guards.delete(disk.target)
     const names = [
       formatNodeName(image),
       ...(hasSliceNode(image) ? [sliceNodeName(image)] : []),

@@ -9,6 +9,8 @@ import type { Qemu } from './qemu.js'
 import { saveStatus } from './status.js'
 import type { Live, Vm } from './vm.js'
 
+const textOf = (value: unknown): string => (typeof value === 'string' ? value : '')
+
 type Handler = (qemu: Qemu, vm: Vm, live: Live, data: Record<string, unknown>) => void
 
 /** Sets the state of a domain and writes it down. */
@@ -89,7 +91,7 @@ const IO_ERROR_ACTIONS: Record<string, number> = {
 }
 
 const onBlockIoError: Handler = (qemu, vm, live, data) => {
-  const disk = diskOfNode(live, String(data['node-name'] ?? ''))
+  const disk = diskOfNode(live, textOf(data['node-name']))
   const stops = data['action'] === 'stop'
   if (stops) live.pauseReason = c.VIR_DOMAIN_PAUSED_IOERROR
   qemu.host.emit({

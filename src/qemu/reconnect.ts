@@ -2,13 +2,12 @@
 import { existsSync } from 'node:fs'
 import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
-import { native, type ProcessExit } from '../native.js'
+import { native } from '../native.js'
 import { probeImage } from '../storage/probe.js'
 import { chainOf, cutConfigChain, isDetached, readGuards } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
 import { setState } from './events.js'
-import { finishLive } from './exit.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { Monitor } from './monitor.js'
 import { monitorSocket, pidFile } from './process.js'
@@ -54,15 +53,11 @@ async function abandonStart(status: DomainStatus, runDir: string): Promise<void>
 }
 
 async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number }, runDir: string): Promise<void> {
-  const { pid, id, def, guards, startTime = '' } = status
+  const { pid, id, def, startTime = '' } = status
   const pending = new Pending(qemu, vm)
   const monitor = await Monitor.connect(monitorSocket(runDir), status.name, pending.events, TIMEOUT)
-  let live: Live | undefined
-  const process = native.watchProcess(pid, (exit: ProcessExit) => {
-    if (live !== undefined) finishLive(qemu, vm, live, exit)
-  })
-  process.unref()
-  live = makeLive(qemu, vm, { def, guards, id, runDir, pid, startTime, process, monitor })
+  const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
+  const live = makeLive(qemu, vm, { def, guards: new Map(status.guards), id, runDir, pid, startTime, process, monitor })
   if (status.rebooting === true) live.rebooting = true
   for (const record of status.blockJobs) live.blockJobs.register(record)
   vm.live = live
@@ -94,7 +89,7 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
       await vm.jobs.run('settle', () => settle(qemu, vm, live, job))
     else await resumeFollowing(qemu, live, job, info.status)
   }
-  Object.assign(live.guards, await readGuards(live.monitor, live.def))
+  live.guards = await readGuards(live.monitor, live.def)
   if (live.blockJobs.all.length > 0) follow(qemu, vm, live)
   saveStatus(vm, live)
 }

@@ -36,7 +36,7 @@ export interface StartOptions {
   load?: (monitor: Monitor) => Promise<void>
 }
 
-/** What a monitor says, kept until the running domain that it is about has been put together. */
+/** What a monitor and a process say, kept until the running domain that it is about has been put together. */
 export class Pending {
   #queue: QmpEvent[] = []
   #live: Live | undefined
@@ -57,6 +57,9 @@ export class Pending {
       },
       onAnomaly: (what) => this.#qemu.warn(`monitor of domain '${this.#vm.name}': ${what}`),
     }
+  }
+  onExit(exit: ProcessExit): void {
+    if (this.#live !== undefined) finishLive(this.#qemu, this.#vm, this.#live, exit)
   }
   attach(live: Live): void {
     this.#live = live
@@ -137,10 +140,6 @@ async function bringUp(
   const secrets = commandSecretFiles(def, { runDir })
   for (const { path, data } of secrets) writeFileSync(path, data, { mode: 0o600 })
   const pending = new Pending(qemu, vm)
-  let live: Live | undefined
-  const onExit = (exit: ProcessExit): void => {
-    if (live !== undefined) finishLive(qemu, vm, live, exit)
-  }
   const launched = await launch({
     domain: vm.name,
     binary: caps.emulator,
@@ -156,9 +155,9 @@ async function bringUp(
     runDir,
     logFile: join(qemu.root.logDir, `${vm.name}.log`),
     events: pending.events,
-    onExit: (exit) => onExit(exit),
+    onExit: (exit) => pending.onExit(exit),
   })
-  live = makeLive(qemu, vm, {
+  const live = makeLive(qemu, vm, {
     def,
     guards: initialGuards(def, caps),
     id,

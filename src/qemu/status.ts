@@ -3,7 +3,6 @@ import { join } from 'node:path'
 import type { DomainDef } from '../conf/domain-def.js'
 import type { DomainState } from '../driver.js'
 import { messageOf } from '../error.js'
-import type { Guards } from './block-graph.js'
 import type { BlockJobRecord } from './blockjob.js'
 import { type Root, writeFileAtomically } from './root.js'
 import type { Live, Vm } from './vm.js'
@@ -21,7 +20,8 @@ export interface DomainStatus {
   state: DomainState
   def: DomainDef
   blockJobs: BlockJobRecord[]
-  guards: Guards
+  /** see `Guards` in block-graph.ts */
+  guards: [string, number][]
   /** the guest was asked to power down, to come up again at once */
   rebooting?: boolean
 }
@@ -39,7 +39,7 @@ export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef)
     state: vm.state,
     def,
     blockJobs: [],
-    guards: {},
+    guards: [],
   }
   writeFileAtomically(file(runDir), JSON.stringify(status))
 }
@@ -60,7 +60,7 @@ export function saveStatus(vm: Vm, live: Live): void {
     state,
     def,
     blockJobs,
-    guards,
+    guards: [...guards],
     rebooting,
   }
   writeFileAtomically(file(live.runDir), JSON.stringify(status))

@@ -30,7 +30,7 @@ export interface Live {
   monitor: Monitor
   readonly blockJobs: BlockJobs
   readonly exports: NbdExports
-  readonly guards: Guards
+  guards: Guards
   /** resolves when the process is gone and everything of the running domain is undone */
   readonly ended: Promise<void>
   readonly markEnded: () => void
