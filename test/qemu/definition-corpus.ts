@@ -116,3 +116,27 @@ export function invalidDefinitions(): Invalid[] {
       return [{ name, xml, reason: readFileSync(join(folder, file), 'utf8').trim() }]
     })
 }
+
+export interface CommandLine {
+  name: string
+  xml: string
+  /** of every `-device`: its id and the block node that it shows */
+  devices: { id: string; drive?: string }[]
+}
+
+/** The device ids on the command lines that libvirt expects for a PC with the newest QEMU. */
+export function commandLines(): CommandLine[] {
+  const folder = join(testsFolder, 'qemuxml2argvdata')
+  return readdirSync(folder).flatMap((file) => {
+    const name = /^(.*)\.x86_64-latest\.args$/.exec(file)?.[1]
+    const path = join(folder, `${name ?? ''}.xml`)
+    if (name === undefined || !existsSync(path)) return []
+    const xml = readFileSync(path, 'utf8')
+    const args = readFileSync(join(folder, file), 'utf8').replaceAll('\\\n', ' ')
+    const devices = [...args.matchAll(/-device '(\{.*?\})'/g)].flatMap(([, json = '{}']) => {
+      const { id, drive } = JSON.parse(json) as { id?: string; drive?: string }
+      return id === undefined ? [] : [{ id, ...(drive === undefined ? {} : { drive }) }]
+    })
+    return PC.test(xml) ? [{ name, xml, devices }] : []
+  })
+}
