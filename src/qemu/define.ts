@@ -8,6 +8,7 @@ import { failFrom } from '../error.js'
 import { checkDomainName, deleteConfig, saveConfig } from './config.js'
 import { prepareDefinition } from './definition.js'
 import { emitLifecycle } from './emit.js'
+import { checkFlags } from './flags.js'
 import type { Qemu } from './qemu.js'
 import { discardManagedSave, hasManagedSave } from './save.js'
 import { startVm } from './start.js'
@@ -43,6 +44,7 @@ function match(qemu: Qemu, def: DomainDef): Vm | undefined {
 }
 
 async function define(qemu: Qemu, xml: string, flags: number): Promise<DomainRef> {
+  checkFlags('domainDefineXML', flags)
   const def = await readDefinition(qemu, xml, (flags & c.VIR_DOMAIN_DEFINE_VALIDATE) !== 0)
   const known = match(qemu, def)
   if (known === undefined) {
@@ -66,6 +68,7 @@ async function define(qemu: Qemu, xml: string, flags: number): Promise<DomainRef
 
 /** virDomainCreateXML: a domain that exists as long as it runs, or one run of a persistent one with another definition. */
 export async function createTransient(qemu: Qemu, xml: string, flags: number): Promise<DomainRef> {
+  checkFlags('domainCreateXML', flags)
   const def = await readDefinition(qemu, xml, (flags & c.VIR_DOMAIN_START_VALIDATE) !== 0)
   const known = match(qemu, def)
   if (known?.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${def.name}' is already active`)
@@ -111,6 +114,7 @@ export function defineOps(qemu: Qemu): Pick<HypervisorOps, 'domainDefineXML' | '
   return {
     domainDefineXML: (xml, flags) => define(qemu, xml, flags),
     async domainUndefine(ref, flags) {
+      checkFlags('domainUndefine', flags)
       const vm = qemu.require(ref)
       await vm.jobs.run('undefine', () => {
         undefine(qemu, vm, flags)

@@ -7,6 +7,7 @@ import { createTransient } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { setState } from './events.js'
 import { terminate } from './process.js'
+import { checkFlags } from './flags.js'
 import type { Qemu } from './qemu.js'
 import { discardManagedSave, hasManagedSave, restoreManagedSave } from './save.js'
 import { startVm } from './start.js'
@@ -92,6 +93,7 @@ async function shutdown(vm: Vm, live: Live): Promise<void> {
 export function lifecycleOps(qemu: Qemu): LifecycleOps {
   return {
     async domainCreate(ref, flags) {
+      checkFlags('domainCreate', flags)
       const vm = qemu.require(ref)
       await vm.jobs.run('create', () => createVm(qemu, vm, flags))
       return vm.ref
@@ -100,6 +102,7 @@ export function lifecycleOps(qemu: Qemu): LifecycleOps {
     domainCreateXML: (xml, flags) => createTransient(qemu, xml, flags),
 
     async domainDestroy(ref, flags) {
+      checkFlags('domainDestroy', flags)
       const vm = qemu.require(ref)
       // not a job: it must get through while another one hangs on this very QEMU
       await destroy(vm.requireLive(), flags)
@@ -107,11 +110,13 @@ export function lifecycleOps(qemu: Qemu): LifecycleOps {
 
     async domainShutdown(ref, flags) {
       refuseAgent(flags, c.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+      checkFlags('domainShutdown', flags)
       await modify(qemu, ref, shutdown)
     },
 
     async domainReboot(ref, flags) {
       refuseAgent(flags, c.VIR_DOMAIN_REBOOT_GUEST_AGENT)
+      checkFlags('domainReboot', flags)
       await modify(qemu, ref, reboot)
     },
 

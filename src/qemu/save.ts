@@ -8,6 +8,7 @@ import type { HypervisorOps } from '../driver.js'
 import { failFrom } from '../error.js'
 import { readDefinition } from './define.js'
 import { modify } from './vm-job.js'
+import { checkFlags } from './flags.js'
 import type { Monitor } from './monitor.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
@@ -117,6 +118,7 @@ type SaveOps = Pick<
 export function saveOps(qemu: Qemu): SaveOps {
   return {
     async domainSave(ref, to, xml, flags) {
+      checkFlags('domainSave', flags)
       if (xml !== undefined)
         throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', 'saving with another definition is not supported')
       if (!isAbsolute(to)) throw fail('VIR_ERR_INVALID_ARG', `path '${to}' is not absolute`)
@@ -124,10 +126,12 @@ export function saveOps(qemu: Qemu): SaveOps {
     },
 
     async domainRestore(from, xml, flags) {
+      checkFlags('domainSave', flags)
       return (await restore(qemu, from, wantPaused(flags), undefined, xml)).ref
     },
 
     async domainManagedSave(ref, flags) {
+      checkFlags('domainSave', flags)
       await modify(qemu, ref, (vm, live) => {
         if (vm.config === undefined)
           throw fail('VIR_ERR_OPERATION_INVALID', 'cannot do managed save for transient domain')

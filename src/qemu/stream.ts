@@ -7,6 +7,7 @@ import { chainOf, placeGuard, sourcePath } from './block-graph.js'
 import { formatNodeName, guardNodeName } from './blockdev.js'
 import type { BlockJob } from './blockjob.js'
 import { findDisk } from './disk-names.js'
+import { checkFlags } from './flags.js'
 import { isRemote, linkProblem, remoteImages } from './link-watch.js'
 import { follow, look } from './progress.js'
 import type { Qemu } from './qemu.js'
@@ -77,6 +78,8 @@ async function checkLinks(disk: DiskDef): Promise<void> {
 
 /** Under the domain's job: begins the stream of one disk. */
 async function start(qemu: Qemu, vm: Vm, live: Live, name: string, options: StreamOptions): Promise<void> {
+  if (options.policy === 'idle')
+    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "policy 'idle' is not supported by this driver, a bandwidth is")
   const disk = findDisk(live.def, name)
   if (live.blockJobs.ofDisk(disk.target) !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
@@ -186,8 +189,10 @@ export function streamOps(qemu: Qemu): StreamOps {
 
     domainBlockPull: (ref, disk, bandwidth) => begin(ref, disk, { bandwidth }),
 
-    domainBlockRebase: (ref, disk, base, bandwidth) =>
-      begin(ref, disk, base === undefined ? { bandwidth } : { bandwidth, base }),
+    async domainBlockRebase(ref, disk, base, bandwidth, flags) {
+      checkFlags('domainBlockRebase', flags)
+      await begin(ref, disk, base === undefined ? { bandwidth } : { bandwidth, base })
+    },
 
     async domainGetBlockJobInfo(ref, name): Promise<DomainBlockJobInfo | undefined> {
       const vm = qemu.require(ref)
@@ -200,8 +205,10 @@ export function streamOps(qemu: Qemu): StreamOps {
       return { type: VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, bandwidth: record.bandwidth, cur, end }
     },
 
-    domainBlockJobAbort: (ref, disk, flags) =>
-      modify(qemu, ref, (vm, live) => stop(qemu, vm, live, disk, (flags & VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC) !== 0)),
+    async domainBlockJobAbort(ref, disk, flags) {
+      checkFlags('domainBlockJobAbort', flags)
+      await modify(qemu, ref, (vm, live) => stop(qemu, vm, live, disk, flags === VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC))
+    },
 
     domainBlockJobSetSpeed: (ref, disk, bandwidth) =>
       modify(qemu, ref, async (vm, live) => {
