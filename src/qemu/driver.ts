@@ -88,6 +88,8 @@ function readIfThere(path: string): string | undefined {
 
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
 async function close(qemu: Qemu): Promise<void> {
+  // who is in the middle of something gets to its end
+  await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => Promise.resolve())))
   await qemu.idle()
   for (const { live } of qemu.vms) {
     live?.exports.close()

@@ -81,7 +81,6 @@ async function reboot(vm: Vm, live: Live): Promise<void> {
 }
 
 async function shutdown(vm: Vm, live: Live): Promise<void> {
-  if (vm.state.state !== c.VIR_DOMAIN_RUNNING) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is not running')
   if (live.rebooting === true) {
     await live.monitor.setAction({ shutdown: 'poweroff' })
     live.rebooting = false

@@ -86,10 +86,10 @@ export interface MonitorEvents {
 
 /** One method, one QMP command. Failures are VirErrors of the domain; the QMP error is their cause. */
 export class Monitor {
-  readonly #client: QmpClient
+  readonly #client: QmpClient | undefined
   readonly domain: string
 
-  private constructor(client: QmpClient, domain: string) {
+  private constructor(client: QmpClient | undefined, domain: string) {
     this.#client = client
     this.domain = domain
   }
@@ -109,15 +109,21 @@ export class Monitor {
     return new Monitor(client, domain)
   }
 
+  /** Stands for the monitor of a QEMU that runs but does not answer: every command fails. */
+  static lost(domain: string): Monitor {
+    return new Monitor(undefined, domain)
+  }
+
   get isClosed(): boolean {
-    return this.#client.isClosed
+    return this.#client?.isClosed ?? true
   }
   close(): void {
-    this.#client.close()
+    this.#client?.close()
   }
 
   async #run(command: string, args: object | undefined, timeout: number, fds?: readonly number[]): Promise<unknown> {
     try {
+      if (this.#client === undefined) throw new QmpClosedError('QEMU runs but did not answer when the root was opened')
       return await this.#client.execute(command, args, { timeout, ...(fds && { fds }) })
     } catch (error) {
       throw this.#explain(command, error)

@@ -49,13 +49,14 @@ async function abandonStart(status: DomainStatus, runDir: string): Promise<void>
     await monitor?.quit().catch(() => undefined)
     monitor?.close()
   }
+  for (const net of status.def.interfaces) await deleteTap(net)
   removeRunDir(runDir)
 }
 
 async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number }, runDir: string): Promise<void> {
   const { pid, id, def, startTime = '' } = status
   const pending = new Pending(qemu, vm)
-  const monitor = await Monitor.connect(monitorSocket(runDir), status.name, pending.events, TIMEOUT)
+  const monitor = await connect(qemu, status, runDir, pending)
   const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
   const live = makeLive(qemu, vm, { def, guards: new Map(status.guards), id, runDir, pid, startTime, process, monitor })
   if (status.rebooting === true) live.rebooting = true
@@ -64,7 +65,17 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   vm.state = status.state
   qemu.add(vm)
   pending.attach(live)
-  await catchUp(qemu, vm, live)
+  if (!monitor.isClosed) await catchUp(qemu, vm, live)
+}
+
+/** A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. */
+async function connect(qemu: Qemu, status: DomainStatus, runDir: string, pending: Pending): Promise<Monitor> {
+  try {
+    return await Monitor.connect(monitorSocket(runDir), status.name, pending.events, TIMEOUT)
+  } catch (error) {
+    qemu.host.logger.error({ err: error, domain: status.name }, 'QEMU runs but does not answer on its monitor')
+    return Monitor.lost(status.name)
+  }
 }
 
 /** What happened while nobody watched: the machine's state, jobs that ended or went on. */

@@ -1,7 +1,7 @@
 /** From a definition to a running QEMU, and back to nothing when a step fails. */
 import { copyFileSync, existsSync, mkdirSync, rmSync, writeFileSync, constants as fsConstants } from 'node:fs'
 import { dirname, join } from 'node:path'
-import type { ChardevDef, DomainDef } from '../conf/domain-def.js'
+import type { ChardevDef, DiskDef, DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import type { ProcessExit, ProcessWatch } from '../native.js'
@@ -17,6 +17,7 @@ import { prepareDefinition } from './definition.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
 import { finishLive } from './exit.js'
+import { remoteImages } from './link-watch.js'
 import type { Monitor, MonitorEvents } from './monitor.js'
 import { NbdExports } from './nbd-exports.js'
 import { freeVncPorts } from './ports.js'
@@ -114,8 +115,21 @@ async function prepareLive(def: DomainDef, caps: QemuCapabilities): Promise<void
       delete disk.source
     }
   }
+  for (const disk of def.disks) pauseOnLostBase(disk)
   assignAliases(def)
   assignSourceIndexes(def)
+}
+
+/**
+ * QEMU reconnects to NBD servers, but answers reads from another server that is gone with an error at once. Unless the
+ * definition says what is to happen then, the guest is paused, and can go on when the server is back.
+ */
+function pauseOnLostBase(disk: DiskDef): void {
+  const { driver } = disk
+  const fragile = remoteImages(disk).some((image) => image.type === 'network' && image.protocol !== 'nbd')
+  if (!fragile || driver.errorPolicy !== undefined || driver.rerrorPolicy !== undefined) return
+  driver.errorPolicy = 'stop'
+  driver.rerrorPolicy = 'stop'
 }
 
 async function bringUp(
@@ -130,13 +144,13 @@ async function bringUp(
   await using undo = new Undo()
   removeRunDir(runDir)
   undo.add(() => removeRunDir(runDir))
-  saveStarting(runDir, id, vm, def)
   makeVariableStore(def)
   await freeVncPorts(def)
   for (const net of def.interfaces) {
     await createTap(net)
     undo.add(() => deleteTap(net))
   }
+  saveStarting(runDir, id, vm, def)
   const secrets = commandSecretFiles(def, { runDir })
   for (const { path, data } of secrets) writeFileSync(path, data, { mode: 0o600 })
   const pending = new Pending(qemu, vm)
