@@ -15,13 +15,15 @@ esac
 modules='virtio_pci virtio_blk virtio_scsi virtio_net virtio_console virtio-rng virtio_balloon virtio_input
   ata_piix ahci sd_mod sr_mod xhci-pci ehci-pci uhci-hcd usb-storage uas button evdev'
 
+stamp=$(cat "$here"/* | sha256sum | cut -d' ' -f1)
+is_fresh() { [[ -s $out/vmlinux && -s $out/initramfs.cpio && $(cat "$out/stamp" 2>/dev/null) == "$stamp" ]]; }
+if is_fresh; then exit 0; fi # someone else may have built it: nothing is written then
+
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 exec 9>"$out/.lock"
 flock 9
-
-stamp=$(cat "$here"/* | sha256sum | cut -d' ' -f1)
-if [[ -s $out/vmlinux && -s $out/initramfs.cpio && $(cat "$out/stamp" 2>/dev/null) == "$stamp" ]]; then exit 0; fi
+if is_fresh; then exit 0; fi
 
 work=$(mktemp -d "$out/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT

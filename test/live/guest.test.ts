@@ -4,9 +4,11 @@ import { once } from 'node:events'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
 import type { TestContext } from 'node:test'
 import { Guest, GuestError, guestFiles, GUEST_MEMORY_KIB } from '../support/guest.js'
 import { emptyImage, overlay, patternImage, temporaryFolder } from '../support/images.js'
+import { startNbdkit, trouble } from '../support/nbd-server.js'
 import { BLOCK_SIZE, checkPattern, isZeroInBase } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
 
@@ -35,7 +37,9 @@ async function boot(t: TestContext, folder: string, drives: Drive[], flavour: 'c
   ]
   args.push('-kernel', files.kernel, '-initrd', files.initrd, '-append', files.cmdline)
   args.push('-chardev', `socket,id=s,path=${serial},server=on,wait=off`, '-serial', 'chardev:s', '-monitor', 'stdio')
-  args.push('-device', 'virtio-scsi-pci,id=scsi0', '-device', 'qemu-xhci')
+  args.push('-device', 'virtio-scsi-pci,id=scsi0', '-device', 'qemu-xhci', '-device', 'virtio-serial-pci')
+  args.push('-chardev', `socket,id=p,path=${join(folder, 'port.sock')},server=on,wait=off`)
+  args.push('-device', 'virtserialport,chardev=p,name=org.virstream.guest.0')
   for (const [i, { path, format, device = 'virtio-blk-pci' }] of drives.entries()) {
     args.push('-drive', `if=none,id=d${i},format=${format},file=${path},cache=none,file.locking=off`)
     args.push('-device', `${device},drive=d${i}`)
@@ -112,6 +116,44 @@ test('after a reboot the guest takes what it wrote before for right, and nothing
   assert.deepEqual([forgotten.bad, forgotten.first], [1, 5])
   const adopted = await guest.adopt('vda')
   assert.deepEqual([adopted.bad, adopted.written], [0, 1])
+})
+
+test('the agent answers on its virtio port as well, and runs commands of a shell', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const folder = await temporaryFolder(t)
+  const { guest: serial } = await boot(t, folder, [])
+  using port = await Guest.connect(join(folder, 'port.sock'))
+  await port.ready()
+  const { lines, fields } = await port.command('sh echo one; echo two; exit 3')
+  assert.deepEqual([lines, fields['exit']], [['one', 'two'], '3'])
+  await port.command('ticks on')
+  while (port.ticks.length < 5) await delay(10)
+  await port.command('ticks off')
+  assert.equal(serial.ticks.length, 0)
+  await assert.rejects(serial.command('no-such-thing'), /unknown command 'no-such-thing'/)
+})
+
+test('a request that fails is an error and not a wrong block', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:nbdkit')) return
+  const folder = await temporaryFolder(t)
+  const base = await patternImage(folder, 8 * MiB)
+  const faults = trouble(join(folder, 'trouble'), 'all')
+  const server = await startNbdkit(t, { plugin: ['file', base.path], socket: join(folder, 's'), ...faults })
+  const path = await overlay(folder, server.uri)
+  const { guest } = await boot(t, folder, [{ path, format: 'qcow2' }])
+  await guest.base('vda', base.seed)
+  await guest.command('write vda 17')
+  await guest.work('vda', 'reads')
+  await faults.on()
+  const during = await guest.verify('vda')
+  assert.equal(during.bad, 0)
+  assert.ok(during.err > 1000, JSON.stringify(during))
+  await faults.off()
+  const { writes, bad, errors } = await guest.stop()
+  assert.deepEqual([writes, bad], [1, 0])
+  assert.ok(errors >= during.err)
+  const { bad: wrong, err } = await guest.verify('vda')
+  assert.deepEqual([wrong, err], [0, 0])
 })
 
 test('the power button turns the guest off', async (t) => {

@@ -164,3 +164,29 @@ test('a URL says which image is meant, not how QEMU is to treat it', () => {
   const two: StorageSource = { type: 'network', protocol: 'nbd', hosts: [{ name: 'a' }, { name: 'b' }] }
   assert.throws(() => formatBackingString(two), { code: 'VIR_ERR_CONFIG_UNSUPPORTED' })
 })
+
+test('no mangled backing string does more than be refused', () => {
+  let x = 20_240_229
+  const next = (below: number) => {
+    x ^= x << 13
+    x ^= x >>> 17
+    x ^= x << 5
+    return (x >>> 0) % below
+  }
+  let refused = 0
+  for (let i = 0; i < 30_000; i++) {
+    const text = readable[next(readable.length)]?.[0] ?? ''
+    const at = next(text.length)
+    const patch =
+      [readable[next(readable.length)]?.[0].slice(next(20)), String.fromCharCode(next(128)), ''][next(3)] ?? ''
+    const mangled = text.slice(0, at) + patch + text.slice(at + next(3))
+    try {
+      const source = parseBackingString(mangled, parent)
+      assert.ok(source.type === 'network' || source.path.startsWith('/'), mangled)
+    } catch (error) {
+      assert.ok(error instanceof VirError, `${mangled}: ${String(error)}`)
+      refused++
+    }
+  }
+  assert.ok(refused > 3000 && refused < 27_000, `${refused} refused`)
+})

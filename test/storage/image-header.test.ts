@@ -77,7 +77,7 @@ test('an encrypted image is seen to be one', async (t) => {
     '-f',
     'qcow2',
     '-o',
-    'encrypt.format=luks,encrypt.key-secret=s',
+    'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10',
     path,
     '1M',
   ])
