@@ -276,12 +276,6 @@ export class Monitor {
   migrateSetUnlimited(): Promise<unknown> {
     return this.#run('migrate-set-parameters', { 'max-bandwidth': 2 ** 53 - 1 }, QUERY)
   }
-  migrateSetEvents(): Promise<unknown> {
-    return this.#run('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] }, QUERY)
-  }
-  migrateCancel(): Promise<unknown> {
-    return this.#run('migrate_cancel', undefined, QUERY)
-  }
   queryMigrate(): Promise<{
     status?: string
     'error-desc'?: string

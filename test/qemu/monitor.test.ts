@@ -1,0 +1,132 @@
+import assert from 'node:assert/strict'
+import { closeSync, openSync } from 'node:fs'
+import { createServer, type Socket } from 'node:net'
+import { join } from 'node:path'
+import { test, type TestContext } from 'node:test'
+import { VirError } from '../../src/error.js'
+import { QemuCapabilities } from '../../src/qemu/capabilities.js'
+import { Monitor } from '../../src/qemu/monitor.js'
+import { QmpSchema } from '../../src/qemu/qmp-schema.js'
+import { temporaryFolder } from '../support/images.js'
+import { findProgram, requires } from '../support/requires.js'
+
+interface Command {
+  execute: string
+  arguments?: object
+  id: string
+}
+
+/** A QMP server that agrees to everything and remembers what it was asked. */
+async function agreeable(t: TestContext): Promise<{ monitor: Monitor; commands: Command[]; drop: () => void }> {
+  const path = join(await temporaryFolder(t), 'mon.sock')
+  const commands: Command[] = []
+  let connection: Socket | undefined
+  const server = createServer((socket) => {
+    connection = socket
+    socket.write(
+      '{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}\r\n',
+    )
+    let rest = ''
+    socket.on('data', (chunk) => {
+      const lines = (rest + chunk.toString()).split('\n')
+      rest = lines.pop() ?? ''
+      for (const line of lines) {
+        const command = JSON.parse(line) as Command
+        commands.push(command)
+        if (command.execute === 'never') continue
+        const value = command.execute.startsWith('query-') ? [] : {}
+        socket.write(JSON.stringify({ return: value, id: command.id }) + '\r\n')
+      }
+    })
+  })
+  await new Promise<void>((resolve) => server.listen(path, resolve))
+  const quiet = { onEvent: () => undefined, onClose: () => undefined, onAnomaly: () => undefined }
+  const monitor = await Monitor.connect(path, 'guest', quiet, 5_000)
+  t.after(() => {
+    monitor.close()
+    server.close()
+  })
+  return { monitor, commands, drop: () => connection?.destroy() }
+}
+
+test('every command that the driver sends is one that QEMU takes, by its own schema', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const cacheDir = await temporaryFolder(t)
+  const capabilities = await QemuCapabilities.load(findProgram('qemu-system-x86_64') ?? '', { cacheDir })
+  const schema = new QmpSchema([...capabilities.schema])
+  const { monitor, commands } = await agreeable(t)
+  const fd = openSync('/dev/null', 'r')
+  t.after(() => closeSync(fd))
+  const calls: Record<string, () => Promise<unknown>> = {
+    queryStatus: () => monitor.queryStatus(),
+    cont: () => monitor.cont(),
+    stop: () => monitor.stop(),
+    systemPowerdown: () => monitor.systemPowerdown(),
+    systemReset: () => monitor.systemReset(),
+    quit: () => monitor.quit(),
+    setAction: () => monitor.setAction({ shutdown: 'pause', reboot: 'shutdown', panic: 'pause' }),
+    balloon: () => monitor.balloon(1 << 20),
+    queryBalloon: () => monitor.queryBalloon(),
+    queryChardev: () => monitor.queryChardev(),
+    setVncPassword: () => monitor.setVncPassword('secret'),
+    passThrough: () => monitor.passThrough('query-kvm', undefined),
+    humanMonitorCommand: () => monitor.humanMonitorCommand('info block'),
+    queryBlock: () => monitor.queryBlock(),
+    queryBlockstats: () => monitor.queryBlockstats(),
+    queryNodeNames: () => monitor.queryNodeNames(),
+    blockdevAdd: () => monitor.blockdevAdd({ driver: 'file', 'node-name': 'n', filename: '/x' }),
+    blockdevDel: () => monitor.blockdevDel('n'),
+    blockdevReopenAll: () =>
+      monitor.blockdevReopenAll([{ driver: 'qcow2', 'node-name': 'n', file: 'm', backing: null }]),
+    queryJobs: () => monitor.queryJobs(),
+    queryBlockJobs: () => monitor.queryBlockJobs(),
+    blockStream: () =>
+      monitor.blockStream({
+        'job-id': 'stream-vda',
+        device: 'node-1-format',
+        'base-node': 'node-3-guard',
+        'backing-file': '/base',
+        speed: 1,
+        'on-error': 'enospc',
+        'filter-node-name': 'stream-vda',
+      }),
+    jobCancel: () => monitor.jobCancel('j'),
+    jobDismiss: () => monitor.jobDismiss('j'),
+    blockJobResume: () => monitor.blockJobResume('j'),
+    blockJobSetSpeed: () => monitor.blockJobSetSpeed('j', 0),
+    nbdServerStart: () => monitor.nbdServerStart(fd),
+    blockExportAdd: () => monitor.blockExportAdd('e', 'node-1-format'),
+    blockExportDel: () => monitor.blockExportDel('e'),
+    queryBlockExports: () => monitor.queryBlockExports(),
+    getfd: () => monitor.getfd('x', fd),
+    migrateToFd: () => monitor.migrateToFd('x'),
+    migrateIncomingFd: () => monitor.migrateIncomingFd('x'),
+    migrateSetUnlimited: () => monitor.migrateSetUnlimited(),
+    queryMigrate: () => monitor.queryMigrate(),
+  }
+  const methods = Object.getOwnPropertyNames(Monitor.prototype).filter(
+    (name) => !['constructor', 'close', 'isClosed'].includes(name),
+  )
+  assert.deepEqual(methods.toSorted(), Object.keys(calls).toSorted(), 'each method of the monitor has its line here')
+  for (const call of Object.values(calls)) await call()
+  assert.ok(commands.length > methods.length)
+  for (const { execute, arguments: args } of commands)
+    assert.deepEqual(schema.checkCommand(execute, args ?? {}), [], execute)
+})
+
+test("a lost monitor is told in the domain's terms, to who waits and to who comes later", async (t) => {
+  const { monitor, drop } = await agreeable(t)
+  const waiting = monitor.passThrough('never', undefined)
+  drop()
+  const lost = (error: unknown): boolean =>
+    error instanceof VirError && error.code === 'VIR_ERR_OPERATION_FAILED' && error.message.includes("'guest'")
+  await assert.rejects(waiting, lost)
+  await assert.rejects(monitor.queryStatus(), lost)
+  assert.ok(monitor.isClosed)
+})
+
+test('a monitor that was lost from the beginning refuses every command', async () => {
+  const monitor = Monitor.lost('guest')
+  assert.ok(monitor.isClosed)
+  await assert.rejects(monitor.queryStatus(), /the monitor of domain 'guest' is lost/)
+})
