@@ -96,6 +96,7 @@ test('nothing half-made remains of an overlay that fails, and the error has the 
   if (process.getuid?.() === 0) return
   await chmod(folder, 0o500)
   await assert.rejects(createOverlay({ path, format: 'qcow2', backing: base }), { code: 'VIR_ERR_SYSTEM_ERROR' })
+  await chmod(folder, 0o700)
 })
 
 test('block info tells what the guest sees, what is allocated, and how long the file is', async (t) => {
