@@ -1,10 +1,21 @@
 /** Domains of the live tests: our own driver, real QEMU, the test guest on the serial line. */
+import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
+import { readdirSync, readFileSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { Connect, VIR_DOMAIN_SHUTOFF, type Domain } from '../../src/index.js'
+import {
+  Connect,
+  VIR_DOMAIN_SHUTOFF,
+  VIR_DOMAIN_START_PAUSED,
+  type ConnectEvent,
+  type Domain,
+  type VirErrorCode,
+} from '../../src/index.js'
 import { Guest, guestFiles, GUEST_MEMORY_KIB, type GuestFiles } from './guest.js'
-import { temporaryFolder, type Cleanup } from './images.js'
+import type { Cleanup } from './images.js'
 
 export interface TestRoot {
   /** folder of the test: images go here; the root is its 'root' */
@@ -13,17 +24,46 @@ export interface TestRoot {
   conn: Connect
 }
 
-/** A connection to a root of its own; at the end of the test every domain in it is destroyed and it is closed. */
+/**
+ * A connection to a root of its own; at the end of the test every domain in it is destroyed, it is closed and its folder
+ * removed. What the domains need (servers) is asked for afterwards: hooks of a test run in their order.
+ */
 export async function testRoot(t: Cleanup): Promise<TestRoot> {
-  const folder = await temporaryFolder(t)
+  const folder = await mkdtemp(join(process.env['VIRSTREAM_TEST_DIR'] ?? tmpdir(), 'virstream-test-'))
   const uri = `qemu:///embed?root=${join(folder, 'root')}`
   const conn = await Connect.open(uri)
   const root = { folder, uri, conn }
   t.after(async () => {
-    await destroyAll(root.conn)
-    await root.conn.close()
+    await root.conn.close().catch(() => undefined)
+    killLeftovers(folder)
+    await rm(folder, { recursive: true, force: true })
   })
   return root
+}
+
+/** Pids of the processes whose command line names something below `folder`. */
+export function processesOf(folder: string): number[] {
+  return readdirSync('/proc')
+    .map(Number)
+    .filter((pid) => pid > 0 && pid !== process.pid && commandLine(pid).includes(folder))
+}
+
+function commandLine(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
+  } catch {
+    return ''
+  }
+}
+
+function killLeftovers(folder: string): void {
+  for (const pid of processesOf(folder)) {
+    try {
+      process.kill(pid, 'SIGKILL')
+    } catch {
+      // it has just ended
+    }
+  }
 }
 
 /** Closes the connection and opens the root again, as a new process would. */
@@ -32,8 +72,40 @@ export async function reopen(root: TestRoot): Promise<void> {
   root.conn = await Connect.open(root.uri)
 }
 
-export async function destroyAll(conn: Connect): Promise<void> {
-  for (const dom of await conn.listAllDomains(0)) if (await dom.isActive()) await dom.destroy()
+/** What is expected of a call that fails, for `assert.rejects`. */
+export function virError(code: VirErrorCode, message: RegExp): { name: string; code: string; message: RegExp } {
+  return { name: 'VirError', code, message }
+}
+
+/** Every event of a connection from now on, as it comes. */
+export function recordEvents(conn: Connect): ConnectEvent[] {
+  const events: ConnectEvent[] = []
+  const follow = async (): Promise<void> => {
+    for await (const event of conn.domainEvents()) events.push(event)
+  }
+  void follow()
+  return events
+}
+
+/** `event/detail` of the lifecycle events of a domain, in order. */
+export function lifecycleOf(events: readonly ConnectEvent[]): string[] {
+  return events.flatMap((event) => (event.kind === 'lifecycle' ? [`${event.event}/${event.detail}`] : []))
+}
+
+/** Folder of a running domain below its root. */
+export function runDirOf(root: TestRoot, dom: Domain): string {
+  return join(root.folder, 'root/run/qemu', String(dom.id))
+}
+
+/** The process of a running domain. */
+export function qemuPid(root: TestRoot, dom: Domain): number {
+  return Number(readFileSync(join(runDirOf(root, dom), 'pid'), 'utf8'))
+}
+
+/** Nothing of a domain that ended is left: no process, no run directory. */
+export function assertNothingRuns(root: TestRoot): void {
+  assert.deepEqual(processesOf(root.folder), [])
+  assert.deepEqual(readdirSync(join(root.folder, 'root/run/qemu')), [])
 }
 
 export interface DomainOptions {
@@ -47,6 +119,8 @@ export interface DomainOptions {
   /** attributes of the root element, e.g. a namespace */
   attributes?: string
   memory?: number
+  /** 'qemu' (emulated CPU) unless said */
+  type?: string
 }
 
 /** XML of a domain that runs the test guest, its agent on the first serial port, a unix socket. */
@@ -55,24 +129,30 @@ export async function guestXml(folder: string, options: DomainOptions): Promise<
   return domainXml(join(folder, `${options.name ?? 'guest'}.serial`), files, options)
 }
 
-function domainXml(serial: string, files: GuestFiles, options: DomainOptions): string {
-  return `<domain type='qemu' ${options.attributes ?? ''}>
+/** XML of a domain without a guest: enough for what concerns QEMU and its disks alone. */
+export function plainXml(options: DomainOptions): string {
+  return domainXml(undefined, undefined, { memory: 65_536, ...options })
+}
+
+function domainXml(serial: string | undefined, files: GuestFiles | undefined, options: DomainOptions): string {
+  const boot =
+    files && `<kernel>${files.kernel}</kernel><initrd>${files.initrd}</initrd><cmdline>${files.cmdline}</cmdline>`
+  const line = serial && `<serial type='unix'><source mode='bind' path='${serial}'/></serial>`
+  return `<domain type='${options.type ?? 'qemu'}' ${options.attributes ?? ''}>
   <name>${options.name ?? 'guest'}</name>
   <uuid>${randomUUID()}</uuid>
   <memory unit='KiB'>${options.memory ?? GUEST_MEMORY_KIB}</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='${options.machine ?? 'q35'}'>hvm</type>
-    <kernel>${files.kernel}</kernel>
-    <initrd>${files.initrd}</initrd>
-    <cmdline>${files.cmdline}</cmdline>
+    ${boot ?? ''}
   </os>
   <features><acpi/></features>
   <cpu mode='maximum'/>
   ${options.extra ?? ''}
   <devices>
     ${options.devices}
-    <serial type='unix'><source mode='bind' path='${serial}'/></serial>
+    ${line ?? ''}
     <memballoon model='none'/>
   </devices>
 </domain>`
@@ -90,6 +170,13 @@ export function diskXml(
       <target dev='${target}' bus='${options.bus ?? 'virtio'}'/>
       ${options.extra ?? ''}
     </disk>`
+}
+
+/** Defines a domain without a guest and starts it, its CPUs stopped. */
+export async function startPlain(root: TestRoot, options: DomainOptions): Promise<Domain> {
+  const dom = await root.conn.domainDefineXML(plainXml(options))
+  await dom.create(VIR_DOMAIN_START_PAUSED)
+  return dom
 }
 
 /** Connects to the agent of a running guest. */

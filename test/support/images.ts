@@ -58,3 +58,21 @@ export async function emptyImage(
   await run('qemu-img', ['create', '-q', '-f', format, path, String(size)])
   return path
 }
+
+/** What the header of an image says of its backing image; undefined: it has none. The image may be in use. */
+export async function backingOf(path: string): Promise<string | undefined> {
+  const { stdout } = await run('qemu-img', ['info', '-U', '--output=json', path])
+  return (JSON.parse(stdout) as { 'backing-filename'?: string })['backing-filename']
+}
+
+/** Fails when qemu-img finds anything wrong with the image, leaks included. */
+export async function checkImage(path: string, format = 'qcow2'): Promise<void> {
+  await run('qemu-img', ['check', '-q', '-f', format, path])
+}
+
+/** Bytes that the topmost image of a chain holds itself, as its metadata on disk says. The image may be in use. */
+export async function ownBytes(path: string): Promise<number> {
+  const { stdout } = await run('qemu-img', ['map', '-U', '--output=json', path])
+  const extents = JSON.parse(stdout) as { length: number; depth: number; present?: boolean }[]
+  return extents.reduce((sum, { length, depth, present }) => (depth === 0 && present !== false ? sum + length : sum), 0)
+}
