@@ -2,6 +2,7 @@
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
 import { failFrom, messageOf } from '../error.js'
 import {
+  copyOnReadNodeName,
   formatNode,
   formatNodeName,
   guardNode,
@@ -104,8 +105,10 @@ export function isDeviceOf(disk: DiskDef, qdev: string | undefined): boolean {
  */
 export async function isDetached(monitor: Monitor, disk: DiskDef, base: StorageSource | undefined): Promise<boolean> {
   const device = (await monitor.queryBlock()).find((candidate) => isDeviceOf(disk, candidate.qdev))
-  // below the own image there is at most the guard of the base
-  return device?.inserted !== undefined && device.inserted.backing_file_depth <= (base === undefined ? 0 : 1)
+  if (device?.inserted === undefined) return false
+  // filters count; below the own image there is at most the guard of the base
+  const filters = device.inserted['node-name'] === copyOnReadNodeName(disk) ? 1 : 0
+  return device.inserted.backing_file_depth - filters <= (base === undefined ? 0 : 1)
 }
 
 /** Removes the nodes of images that the disk no longer reads. A node that is still in use is left, and reported. */
