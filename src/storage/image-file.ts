@@ -22,7 +22,7 @@ export function describe(source: StorageSource): string {
 }
 
 /** The system's words for an error: 'No such file or directory'. */
-function wordsOf(error: unknown): string {
+export function wordsOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
   const number = 'errno' in error && typeof error.errno === 'number' ? error.errno : undefined
   const words = number === undefined ? undefined : getSystemErrorMap().get(number)?.[1]

@@ -5,6 +5,7 @@ import { errnoOf, failFrom } from '../error.js'
 import { run, RunError } from '../util/run.js'
 import { Undo } from '../util/undo.js'
 import { formatBackingString, MAX_BACKING_STRING } from './backing-string.js'
+import { wordsOf } from './image-file.js'
 import { probeImage } from './probe.js'
 import type { ImageInfo } from './probe.js'
 import { qemuWords } from './qemu-img.js'
@@ -65,7 +66,7 @@ async function claim(path: string): Promise<void> {
   } catch (error) {
     const exists = errnoOf(error) === 'EEXIST'
     if (exists) throw fail('VIR_ERR_OPERATION_FAILED', `image '${path}' exists already`, error)
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot create image '${path}': ${String(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot create image '${path}': ${wordsOf(error)}`, error)
   }
 }
 
