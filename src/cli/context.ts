@@ -1,0 +1,126 @@
+import { homedir } from 'node:os'
+import { join } from 'node:path'
+import type { Readable, Writable } from 'node:stream'
+import { pino } from 'pino'
+import type { Logger } from 'pino'
+import { Connect } from '../api/connect.js'
+import type { Domain } from '../api/domain.js'
+import { VirError } from '../error.js'
+import { Output } from './output.js'
+
+/** Where a command reads and writes. */
+export interface Io {
+  stdin: Readable
+  stdout: Writable
+  stderr: Writable
+  env: NodeJS.ProcessEnv
+}
+
+export interface GlobalOptions {
+  connect?: string
+  readonly?: boolean
+  quiet?: boolean
+  debug?: boolean
+}
+
+/** What a command could not do, and why (`cause`). */
+export class CommandError extends Error {
+  override readonly name = 'CommandError'
+}
+
+/** What one run of the command has at hand. */
+export class Context {
+  readonly io: Io
+  readonly out: Output
+  readonly err: Output
+  readonly quiet: boolean
+  readonly #options: GlobalOptions
+  #connect: Promise<Connect> | undefined
+
+  constructor(io: Io, options: GlobalOptions) {
+    this.io = io
+    this.out = new Output(io.stdout)
+    this.err = new Output(io.stderr)
+    this.quiet = options.quiet ?? false
+    this.#options = options
+  }
+
+  get uri(): string {
+    return this.#options.connect ?? defaultUri(this.io.env)
+  }
+
+  /** What scripts read: printed in any case. */
+  print(...lines: string[]): void {
+    for (const line of lines) this.out.line(line)
+  }
+
+  /** What people read: not printed with --quiet. */
+  say(...lines: string[]): void {
+    if (!this.quiet) this.print(...lines)
+  }
+
+  printJson(data: unknown): void {
+    this.print(JSON.stringify(data, undefined, 2))
+  }
+
+  connection(): Promise<Connect> {
+    this.#connect ??= this.attempt('failed to connect to the hypervisor', () =>
+      Connect.open(this.uri, { readOnly: this.#options.readonly ?? false, logger: this.#logger() }),
+    )
+    return this.#connect
+  }
+
+  async close(): Promise<void> {
+    const connect = await this.#connect?.catch(() => undefined)
+    await connect?.close()
+  }
+
+  /** By id, then by UUID, then by name, as virsh does. */
+  async domain(what: string): Promise<Domain> {
+    const conn = await this.connection()
+    return this.attempt(`failed to get domain '${what}'`, async () => {
+      const id = /^\d+$/.test(what) ? Number(what) : NaN
+      if (Number.isSafeInteger(id)) {
+        const domain = await optional(conn.domainLookupByID(id))
+        if (domain !== undefined) return domain
+      }
+      if (/^[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$/i.test(what)) {
+        const domain = await optional(conn.domainLookupByUUIDString(what))
+        if (domain !== undefined) return domain
+      }
+      return conn.domainLookupByName(what)
+    })
+  }
+
+  /** Runs `work`; an error of it comes out below the sentence `failure`. */
+  async attempt<T>(failure: string, work: () => Promise<T>): Promise<T> {
+    try {
+      return await work()
+    } catch (error) {
+      throw error instanceof VirError ? new CommandError(failure, { cause: error }) : error
+    }
+  }
+
+  #logger(): Logger {
+    if (this.#options.debug !== true) return pino({ enabled: false })
+    return pino({ level: 'debug', base: null }, { write: (line: string) => this.err.write(line) })
+  }
+}
+
+async function optional<T>(lookup: Promise<T>): Promise<T | undefined> {
+  try {
+    return await lookup
+  } catch (error) {
+    if (error instanceof VirError && error.code === 'VIR_ERR_NO_DOMAIN') return undefined
+    throw error
+  }
+}
+
+/** $VIRSTREAM_DEFAULT_URI, or the QEMU driver with a tree of the user's own. */
+export function defaultUri(env: NodeJS.ProcessEnv): string {
+  const given = env['VIRSTREAM_DEFAULT_URI']
+  if (given !== undefined && given !== '') return given
+  const state = env['XDG_STATE_HOME']
+  const root = join(state === undefined || state === '' ? join(homedir(), '.local/state') : state, 'virstream')
+  return `qemu:///embed?root=${encodeURIComponent(root).replaceAll('%2F', '/')}`
+}

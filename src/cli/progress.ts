@@ -1,0 +1,84 @@
+import { SingleBar } from 'cli-progress'
+import type { WriteStream } from 'node:tty'
+import type { StreamProgress } from '../api/disk-stream.js'
+import type { Context } from './context.js'
+import { formatSize } from './output.js'
+
+/** Shows how far something is. */
+export interface ProgressView {
+  at(position: StreamProgress): void
+  /** why it stands still; undefined: it does not */
+  note(why: string | undefined): void
+  end(): void
+}
+
+const percent = ({ offset, size }: StreamProgress): number => (size === 0 ? 100 : Math.floor((offset / size) * 100))
+
+function isTerminal(stream: unknown): stream is WriteStream {
+  return (stream as Partial<WriteStream>).isTTY === true
+}
+
+/** A bar on standard error where that is a terminal, else lines on standard output; JSON lines if asked for. */
+export function makeView(context: Context, label: string, json: boolean): ProgressView {
+  if (json) return jsonView(context)
+  const stream = context.err.stream
+  return isTerminal(stream) ? barView(stream, label) : lineView(context, label)
+}
+
+function jsonView(context: Context): ProgressView {
+  return {
+    at: ({ offset, size }) => context.print(JSON.stringify({ offset, size })),
+    note: (why) => context.print(JSON.stringify({ waiting: why ?? null })),
+    end: () => undefined,
+  }
+}
+
+function lineView(context: Context, label: string): ProgressView {
+  return {
+    at(position) {
+      const { offset, size } = position
+      context.print(
+        `${label}: [${String(percent(position)).padStart(3)} %] ${formatSize(offset)} of ${formatSize(size)}`,
+      )
+    },
+    note: (why) => context.print(why === undefined ? `${label}: goes on` : `${label}: waits: ${why}`),
+    end: () => undefined,
+  }
+}
+
+function barView(stream: WriteStream, label: string): ProgressView {
+  let speed = ''
+  let why = ''
+  let last: { offset: number; at: number } | undefined
+  const bar = new SingleBar({
+    stream,
+    hideCursor: true,
+    clearOnComplete: false,
+    barsize: 30,
+    format: (_options, { progress, value, total }) => {
+      const done = Math.round(progress * 30)
+      const drawn = '='.repeat(done).padEnd(30)
+      const sizes = `${formatSize(value)} of ${formatSize(total)}`
+      return `${label}: [${drawn}] ${String(Math.floor(progress * 100)).padStart(3)} %  ${sizes}  ${why || speed}`
+    },
+  })
+  let started = false
+  return {
+    at({ offset, size }) {
+      if (!started) bar.start(size, offset)
+      started = true
+      const now = performance.now()
+      if (last !== undefined && now > last.at)
+        speed = `${formatSize(((offset - last.offset) / (now - last.at)) * 1000)}/s`
+      last = { offset, at: now }
+      bar.setTotal(size)
+      bar.update(offset)
+    },
+    note(reason) {
+      why = reason === undefined ? '' : `waits: ${reason}`
+    },
+    end() {
+      if (started) bar.stop()
+    },
+  }
+}

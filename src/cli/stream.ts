@@ -1,0 +1,163 @@
+/** Commands that stream disks. */
+import type { Domain } from '../api/domain.js'
+import type { StreamDiskState, StreamOptions } from '../driver.js'
+import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
+import type { Context } from './context.js'
+import { DETACHED, follow } from './follow.js'
+import { formatSize, formatTable } from './output.js'
+import { diskArgument, domainArgument, jsonOption } from './spec.js'
+import type { CommandSpec } from './spec.js'
+import { parseBandwidth, UsageError } from './values.js'
+import type { Values } from './values.js'
+
+function streamOptions(options: Values): StreamOptions {
+  const bandwidth = parseBandwidth(options.text('bandwidth'), options.flag('bytes'))
+  const base = options.text('base')
+  return {
+    ...(bandwidth > 0 && { bandwidth }),
+    ...(options.flag('idle') && { policy: 'idle' as const }),
+    ...(base !== undefined && { base }),
+  }
+}
+
+async function waitFor(context: Context, domain: Domain, disk: string, options: Values): Promise<number | undefined> {
+  const attach = options.flag('attach')
+  const failed = `Failed to stream disk '${disk}' of domain '${domain.name}'`
+  const stream = await context.attempt(failed, () =>
+    attach ? domain.attachStream(disk) : domain.stream(disk, streamOptions(options)),
+  )
+  const { name } = domain
+  return follow(context, stream, {
+    label: `Stream of disk '${stream.disk}'`,
+    progress: !context.quiet,
+    json: options.flag('json'),
+    timeout: options.seconds('timeout'),
+    async: false,
+    done: `Stream of disk '${stream.disk}' complete`,
+    failed,
+    comeBack: [
+      `See it:     virstream stream-info ${name}`,
+      `Follow it:  virstream stream-disk ${name} ${stream.disk} --attach --wait`,
+      `Stop it:    virstream stream-disk ${name} ${stream.disk} --stop`,
+    ],
+  })
+}
+
+async function one(context: Context, domain: Domain, disk: string, options: Values): Promise<void> {
+  const offset = options.count('offset') ?? 0
+  const failure = `Failed to stream a unit of disk '${disk}' of domain '${domain.name}'`
+  const next = await context.attempt(failure, () => domain.streamDisk(disk, offset, VIR_STREAM_DISK_ONE))
+  if (options.flag('json')) context.printJson({ offset: next })
+  else context.print(String(next))
+}
+
+async function startOrStop(context: Context, domain: Domain, disk: string, options: Values): Promise<void> {
+  const stop = options.flag('stop')
+  const failure = `Failed to ${stop ? 'stop the stream of' : 'stream'} disk '${disk}' of domain '${domain.name}'`
+  await context.attempt(failure, () =>
+    stop
+      ? domain.streamDisk(disk, 0, VIR_STREAM_DISK_STOP)
+      : domain.streamDisk(disk, 0, VIR_STREAM_DISK_START, streamOptions(options)),
+  )
+  if (options.flag('json')) context.printJson({ disk, streaming: !stop })
+  else context.say(`Stream of disk '${disk}' ${stop ? 'stopped' : 'started'}`, '')
+}
+
+function checkUsage(options: Values): void {
+  options.exclusive('start', 'stop', 'one', 'attach')
+  const wait = options.flag('wait')
+  if (wait && (options.flag('stop') || options.flag('one')))
+    throw new UsageError('option --wait goes with a whole stream, not with --stop or --one')
+  if (!wait && options.text('timeout') !== undefined) throw new UsageError('option --timeout requires --wait')
+  if (!wait && options.flag('attach')) throw new UsageError('option --attach requires --wait')
+  if (!options.flag('one') && options.text('offset') !== undefined)
+    throw new UsageError('option --offset requires --one')
+}
+
+const streamDiskCommand: CommandSpec = {
+  name: 'stream-disk',
+  group: 'Disks and streams',
+  summary: 'copy a disk from its backing images while the guest runs',
+  arguments: [domainArgument, diskArgument],
+  options: [
+    ['--start', 'stream the whole disk in the background (the default)'],
+    ['--stop', 'stop the stream; what was copied stays, and a new stream goes on from there'],
+    ['--one', 'stream one unit, and print the offset of the next'],
+    ['--offset <bytes>', 'with --one: where the unit begins; default: 0'],
+    ['--attach', 'with --wait: follow the stream that runs already'],
+    [
+      '--bandwidth <number>',
+      'at most so many MiB/s (bytes/s with --bytes; or with a unit, as 500K, 2G); default: no limit',
+    ],
+    ['--bytes', 'the bandwidth is in bytes/s'],
+    ['--idle', 'stream only while the guest leaves the disk alone'],
+    ['--base <path>', 'keep this image of the backing chain as backing image; default: none is kept'],
+    ['--wait', 'wait for the end: with a progress bar on a terminal, with lines elsewhere'],
+    ['--verbose', 'taken for the sake of blockpull: --wait shows progress anyway'],
+    ['--timeout <seconds>', 'with --wait: stop the stream after so many seconds'],
+    ['--json', 'print JSON; with --wait, a line for each position'],
+  ],
+  description: [
+    'Copies everything that the image of a disk lacks from its backing images, while the guest works on it. At the end the image needs no backing image: the link is gone from the image and from the XML.',
+    'Without --wait the command ends when the stream runs. It goes on without us, through restarts of the guest; stream-info tells how far it is.',
+    'With --wait, Ctrl-C lets go of the stream, which goes on, and tells how to come back to it.',
+  ],
+  examples: [
+    ['stream-disk web1 vda --wait', 'stream vda of web1 and watch'],
+    ['stream-disk web1 vda --bandwidth 50', 'stream it in the background, at most 50 MiB/s'],
+    ['stream-disk web1 vda --wait --timeout 3600', 'for an hour at most'],
+    ['stream-disk web1 vda --stop', 'stop it'],
+  ],
+  exit: [[String(DETACHED), 'Ctrl-C while waiting; the stream goes on']],
+  seeAlso: ['stream-info', 'blockpull', 'event'],
+  async run(context, [what = '', disk = ''], options) {
+    checkUsage(options)
+    const domain = await context.domain(what)
+    if (options.flag('wait')) return waitFor(context, domain, disk, options)
+    await (options.flag('one') ? one : startOrStop)(context, domain, disk, options)
+    return undefined
+  },
+}
+
+function rowOf({ disk, path, offset, size, bandwidth, mode, status, error }: StreamDiskState): string[] {
+  const done = size === 0 ? 100 : Math.floor((offset / size) * 100)
+  const limit = bandwidth === 0 ? '-' : `${formatSize(bandwidth)}/s`
+  return [
+    disk,
+    path,
+    String(offset),
+    String(size),
+    `${done} %`,
+    limit,
+    mode,
+    error === undefined ? status : `${status}: ${error}`,
+  ]
+}
+
+const streamInfoCommand: CommandSpec = {
+  name: 'stream-info',
+  group: 'Disks and streams',
+  summary: 'tell which disks are being streamed, and how far they are',
+  arguments: [domainArgument],
+  options: [jsonOption],
+  description: [
+    "Prints a line for each disk that is being streamed: its target and alias, the offset and the size in bytes, the limit, and whether it runs, or waits and for what. 'The base does not answer' ends by itself when the base is back.",
+  ],
+  examples: [['stream-info web1', 'the streams of web1']],
+  seeAlso: ['stream-disk', 'blockjob'],
+  async run(context, [what = ''], options) {
+    const domain = await context.domain(what)
+    const failure = `Failed to get the streams of domain '${domain.name}'`
+    const states = await context.attempt(failure, () => domain.streamDiskInfo())
+    if (options.flag('json')) context.printJson(states)
+    else if (states.length === 0) context.say(`No disk of domain '${domain.name}' is being streamed`, '')
+    else {
+      const header = ['Disk', 'Alias', 'Offset', 'Size', 'Done', 'Limit', 'Mode', 'Status']
+      context.print(...formatTable(header, states.map(rowOf), context.quiet))
+      context.say('')
+    }
+    return undefined
+  },
+}
+
+export const streamCommands: readonly CommandSpec[] = [streamDiskCommand, streamInfoCommand]
