@@ -133,8 +133,9 @@ const modes = oneOf('bind', 'connect')
 function readUnix(source: Reader | undefined, generatesPath: boolean): ChardevSource {
   const path = source?.attr('path')
   const mode = (source && readAttr(source, 'mode', modes)) ?? 'connect'
-  const reconnect = source ? readReconnect(source) : {}
-  if (path !== undefined && path !== '') return { type: 'unix', mode, path, ...reconnect }
+  const generated = path === undefined || path === ''
+  const reconnect = source ? readReconnect(source, generated ? 'bind' : mode) : {}
+  if (!generated) return { type: 'unix', mode, path, ...reconnect }
   if (!generatesPath)
     throw fail('VIR_ERR_XML_ERROR', "a character device of type 'unix' needs a source with the attribute 'path'")
   return { type: 'unix', mode: 'bind', ...reconnect }
@@ -144,14 +145,15 @@ function readTcp(reader: Reader, source: Reader | undefined): ChardevSource {
   const from = needSource(source, 'tcp')
   const protocol = one(reader, 'protocol')
   const tls = readAttr(from, 'tls', yesNo)
+  const mode = readAttr(from, 'mode', modes) ?? 'connect'
   return {
     type: 'tcp',
-    mode: readAttr(from, 'mode', modes) ?? 'connect',
+    mode,
     host: from.required('host'),
     service: from.required('service'),
     protocol: (protocol && readAttr(protocol, 'type', oneOf('raw', 'telnet', 'telnets', 'tls'))) ?? 'raw',
     ...(tls !== undefined && { tls }),
-    ...readReconnect(from),
+    ...readReconnect(from, mode),
   }
 }
 
@@ -172,10 +174,11 @@ function readUdp(reader: Reader): ChardevSource {
   return { type: 'udp', ...(bind && { bind }), connect: { ...connect, service: connect.service } }
 }
 
-function readReconnect(source: Reader): { reconnect?: Reconnect } {
+function readReconnect(source: Reader, mode: 'bind' | 'connect'): { reconnect?: Reconnect } {
   const reconnect = source.child('reconnect')
   if (reconnect === undefined) return {}
   const enabled = needAttr(reconnect, 'enabled', yesNo)
   if (enabled === 'no') return { reconnect: { enabled } }
+  if (mode === 'bind') throw fail('VIR_ERR_CONFIG_UNSUPPORTED', 'only a character device that connects can reconnect')
   return { reconnect: { enabled, timeout: needAttr(reconnect, 'timeout', positive) } }
 }

@@ -449,6 +449,14 @@ const devices: Row[] = [
     /'timeout'.*'0'/,
   ],
   [
+    'a reconnect of who listens',
+    device(
+      "<serial type='tcp'><source mode='bind' host='h' service='1'><reconnect enabled='yes' timeout='1'/></source></serial>",
+    ),
+    'VIR_ERR_CONFIG_UNSUPPORTED',
+    /reconnect/,
+  ],
+  [
     'a serial target that is none',
     device("<serial type='pty'><target type='abacus'/></serial>"),
     'VIR_ERR_CONFIG_UNSUPPORTED',
