@@ -64,13 +64,7 @@ function refuseSharedPlaces(def: DomainDef): void {
 
 /** Disks of one bus in the order of their names, the buses where they first came (virDomainDiskInsert). */
 export function sortDisks(def: DomainDef): void {
-  const sorted: DiskDef[] = []
-  const position = (disk: DiskDef): number => diskIndex(disk.target) ?? -1
-  for (const disk of def.disks) {
-    const later = sorted.findIndex((other) => other.bus === disk.bus && position(other) > position(disk))
-    const last = sorted.findLastIndex((other) => other.bus === disk.bus)
-    if (later >= 0) sorted.splice(later, 0, disk)
-    else sorted.splice(last >= 0 ? last + 1 : sorted.length, 0, disk)
-  }
-  def.disks = sorted
+  const position = ({ target }: DiskDef): number => diskIndex(target) ?? -1
+  const buses = [...new Set(def.disks.map(({ bus }) => bus))]
+  def.disks.sort((a, b) => buses.indexOf(a.bus) - buses.indexOf(b.bus) || position(a) - position(b))
 }

@@ -24,6 +24,7 @@ export const connect = {
 
 const TYPES = ~(connect.autoassign | connect.aggregateSlot)
 const ENDPOINT = connect.pciDevice | connect.pcieDevice
+const MAX_BUSES = 256
 const LAST_SLOT = 31
 const LAST_FUNCTION = 7
 
@@ -242,6 +243,8 @@ export class PciAddressSet {
   }
 
   #add(model: string, count: number, flags?: number): void {
+    if (this.buses.length + count > MAX_BUSES)
+      throw fail('VIR_ERR_XML_ERROR', `there are more devices than ${MAX_BUSES} PCI buses hold`)
     for (let i = 0; i < count; i++) {
       const bus = new Bus(model)
       if (flags !== undefined) bus.flags = flags

@@ -3,7 +3,7 @@ import { failFrom } from '../error.js'
 import { isPiix3Part, placeChipsetDevices } from './addresses-pci-chipset.js'
 import { assignmentRank, connectFlags, pciPlace, usb2Function, wantsPci } from './addresses-pci-flags.js'
 import { connect, isPciControllerModel, PciAddressSet } from './addresses-pci-set.js'
-import { addController, findController, isUsb2Part } from './controllers.js'
+import { addController, findController, isUsb2Part, MAX_INDEX } from './controllers.js'
 import type { DefinitionCaps } from './definition-caps.js'
 import { type AnyDevice, describeDevice, devicesOf } from './devices.js'
 import { isQ35 } from './machine.js'
@@ -38,6 +38,8 @@ function pciControllers(def: DomainDef): ControllerDef[] {
 function createSet(def: DomainDef, caps: DefinitionCaps, grows: boolean): PciAddressSet {
   const models: string[] = []
   for (const { index, model } of pciControllers(def)) {
+    if (index > MAX_INDEX)
+      throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `PCI controller ${index} cannot be, the last is ${MAX_INDEX}`)
     if (model === undefined || !isPciControllerModel(model))
       throw fail('VIR_ERR_XML_ERROR', `PCI controller ${index} has an unknown model '${model ?? ''}'`)
     models[index] = model

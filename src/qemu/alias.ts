@@ -15,7 +15,7 @@ const fail = failFrom('VIR_FROM_QEMU')
 export function assignAliases(def: DomainDef): void {
   checkAliases(def)
   for (const disk of def.disks) disk.alias ??= diskAlias(def, disk)
-  for (const net of def.interfaces) net.alias ??= `net${nextIndex('net', def.interfaces)}`
+  numberFrom('net', def.interfaces)
   def.videos.forEach((video, nth) => (video.alias ??= `video${nth}`))
   for (const controller of def.controllers) controller.alias ??= controllerAlias(def, controller)
   def.inputs.forEach((input, nth) => (input.alias ??= `input${nth}`))
@@ -24,7 +24,7 @@ export function assignAliases(def: DomainDef): void {
   def.consoles.forEach((console, nth) => (console.alias ??= `console${nth}`))
   def.watchdogs.forEach((watchdog, nth) => (watchdog.alias ??= `watchdog${nth}`))
   if (def.memballoon && def.memballoon.model !== 'none') def.memballoon.alias ??= 'balloon0'
-  for (const rng of def.rngs) rng.alias ??= `rng${nextIndex('rng', def.rngs)}`
+  numberFrom('rng', def.rngs)
   syncConsole(def)
   checkAliases(def)
 }
@@ -68,12 +68,14 @@ function controllerAlias(def: DomainDef, { type, index, model }: ControllerDef):
   return `${type}${index}`
 }
 
-function nextIndex(prefix: string, devices: { alias?: string }[]): number {
+/** Numbers devices from the highest number on that one of them has already. */
+function numberFrom(prefix: string, devices: { alias?: string }[]): void {
   const taken = devices.flatMap(({ alias }) => {
     const digits = alias?.startsWith(prefix) ? /^\d+$/.exec(alias.slice(prefix.length))?.[0] : undefined
     return digits === undefined ? [] : [Number(digits)]
   })
-  return Math.max(-1, ...taken) + 1
+  let next = taken.reduce((most, index) => Math.max(most, index), -1) + 1
+  for (const device of devices) device.alias ??= `${prefix}${next++}`
 }
 
 /** The parts of a USB 2 controller go by one name; every other name has one bearer. */

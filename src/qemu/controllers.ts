@@ -17,27 +17,16 @@ export function findController(def: DomainDef, type: ControllerType, index: numb
   return def.controllers.find((controller) => controller.type === type && controller.index === index)
 }
 
-/**
- * Puts a controller where libvirt lists it: beside its kind, by index, a companion after its master
- * (virDomainControllerInsertPreAlloced).
- */
-function insertController(controllers: ControllerDef[], added: ControllerDef): void {
-  let at: number | undefined
-  for (let i = controllers.length - 1; i >= 0; i--) {
-    const current = controllers[i]
-    if (current?.type !== added.type) continue
-    if (added.index < 0) {
-      at = i + 1
-      break
-    }
-    if (current.index > added.index || (!added.master && current.master && current.index === added.index)) at = i
-    else at ??= i + 1
-  }
-  controllers.splice(at ?? controllers.length, 0, added)
-}
-
+/** Puts a controller where libvirt lists it: beside its kind, by index, a companion after its master. */
 export function addController(def: DomainDef, added: ControllerDef): ControllerDef {
-  insertController(def.controllers, added)
+  const { type, index } = added
+  const isLater = (other: ControllerDef): boolean =>
+    other.type === type &&
+    (other.index > index || (other.index === index && !added.master && other.master !== undefined))
+  const later = def.controllers.findIndex(isLater)
+  const last = def.controllers.findLastIndex((other) => other.type === type)
+  const at = later >= 0 ? later : last >= 0 ? last + 1 : def.controllers.length
+  def.controllers.splice(at, 0, added)
   return added
 }
 
@@ -48,14 +37,14 @@ export function ensureController(def: DomainDef, type: ControllerType, index: nu
   )
 }
 
-/** Lists the controllers in libvirt's order and numbers those that came without an index. */
+/** Numbers the controllers that came without an index and lists all in libvirt's order. */
 export function orderControllers(def: DomainDef): void {
-  const given = def.controllers
-  def.controllers = []
-  for (const controller of given) insertController(def.controllers, controller)
   def.controllers.forEach((controller, at) => {
     if (controller.index < 0) controller.index = companionIndex(def, at) ?? unusedIndex(def, controller.type)
   })
+  const types = [...new Set(def.controllers.map(({ type }) => type))]
+  const rank = ({ index, master }: ControllerDef): number => index * 2 + (master ? 1 : 0)
+  def.controllers.sort((a, b) => types.indexOf(a.type) - types.indexOf(b.type) || rank(a) - rank(b))
 }
 
 function unusedIndex(def: DomainDef, type: ControllerType): number {
@@ -120,6 +109,9 @@ function defaultVirtioScsi(controller: ControllerDef, caps: DefinitionCaps): str
   return 'virtio-scsi'
 }
 
+/** No machine has room for more controllers of a kind. */
+export const MAX_INDEX = 255
+
 const CONTROLLER_OF_BUS: [DiskBus, ControllerType][] = [
   ['scsi', 'scsi'],
   ['fdc', 'fdc'],
@@ -133,7 +125,10 @@ export function addImpliedControllers(def: DomainDef): void {
     const used = def.disks.flatMap(({ bus: its, address }) =>
       its === bus && address?.type === 'drive' ? [address.controller] : [],
     )
-    for (let index = 0; index <= Math.max(-1, ...used); index++) ensureController(def, type, index)
+    const highest = used.reduce((most, index) => Math.max(most, index), -1)
+    if (highest > MAX_INDEX)
+      throw fail('VIR_ERR_XML_ERROR', `a disk on bus '${bus}' needs controller ${highest}, the last is ${MAX_INDEX}`)
+    for (let index = 0; index <= highest; index++) ensureController(def, type, index)
   }
   for (const { targetType, address } of [...def.channels, ...def.consoles]) {
     if (targetType === 'virtio')

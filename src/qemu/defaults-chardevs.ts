@@ -91,6 +91,7 @@ export function syncConsole(def: DomainDef): void {
   const [serial] = def.serials
   if (console?.targetType !== 'serial' || !serial) return
   const { source, port, alias, address, log } = structuredClone(serial)
+  const residue = console.residue ?? serial.residue?.filter(({ path }) => path.startsWith('source'))
   def.consoles[0] = {
     source,
     targetType: 'serial',
@@ -98,6 +99,6 @@ export function syncConsole(def: DomainDef): void {
     ...(alias === undefined ? {} : { alias }),
     ...(address ? { address } : {}),
     ...(log ? { log } : {}),
-    ...(serial.residue && serial.residue === console.residue ? { residue: serial.residue } : {}),
+    ...(residue?.length ? { residue } : {}),
   }
 }
