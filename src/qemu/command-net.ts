@@ -42,6 +42,8 @@ function hostProps(net: InterfaceDef, fds: readonly number[] | undefined): Props
       return { type: 'user', ...userProps(net) }
     case 'internal':
       return { type: 'user', restrict: true }
+    case 'network':
+    case 'bridge':
     case 'ethernet':
       return { type: 'tap', ifname: tapName(net), script: 'no', downscript: 'no' }
     case 'network':
@@ -61,8 +63,10 @@ function hostProps(net: InterfaceDef, fds: readonly number[] | undefined): Props
   }
 }
 
+/** The tap device that the host's end is: made beforehand, QEMU may not run the scripts that would do it. */
 function tapName(net: InterfaceDef): string {
   if (net.target?.dev !== undefined) return net.target.dev
+  if (net.type !== 'ethernet') throw fail('VIR_ERR_INTERNAL_ERROR', `interface '${net.mac}' has no tap device`)
   throw fail('VIR_ERR_CONFIG_UNSUPPORTED', "an interface of type 'ethernet' needs <target dev>")
 }
 
