@@ -54,7 +54,7 @@ function controllerProps(def: DomainDef, controller: ControllerDef): Props & { d
     case 'scsi':
       return { ...scsiProps(controller), id }
     case 'sata':
-      return { driver: 'ahci', id }
+      return { driver: 'ich9-ahci', id }
     case 'virtio-serial':
       return {
         driver: virtioDriver('virtio-serial', controller.model),
@@ -123,12 +123,12 @@ function usbProps(def: DomainDef, controller: ControllerDef, id: string): Props 
 }
 
 const scsiDrivers: Record<string, string> = {
-  lsilogic: 'lsi',
+  lsilogic: 'lsi53c895a',
   lsisas1068: 'mptsas1068',
   lsisas1078: 'megasas',
   vmpvscsi: 'pvscsi',
   am53c974: 'am53c974',
-  dc390: 'dc-390',
+  dc390: 'dc390',
 }
 
 function scsiProps(controller: ControllerDef): Props & { driver: string } {

@@ -4,7 +4,7 @@ import { failFrom } from '../error.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
-export type Prop = string | number | bigint | boolean | null | Prop[] | { [key: string]: Prop }
+export type Prop = string | number | bigint | boolean | null | Prop[] | { [key: string]: Prop | undefined }
 /** Properties of a device, object or netdev; undefined ones are left to QEMU. */
 export type Props = Record<string, Prop | undefined>
 
