@@ -1,6 +1,7 @@
 /** What the machine as a whole must be like for QEMU (qemuValidateDomainDef). */
 import type { DomainDef, TimerDef } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
+import { parseCpuset } from './cpu-affinity.js'
 import type { DefinitionCaps } from './definition-caps.js'
 import { findMachine, isQ35 } from './machine.js'
 
@@ -40,6 +41,7 @@ function checkVcpus(def: DomainDef, caps: DefinitionCaps): void {
     throw unsupported(`more than ${MAX_VCPUS_WITHOUT_EIM} CPUs need an IOMMU, which is not supported`)
   if (placement === 'auto') throw unsupported("<vcpu placement='auto'> is not supported")
   if (cpuset !== undefined && !caps.pinsVcpus) throw unsupported('pinning of CPUs (<vcpu cpuset>) is not supported')
+  if (cpuset !== undefined) parseCpuset(cpuset)
   const { sockets, dies = 1, cores, threads } = def.cpu?.topology ?? { sockets: max, cores: 1, threads: 1 }
   if (sockets * dies * cores * threads !== max)
     throw unsupported(`the CPU topology makes ${sockets * dies * cores * threads} CPUs, but <vcpu> says ${max}`)
