@@ -42,7 +42,8 @@ function checkMemory(def: DomainDef): void {
   }
 }
 
-function checkDisk(disk: DiskDef): void {
+/** What is refused of one disk by itself. */
+export function checkDisk(disk: DiskDef): void {
   checkTargetName(disk)
   const removable = disk.device === 'cdrom' || disk.device === 'floppy'
   if (disk.source === undefined && !removable)
