@@ -21,8 +21,13 @@ export class CapabilitiesCache {
    * VIR_ERR_SYSTEM_ERROR when there is none such, VIR_ERR_INTERNAL_ERROR when it does not answer.
    */
   async get(emulator = this.#options.emulator): Promise<QemuCapabilities> {
-    const known = await this.#known.get(emulator)
-    if (known !== undefined && (await known.isCurrent())) return known
+    const known = this.#known.get(emulator)
+    if (known !== undefined && (await (await known).isCurrent())) return known
+    const latest = this.#known.get(emulator)
+    return latest === undefined || latest === known ? this.#load(emulator) : latest
+  }
+
+  #load(emulator: string): Promise<QemuCapabilities> {
     const loading = QemuCapabilities.load(emulator, this.#options)
     this.#known.set(emulator, loading)
     loading.catch(() => {

@@ -91,13 +91,18 @@ function loader(def: DomainDef): string[] {
 
 const hasNuma = (def: DomainDef): boolean => (def.cpu?.numa.length ?? 0) > 0
 
-/** Sizes are given in KiB and bytes, exactly: not every memory size is a multiple of 1 MiB. */
+/**
+ * Sizes are given in KiB and bytes: not every memory size is a multiple of 1 MiB. QEMU itself goes up to the next 8 KiB for
+ * `-m` and wants the same of the object.
+ */
+const memoryKib = (def: DomainDef): number => (hasNuma(def) ? def.memory : Math.ceil(def.memory / 8) * 8)
+
 function memory(def: DomainDef, context: MachineContext): string[] {
   const id = hasNuma(def) ? undefined : context.caps.defaultRamId(def.os.machine)
-  const backend = id === undefined ? [] : memoryBackend(def, context, id, def.memory)
+  const backend = id === undefined ? [] : memoryBackend(def, context, id, memoryKib(def))
   return [
     '-m',
-    `size=${def.memory}k`,
+    `size=${memoryKib(def)}k`,
     ...backend,
     '-overcommit',
     `mem-lock=${onOff(def.memoryBacking?.locked === true)}`,
