@@ -2,6 +2,8 @@
 import type { CommandSpec } from './spec.js'
 
 const WIDTH = 80
+/** a blank at which no line is broken */
+const NO_BREAK = '\u00a0'
 
 export const globalOptions = [
   ['-c, --connect <uri>', 'connection URI; default: $VIRSTREAM_DEFAULT_URI, else a tree of your own (see FILES)'],
@@ -24,7 +26,7 @@ export function wrap(text: string, indent: number): string[] {
       line = word
     } else line = line === '' ? word : `${line} ${word}`
   }
-  return [...lines, ' '.repeat(indent) + line]
+  return [...lines, ' '.repeat(indent) + line].map((wrapped) => wrapped.replaceAll(NO_BREAK, ' '))
 }
 
 function section(title: string, lines: readonly string[]): string[] {
@@ -41,7 +43,7 @@ function definitions(entries: readonly (readonly [string, string])[], column = 2
 }
 
 export function synopsis(spec: CommandSpec): string {
-  const options = spec.options.map(([flags]) => `[${flags.split(', ').at(-1) ?? flags}]`)
+  const options = spec.options.map(([flags]) => `[${flags.replace(' ', NO_BREAK)}]`)
   return [`virstream ${spec.name}`, ...spec.arguments.map(([name]) => name), ...options].join(' ')
 }
 

@@ -15,7 +15,6 @@ function streamOptions(options: Values): StreamOptions {
   const base = options.text('base')
   return {
     ...(bandwidth > 0 && { bandwidth }),
-    ...(options.flag('idle') && { policy: 'idle' as const }),
     ...(base !== undefined && { base }),
   }
 }
@@ -90,7 +89,6 @@ const streamDiskCommand: CommandSpec = {
       'at most so many MiB/s (bytes/s with --bytes; or with a unit, as 500K, 2G); default: no limit',
     ],
     ['--bytes', 'the bandwidth is in bytes/s'],
-    ['--idle', 'stream only while the guest leaves the disk alone'],
     ['--base <path>', 'keep this image of the backing chain as backing image; default: none is kept'],
     ['--wait', 'wait for the end: with a progress bar on a terminal, with lines elsewhere'],
     ['--verbose', 'taken for the sake of blockpull: --wait shows progress anyway'],

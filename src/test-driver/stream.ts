@@ -58,7 +58,8 @@ function complete(world: World, domain: TestDomain, live: Live, pull: Pull): voi
   emitPull(world, domain.ref, pull, c.VIR_DOMAIN_BLOCK_JOB_COMPLETED)
 }
 
-function start(world: World, domain: TestDomain, name: string, { base, bandwidth = 0 }: StreamOptions): void {
+function start(world: World, domain: TestDomain, name: string, { base, bandwidth = 0, policy }: StreamOptions): void {
+  if (policy === 'idle') throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "policy 'idle' is not supported by this driver")
   const live = domain.requireLive()
   const disk = findDisk(live.def, name)
   if (live.pulls.has(disk.target))

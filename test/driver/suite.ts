@@ -1,0 +1,24 @@
+/** What every hypervisor driver has to do alike. It runs on each driver; none of it needs a guest that boots. */
+import { describe, test } from 'node:test'
+import { definitions, inspection, transients } from './suite-definitions.js'
+import { lifecycle, savedStates, wrongCalls } from './suite-lifecycle.js'
+import { streams } from './suite-streams.js'
+import type { Each, Open } from './support.js'
+
+export function driverSuite(name: string, open: Open): void {
+  const each: Each = (sentence, body) => {
+    test(sentence, async (t) => {
+      const opened = await open(t)
+      if (opened !== undefined) await body(opened, t)
+    })
+  }
+  describe(`driver ${name}`, () => {
+    definitions(each)
+    lifecycle(each)
+    transients(each)
+    savedStates(each)
+    wrongCalls(each)
+    streams(each)
+    inspection(each)
+  })
+}

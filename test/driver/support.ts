@@ -1,0 +1,64 @@
+/** What the parts of the driver suite share. */
+import assert from 'node:assert/strict'
+import type { TestContext } from 'node:test'
+import * as c from '../../src/index.js'
+import type { Connect, ConnectEvent, Domain, EventOfKind, VirErrorCode } from '../../src/index.js'
+
+export interface Opened {
+  conn: Connect
+  /** XML of a domain that has not been there yet; its disks are those that `disks` asks for */
+  newDomainXml: (disks?: 'thin' | 'none') => Promise<string>
+  /** whether a domain that was started here goes down when it is asked to; a guest has to do it */
+  guestReacts: boolean
+}
+
+export type Open = (t: TestContext) => Promise<Opened | undefined>
+
+export const running = (reason: number): { state: number; reason: number } => ({ state: c.VIR_DOMAIN_RUNNING, reason })
+export const paused = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_USER }
+export const shutOff = (reason: number): { state: number; reason: number } => ({ state: c.VIR_DOMAIN_SHUTOFF, reason })
+
+export async function refused(call: Promise<unknown>, code: VirErrorCode, message?: RegExp): Promise<void> {
+  await assert.rejects(call, (error) => {
+    assert.ok(error instanceof c.VirError, String(error))
+    if (message !== undefined) assert.match(error.message, message)
+    assert.equal(error.code, code, error.message)
+    return true
+  })
+}
+
+/** The lifecycle events of one domain from now on, as 'event/detail'. */
+export function listen(conn: Connect, domain: Domain): () => Promise<string[]> {
+  const events = conn.domainEvents({ domain, kinds: ['lifecycle'] })
+  return async () => {
+    // an event may be on its way still
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    events.close()
+    const heard: string[] = []
+    for await (const event of events) if (event.kind === 'lifecycle') heard.push(`${event.event}/${event.detail}`)
+    return heard
+  }
+}
+
+export const sequence = (...events: (readonly [number, number])[]): string[] => events.map((pair) => pair.join('/'))
+
+export async function define({ conn, newDomainXml }: Opened, disks: 'thin' | 'none' = 'none'): Promise<Domain> {
+  return conn.domainDefineXML(await newDomainXml(disks))
+}
+
+/** Waits for the next event that `wanted` takes. */
+export async function until<E extends ConnectEvent>(
+  events: AsyncIterable<E>,
+  wanted: (event: E) => boolean,
+): Promise<E> {
+  for await (const event of events) if (wanted(event)) return event
+  throw new Error('the events ended')
+}
+
+export type Each = (sentence: string, body: (opened: Opened, t: TestContext) => Promise<void>) => void
+
+/** The next event of a block job. */
+export async function nextJobEnd(events: AsyncIterable<ConnectEvent>): Promise<EventOfKind<'block-job'>> {
+  for await (const event of events) if (event.kind === 'block-job') return event
+  throw new Error('the events ended')
+}
