@@ -7,7 +7,7 @@ import { driverSuite } from './suite.js'
 const MiB = 1024 * 1024
 
 /** Real QEMU, emulated CPU, no guest: a domain without a disk to boot from needs no kernel. */
-driverSuite('qemu', async (t) => {
+driverSuite('qemu', false, async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return undefined
   const root = await testRoot(t)
   let count = 0
@@ -23,7 +23,6 @@ driverSuite('qemu', async (t) => {
   }
   return {
     conn: root.conn,
-    guestReacts: false,
     newDomainXml: async (disks = 'none') => {
       count += 1
       const name = `domain${count}`

@@ -1,7 +1,7 @@
 /** Definitions, transient domains and what can be asked. */
 import assert from 'node:assert/strict'
 import * as c from '../../src/index.js'
-import { define, refused, running, sequence } from './support.js'
+import { define, refused, sequence } from './support.js'
 import type { Each } from './support.js'
 
 export function definitions(each: Each): void {

@@ -5,7 +5,8 @@ import { lifecycle, savedStates, wrongCalls } from './suite-lifecycle.js'
 import { streams } from './suite-streams.js'
 import type { Each, Open } from './support.js'
 
-export function driverSuite(name: string, open: Open): void {
+/** `guestReacts`: a domain that was started by the suite goes down when it is asked to, which takes a guest. */
+export function driverSuite(name: string, guestReacts: boolean, open: Open): void {
   const each: Each = (sentence, body) => {
     test(sentence, async (t) => {
       const opened = await open(t)
@@ -14,7 +15,7 @@ export function driverSuite(name: string, open: Open): void {
   }
   describe(`driver ${name}`, () => {
     definitions(each)
-    lifecycle(each)
+    lifecycle(each, guestReacts)
     transients(each)
     savedStates(each)
     wrongCalls(each)

@@ -8,8 +8,6 @@ export interface Opened {
   conn: Connect
   /** XML of a domain that has not been there yet; its disks are those that `disks` asks for */
   newDomainXml: (disks?: 'thin' | 'none') => Promise<string>
-  /** whether a domain that was started here goes down when it is asked to; a guest has to do it */
-  guestReacts: boolean
 }
 
 export type Open = (t: TestContext) => Promise<Opened | undefined>

@@ -10,13 +10,12 @@ const thinDisk = `<disk type='file' device='disk'>
     </disk>
     <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>`
 
-driverSuite('test', async (t) => {
+driverSuite('test', true, async (t) => {
   const conn = await Connect.open('test:///default')
   t.after(() => conn.close())
   let count = 0
   return {
     conn,
-    guestReacts: true,
     newDomainXml: (disks = 'none') => {
       count += 1
       return Promise.resolve(`<domain type='test'>
