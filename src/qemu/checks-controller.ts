@@ -48,7 +48,7 @@ export function checkControllers(def: DomainDef, caps: DefinitionCaps): void {
     if (controller.type === 'ide') checkIde(def, controller)
     if (controller.type === 'fdc' && controller.index !== 0)
       throw unsupported('there can be only one floppy controller')
-    if (controller.type === 'ccid') throw unsupported('smartcard readers (ccid) are not supported')
+    if (controller.type === 'ccid' && !caps.has('usb-ccid')) throw unsupported('smartcard readers are not supported')
   }
   checkUsbSet(def)
 }

@@ -13,6 +13,7 @@ import { failFrom } from '../error.js'
 import { checkControllers } from './checks-controller.js'
 import { checkInterfaces } from './checks-interface.js'
 import type { DefinitionCaps } from './definition-caps.js'
+import { isQ35 } from './machine.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 const unsupported = (message: string): Error => fail('VIR_ERR_CONFIG_UNSUPPORTED', message)
@@ -26,7 +27,7 @@ export function checkDevices(def: DomainDef, caps: DefinitionCaps): void {
   for (const input of def.inputs) checkInput(input, caps)
   checkGraphics(def)
   checkVideos(def, caps)
-  def.watchdogs.forEach(checkWatchdog)
+  def.watchdogs.forEach((watchdog) => checkWatchdog(def, watchdog))
   def.panics.forEach((panic) => checkPanic(def, panic))
   for (const rng of def.rngs) {
     checkVirtioModel('random number generator', rng.model)
@@ -168,8 +169,9 @@ function checkVideo(video: VideoDef, caps: DefinitionCaps): void {
 
 // --- the rest --------------------------------------------------------------------------------------------------
 
-function checkWatchdog({ model, address }: WatchdogDef): void {
+function checkWatchdog(def: DomainDef, { model, address }: WatchdogDef): void {
   if (model === 'diag288') throw unsupported(`watchdog model '${model}' is not supported on this machine`)
+  if (model === 'itco' && !isQ35(def)) throw unsupported("watchdog model 'itco' is part of machine 'q35' only")
   if (model === 'i6300esb' && address && address.type !== 'pci')
     throw unsupported("watchdog model 'i6300esb' needs an address of type 'pci'")
   if (model !== 'i6300esb' && address) throw unsupported(`watchdog model '${model}' cannot have an address`)
