@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { parseCpuset, pinProcess } from '../../src/qemu/cpu-affinity.js'
+import { requires } from '../support/requires.js'
 
 for (const [cpuset, cpus] of [
   ['0', [0]],
@@ -22,6 +23,7 @@ test('what is no set of CPUs is refused', () => {
 })
 
 test('a process is kept on the CPUs of a set that the host has', async (t) => {
+  if (!requires(t, 'program:taskset')) return
   const child = spawn('sleep', ['60'])
   t.after(() => child.kill())
   const pid = child.pid ?? 0

@@ -9,7 +9,8 @@ import { readXml, type XmlElement } from '../../src/conf/xml.js'
 import { VirError } from '../../src/error.js'
 import { prepareDefinition } from '../../src/qemu/definition.js'
 import { checkSupported } from '../../src/qemu/supported.js'
-import { capsWith, type Expectation, expectations, invalidDefinitions, skipWithoutSource } from './definition-corpus.js'
+import { requires } from '../support/requires.js'
+import { capsWith, type Expectation, expectations, invalidDefinitions } from './definition-corpus.js'
 
 const data = join(import.meta.dirname, '../../../test/data/definition')
 const validRatchet = join(data, 'libvirt-valid.json')
@@ -88,10 +89,7 @@ function outcome({ xml, expected, caps }: Expectation): Outcome {
 }
 
 test("prepared definitions of libvirt's test data agree with libvirt, as often as they ever did", (t) => {
-  if (skipWithoutSource) {
-    t.skip(skipWithoutSource)
-    return
-  }
+  if (!requires(t, 'env:LIBVIRT_SOURCE')) return
   const outcomes = expectations().map((one) => ({ name: one.name, ...named(one) }))
   const count = (kind: Outcome['kind']): number => outcomes.filter((one) => one.kind === kind).length
   const reached: Ratchet = {
@@ -117,10 +115,7 @@ function named(one: Expectation): Outcome {
 }
 
 test("definitions of libvirt's test data that libvirt refuses are refused, as often as they ever were", (t) => {
-  if (skipWithoutSource) {
-    t.skip(skipWithoutSource)
-    return
-  }
+  if (!requires(t, 'env:LIBVIRT_SOURCE')) return
   const all = invalidDefinitions()
   const taken = all.filter(({ xml }) => refusal(xml) === undefined)
   for (const { name, xml, reason } of all) t.diagnostic(`${name}: ${refusal(xml) ?? 'TAKEN'} (libvirt: ${reason})`)
