@@ -192,8 +192,10 @@ function devices(def: DomainDef): Addressed[] {
 
 function checkAliases(def: DomainDef): void {
   const seen = new Set<string>()
-  for (const { alias } of devices(def)) {
-    if (alias === undefined) continue
+  for (const device of devices(def)) {
+    const { alias } = device
+    // the companions of a USB controller go by its name
+    if (alias === undefined || 'master' in device) continue
     if (seen.has(alias))
       throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `the alias '${alias}' is given to more than one device`)
     seen.add(alias)

@@ -72,14 +72,30 @@ function readPci(reader: Reader): Pick<ControllerDef, 'pciModelName' | 'pciTarge
   }
 }
 
-/** Gives a number to every controller that has none: the lowest that is free among those of its type. */
+/** The parts of one USB 2 controller: they share a number. */
+const usb2Parts = ['ich9-ehci1', 'ich9-uhci1', 'ich9-uhci2', 'ich9-uhci3']
+
+function isUsb2Part({ type, model }: ControllerDef): boolean {
+  return type === 'usb' && model !== undefined && usb2Parts.includes(model)
+}
+
+/**
+ * Gives a number to every controller that has none: a part of a USB 2 controller that of the part listed before it, if that
+ * lacks this one, any other the lowest that is free among those of its type (virDomainAssignControllerIndexes).
+ */
 export function numberControllers(controllers: ControllerDef[]): ControllerDef[] {
   const taken = new Set(controllers.map(({ type, index }) => `${type} ${index}`))
+  const parts = new Set(controllers.map(({ index, model }) => `${index} ${model ?? ''}`))
+  let before: ControllerDef | undefined
   return controllers.map((controller) => {
-    if (controller.index !== -1) return controller
-    let index = 0
-    while (taken.has(`${controller.type} ${index}`)) index++
+    let { index } = controller
+    const joins = index === -1 && isUsb2Part(controller) && before !== undefined && isUsb2Part(before)
+    if (joins && before && !parts.has(`${before.index} ${controller.model ?? ''}`)) index = before.index
+    for (let free = 0; index === -1; free++) if (!taken.has(`${controller.type} ${free}`)) index = free
     taken.add(`${controller.type} ${index}`)
-    return { ...controller, index }
+    parts.add(`${index} ${controller.model ?? ''}`)
+    const numbered = index === controller.index ? controller : { ...controller, index }
+    if (controller.type === 'usb') before = numbered
+    return numbered
   })
 }

@@ -37,32 +37,11 @@ export function ensureController(def: DomainDef, type: ControllerType, index: nu
   )
 }
 
-/** Numbers the controllers that came without an index and lists all in libvirt's order. */
+/** Lists the controllers in libvirt's order. */
 export function orderControllers(def: DomainDef): void {
-  def.controllers.forEach((controller, at) => {
-    if (controller.index < 0) controller.index = companionIndex(def, at) ?? unusedIndex(def, controller.type)
-  })
   const types = [...new Set(def.controllers.map(({ type }) => type))]
   const rank = ({ index, master }: ControllerDef): number => index * 2 + (master ? 1 : 0)
   def.controllers.sort((a, b) => types.indexOf(a.type) - types.indexOf(b.type) || rank(a) - rank(b))
-}
-
-function unusedIndex(def: DomainDef, type: ControllerType): number {
-  let index = 0
-  while (findController(def, type, index)) index++
-  return index
-}
-
-/** A USB 2 part without an index joins the part listed just before it, if that lacks this one. */
-function companionIndex(def: DomainDef, at: number): number | undefined {
-  const part = def.controllers[at]
-  if (!part || !isUsb2Part(part)) return undefined
-  const before = def.controllers.slice(0, at).findLast((controller) => controller.type === 'usb')
-  if (!before || !isUsb2Part(before)) return undefined
-  const taken = def.controllers.some(
-    (other) => other.type === 'usb' && other.index === before.index && other.model === part.model,
-  )
-  return taken ? undefined : before.index
 }
 
 /** The controllers that a machine has or that every guest gets: PCI root, USB, the SATA of q35. */

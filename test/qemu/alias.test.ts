@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { DomainDef } from '../../src/conf/domain-def.js'
+import { formatDomainXml } from '../../src/conf/format.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
 import { assignAliases, assignSourceIndexes, dropAliases, dropSourceIndexes } from '../../src/qemu/alias.js'
 import { prepareDefinition } from '../../src/qemu/definition.js'
@@ -99,4 +100,15 @@ test('images are numbered from the last disk to the first, chains found later fo
   dropSourceIndexes(def)
   assert.ok(!JSON.stringify(def).includes('"index":5'))
   assert.equal(assignSourceIndexes(def), 5)
+})
+
+test('the parts of a USB 2 controller share its name and number, and are read again', () => {
+  const part = (model: string): string => `<controller type='usb' model='${model}'/>`
+  const def = prepared(['ich9-ehci1', 'ich9-uhci1', 'ich9-uhci2', 'ich9-uhci3'].map(part).join(''))
+  assignAliases(def)
+  const usb = parseDomainXml(formatDomainXml(def)).controllers.filter(({ type }) => type === 'usb')
+  assert.deepEqual(
+    usb.map(({ index, alias }) => [index, alias]),
+    Array(4).fill([0, 'usb']),
+  )
 })
