@@ -80,7 +80,8 @@ install_modules() {
 compile() {
   local stamp=$state/compiled changed
   if [ -f "$stamp" ] && [ -f dist/src/index.js ]; then
-    changed=$(find src test bench examples scripts tsconfig.json package-lock.json -newer "$stamp" -print -quit)
+    # some of the folders may not be there
+    changed=$(find src test bench examples scripts tsconfig.json package-lock.json -newer "$stamp" -print -quit 2>/dev/null || true)
     [ -n "$changed" ] || return 0
   fi
   say 'compiling'

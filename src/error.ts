@@ -1,4 +1,4 @@
-import { errorCodes, errorDomains } from './error-codes.gen.js'
+import type { errorCodes, errorDomains } from './error-codes.gen.js'
 
 /** libvirt's name of an error, e.g. `VIR_ERR_OPERATION_INVALID` (virErrorNumber). */
 export type VirErrorCode = keyof typeof errorCodes
