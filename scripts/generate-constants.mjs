@@ -49,13 +49,15 @@ function table(name, doc, entries) {
 
 const errors = [...enumerators('virterror.h')]
 const domains = errors.filter(([k]) => k.startsWith('VIR_FROM_'))
-const codes = errors.filter(([k]) => k.startsWith('VIR_ERR_') && !['VIR_ERR_NONE', 'VIR_ERR_WARNING', 'VIR_ERR_ERROR'].includes(k))
+const codes = errors.filter(
+  ([k]) => k.startsWith('VIR_ERR_') && !['VIR_ERR_NONE', 'VIR_ERR_WARNING', 'VIR_ERR_ERROR'].includes(k),
+)
 const okAndCodes = [['VIR_ERR_OK', 0], ...codes.filter(([k]) => k !== 'VIR_ERR_OK')]
 const outputs = {
   'src/error-codes.gen.ts':
     banner('virterror.h') +
-    table('errorCodes', 'libvirt\'s virErrorNumber: what went wrong.', okAndCodes) +
-    table('errorDomains', 'libvirt\'s virErrorDomain: which part of the system says so.', domains),
+    table('errorCodes', "libvirt's virErrorNumber: what went wrong.", okAndCodes) +
+    table('errorDomains', "libvirt's virErrorDomain: which part of the system says so.", domains),
   'src/constants.gen.ts':
     banner('libvirt-common.h, libvirt-host.h and libvirt-domain.h') +
     [...enumerators('libvirt-common.h'), ...enumerators('libvirt-host.h'), ...enumerators('libvirt-domain.h')]

@@ -200,12 +200,24 @@ export interface HypervisorOps {
   domainBlockStats(domain: DomainRef, disk: string): Promise<DomainBlockStats>
   /** `bandwidth` in bytes/s (api has applied the unit that the flags name) */
   domainBlockPull(domain: DomainRef, disk: string, bandwidth: number): Promise<void>
-  domainBlockRebase(domain: DomainRef, disk: string, base: string | undefined, bandwidth: number, flags: number): Promise<void>
+  domainBlockRebase(
+    domain: DomainRef,
+    disk: string,
+    base: string | undefined,
+    bandwidth: number,
+    flags: number,
+  ): Promise<void>
   domainGetBlockJobInfo(domain: DomainRef, disk: string): Promise<DomainBlockJobInfo | undefined>
   domainBlockJobAbort(domain: DomainRef, disk: string, flags: number): Promise<void>
   domainBlockJobSetSpeed(domain: DomainRef, disk: string, bandwidth: number): Promise<void>
 
-  domainStreamDisk(domain: DomainRef, disk: string, offset: number, flags: number, options: StreamOptions): Promise<number>
+  domainStreamDisk(
+    domain: DomainRef,
+    disk: string,
+    offset: number,
+    flags: number,
+    options: StreamOptions,
+  ): Promise<number>
   domainStreamDiskInfo(domain: DomainRef, flags: number): Promise<StreamDiskState[]>
 
   qemuMonitorCommand(domain: DomainRef, command: string, flags: number): Promise<string>
