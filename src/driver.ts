@@ -5,6 +5,9 @@
  */
 import type { Duplex } from 'node:stream'
 import type { Logger } from 'pino'
+import type { SecurityDriver } from './security/security-driver.js'
+
+export type { LabelTarget, ProcessLabel, SecurityDriver } from './security/security-driver.js'
 
 /** Which domain is meant: looked up by `uuid`. `id` is -1 when it does not run. */
 export interface DomainRef {
@@ -235,11 +238,6 @@ export interface DriverHost {
   readonly security?: readonly SecurityDriver[]
   /** absent: what the driver's own configuration says */
   readonly lockManager?: LockDriver
-}
-
-/** A security driver (dac, selinux, apparmor, …), handed from whoever opens the connection to the driver. */
-export interface SecurityDriver {
-  readonly name: string
 }
 
 /** A lock driver (virtlockd, sanlock, …), handed from whoever opens the connection to the driver. */

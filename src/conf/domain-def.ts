@@ -469,4 +469,6 @@ export interface SeclabelDef {
   label?: string
   imagelabel?: string
   baselabel?: string
+  /** made by us at start; not part of the configuration */
+  implicit?: boolean
 }

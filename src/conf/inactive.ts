@@ -26,7 +26,7 @@ export function inactiveDef(def: DomainDef): DomainDef {
     ...(memballoon && { memballoon: withoutAlias(memballoon) }),
     watchdogs: def.watchdogs.map(withoutAlias),
     panics: def.panics.map(withoutAlias),
-    seclabels: def.seclabels.map(withoutDynamicLabel),
+    seclabels: def.seclabels.filter(({ implicit }) => implicit !== true).map(withoutDynamicLabel),
   }
 }
 

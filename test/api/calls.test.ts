@@ -290,7 +290,7 @@ test('opening finds the driver by scheme or by name, and says what is wrong othe
 })
 
 test('security drivers and the lock manager are handed to the driver', async () => {
-  const security = [{ name: 'dac' }]
+  const security = [{ name: 'dac', probe: () => Promise.resolve(undefined) }]
   const lockManager = { name: 'virtlockd' }
   const { host } = await scripted({}, { security, lockManager })
   assert.equal(host.security, security)
