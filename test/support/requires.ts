@@ -7,7 +7,7 @@ export type Requirement =
   'root' | 'kvm' | 'selinux' | 'apparmor' | `program:${string}` | `file:${string}` | `env:${string}`
 
 /** What no machine of ours is sure to have: these may be skipped even where nothing else may. */
-const optional: readonly Requirement[] = ['kvm', 'selinux', 'apparmor', 'env:LIBVIRT_SOURCE']
+const optional: readonly Requirement[] = ['root', 'kvm', 'selinux', 'apparmor', 'env:LIBVIRT_SOURCE']
 
 function isAccessible(path: string, mode: number): boolean {
   try {
