@@ -85,9 +85,16 @@ const cacheModes = {
   unsafe: { direct: false, noFlush: true, writeCache: true },
 } as const
 
+/** The cache mode of a disk; one that several guests write to must not lie in the host's cache. */
+function cacheModeOf(disk: DiskDef): DiskDriverDef['cache'] {
+  const { cache } = disk.driver
+  if (cache !== undefined && cache !== 'default') return cache
+  return disk.shareable && !isReadOnly(disk) ? 'none' : undefined
+}
+
 /** `write-cache` of the disk's device, undefined where the cache mode leaves it to QEMU. */
 export function writeCacheOf(disk: DiskDef): 'on' | 'off' | undefined {
-  const mode = disk.driver.cache
+  const mode = cacheModeOf(disk)
   if (mode === undefined || mode === 'default') return undefined
   return cacheModes[mode].writeCache ? 'on' : 'off'
 }
@@ -102,9 +109,10 @@ function cacheOption(mode: DiskDriverDef['cache']): { cache?: { direct: boolean;
 export function imageOptions(disk: DiskDef, source: StorageSource, options: DiskNodeOptions = {}): ImageOptions {
   const { driver } = disk
   const own = source === disk.source || source.index === disk.source?.index
+  const cache = cacheModeOf(disk)
   return {
     readOnly: !own || isReadOnly(disk),
-    ...(driver.cache && { cache: driver.cache }),
+    ...(cache && { cache }),
     ...(driver.io && { io: driver.io }),
     ...(driver.discard && { discard: driver.discard }),
     ...(own && driver.detectZeroes && { detectZeroes: driver.detectZeroes }),
@@ -216,10 +224,14 @@ export function guardNode(backing: StorageSource): BlockdevOptions {
   }
 }
 
-/** The filter that keeps what the guest reads from backing images in the disk's own image. */
+/** The filter that keeps what the guest reads from backing images in the disk's own image. Discards are left to the latter. */
 export function copyOnReadNode(disk: DiskDef, source: StorageSource): BlockdevOptions {
-  const discard = disk.driver.discard && { discard: disk.driver.discard }
-  return { driver: 'copy-on-read', 'node-name': copyOnReadNodeName(disk), ...discard, file: formatNodeName(source) }
+  return {
+    driver: 'copy-on-read',
+    'node-name': copyOnReadNodeName(disk),
+    discard: 'unmap',
+    file: formatNodeName(source),
+  }
 }
 
 /** The images of a disk from its own down to the last backing image. VIR_ERR_INTERNAL_ERROR when the end is not known. */

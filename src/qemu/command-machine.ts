@@ -61,7 +61,7 @@ function firmwareNodes(def: DomainDef): string[] {
     throw fail('VIR_ERR_OPERATION_FAILED', "Unable to find any firmware to satisfy 'efi'")
   }
   if (!hasPflash(def) || loader?.path === undefined) return []
-  const code = flashNodes('pflash0', loader.path, loader.format, loader.readonly !== 'no')
+  const code = flashNodes('pflash0', loader.path, loader.format, loader.readonly === 'yes')
   return nvram?.path === undefined ? code : [...code, ...flashNodes('pflash1', nvram.path, nvram.format, false)]
 }
 
@@ -114,7 +114,9 @@ function memoryBackend(def: DomainDef, { caps, runDir }: MachineContext, id: str
   const share = shared === true ? true : undefined
   const size = kib * 1024
   if (hugepages === true || source === 'memfd') {
-    return object(caps, { 'qom-type': 'memory-backend-memfd', id, hugetlb: hugepages, share: shared ?? true, size })
+    // without pages enough the start shall fail, not the guest at some later time
+    const huge = hugepages === true ? { hugetlb: true, prealloc: true } : {}
+    return object(caps, { 'qom-type': 'memory-backend-memfd', id, ...huge, share: shared ?? true, size })
   }
   if (source === 'file') {
     return object(caps, { 'qom-type': 'memory-backend-file', id, 'mem-path': `${runDir}/${id}`, share, size })
@@ -148,7 +150,7 @@ function smp(def: DomainDef): string {
 // --- clock, power management, boot -----------------------------------------------------------------------------
 
 /** -rtc and the timers that are not CPU features. */
-export function clockCommand(def: DomainDef, now: Date): string[] {
+export function clockCommand(def: DomainDef, caps: CommandCaps, now: Date): string[] {
   const rtc = def.clock.timers.find((timer) => timer.name === 'rtc')
   const pit = def.clock.timers.find((timer) => timer.name === 'pit')
   const sources: Record<string, string> = { guest: 'vm', wall: 'host', realtime: 'rt' }
@@ -159,8 +161,8 @@ export function clockCommand(def: DomainDef, now: Date): string[] {
     ...(rtc?.tickpolicy === 'catchup' ? ['driftfix=slew'] : []),
   ]
   const lost = pit?.tickpolicy === 'delay' || pit?.tickpolicy === 'discard' ? pit.tickpolicy : undefined
-  const kvm = def.virtType === 'kvm'
-  return ['-rtc', rtcOptions.join(','), ...(lost && kvm ? ['-global', `kvm-pit.lost_tick_policy=${lost}`] : [])]
+  const global = lost && caps.hasDevice('kvm-pit') ? ['-global', `kvm-pit.lost_tick_policy=${lost}`] : []
+  return ['-rtc', rtcOptions.join(','), ...global]
 }
 
 function rtcBase({ clock }: DomainDef, now: Date): string {

@@ -68,8 +68,9 @@ function vncOptions({ sharePolicy, passwd }: GraphicsDef): string[] {
 function vncListen(graphics: GraphicsDef, { runDir, vncPort }: GraphicsContext): string {
   const listen = graphics.listens[0]
   if (listen?.type === 'none') return 'none'
-  if (listen?.type === 'socket') return `unix:${escapeComma(listen.socket ?? vncSocketPath(runDir))}`
-  const address = listen?.address ?? ''
+  // by its name, since a path may have a '=' in it
+  if (listen?.type === 'socket') return `vnc=unix:${escapeComma(listen.socket ?? vncSocketPath(runDir))}`
+  const address = listen?.address ?? vncListenDefault
   const fixed = graphics.port === undefined || graphics.port < 0 ? undefined : graphics.port
   const port = graphics.autoport === true ? (vncPort ?? fixed) : (fixed ?? vncPort)
   if (port === undefined) throw fail('VIR_ERR_INTERNAL_ERROR', 'no port was allocated for the VNC server')
@@ -77,6 +78,9 @@ function vncListen(graphics: GraphicsDef, { runDir, vncPort }: GraphicsContext):
   const websocket = graphics.websocket === undefined ? '' : `,websocket=${vncWebsocket(graphics.websocket)}`
   return `${escapeComma(address.includes(':') ? `[${address}]` : address)}:${port - 5900}${websocket}`
 }
+
+/** Nobody else shall look on unless the definition says so. */
+const vncListenDefault = '127.0.0.1'
 
 const vncWebsocket = (port: number): string => (port < 0 ? 'on' : String(port))
 
@@ -112,7 +116,12 @@ function videoModel(video: VideoDef, primary: boolean): Props & { driver: string
     case 'virtio':
       return { driver: primary ? `virtio-vga${gl}` : `virtio-gpu${gl}-pci`, max_outputs: heads }
     case 'qxl': {
-      const memory = { ram_size: bytes(video.ram), vram_size: bytes(vram), vgamem_mb: mib(video.vgamem) }
+      const memory = {
+        ram_size: bytes(video.ram),
+        vram_size: bytes(vram),
+        vram64_size_mb: 0,
+        vgamem_mb: mib(video.vgamem),
+      }
       return { driver: primary ? 'qxl-vga' : 'qxl', max_outputs: heads, ...memory }
     }
     default:

@@ -62,7 +62,7 @@ export function buildCommand(def: DomainDef, context: CommandContext): string[] 
     ...(def.graphics.length === 0 ? ['-display', 'none'] : []),
     ...['-no-user-config', '-nodefaults'],
     ...monitor(context.monitorFd),
-    ...clockCommand(def, context.now ?? new Date()),
+    ...clockCommand(def, caps, context.now ?? new Date()),
     ...powerCommand(def, caps),
     ...bootCommand(def),
     ...controllersCommand(def, caps),
