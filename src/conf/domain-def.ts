@@ -7,7 +7,7 @@
 /**
  * What an element held that we do not model: attributes and child elements, kept so that they survive a round trip.
  * `path` leads from the element that owns the residue to where it stands: '' is the element itself, 'driver' its first
- * `<driver>` child, 'source/host[1]' the second `<host>` of its `<source>`.
+ * `<driver>` child, 'source/host[1]' the second `<host>` of its `<source>`. A path alone says that there is such an element.
  */
 export interface Residue {
   path: string

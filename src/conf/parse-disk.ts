@@ -4,7 +4,7 @@ import * as fields from './disk-fields.js'
 import { readDevice, readVirtio } from './parse-device.js'
 import { isModelledSource, readBackingStore, readSource } from './parse-source.js'
 import type { Reader } from './reader.js'
-import { oneOf, readAttr, readFields, readSize, readText, whole } from './values.js'
+import { oneOf, part, readAttr, readFields, readSize, readText, whole } from './values.js'
 
 const fail = failFrom('VIR_FROM_DOMAIN')
 
@@ -91,10 +91,10 @@ function readTexts(reader: Reader): Pick<DiskDef, 'serial' | 'wwn' | 'vendor' | 
     readPrintable(reader, 'product', 16),
   ]
   return {
-    ...(serial !== undefined && { serial }),
-    ...(wwn !== undefined && { wwn }),
-    ...(vendor !== undefined && { vendor }),
-    ...(product !== undefined && { product }),
+    ...part('serial', serial),
+    ...part('wwn', wwn),
+    ...part('vendor', vendor),
+    ...part('product', product),
   }
 }
 
@@ -116,9 +116,9 @@ function readBlocks(reader: Reader): Pick<DiskDef, 'blockio' | 'iotune' | 'geome
     readIotune(reader.child('iotune')),
   ]
   return {
-    ...(blockio && { blockio: readFields(blockio, fields.blockio) }),
+    ...part('blockio', blockio && readFields(blockio, fields.blockio)),
     ...(geometry && { geometry: { cyls: 0, heads: 0, secs: 0, ...readFields(geometry, fields.geometry) } }),
-    ...(iotune && { iotune }),
+    ...part('iotune', iotune),
   }
 }
 

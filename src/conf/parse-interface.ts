@@ -4,7 +4,7 @@ import type { InterfaceDef } from './domain-def.js'
 import { interfaceFields as fields, interfaceTypes } from './interface-fields.js'
 import { readDevice, readVirtio } from './parse-device.js'
 import type { Reader } from './reader.js'
-import { generateMac, isMulticast, oneOf, parseMac, readAttr, readFields, uint, whole } from './values.js'
+import { generateMac, isMulticast, oneOf, parseMac, part, readAttr, readFields, uint, whole } from './values.js'
 
 const fail = failFrom('VIR_FROM_DOMAIN')
 
@@ -17,13 +17,13 @@ export function parseInterface(reader: Reader): InterfaceDef | undefined {
     type,
     mac: readMac(reader),
     ...readSource(source, type),
-    ...(target && { target: readFields(target, fields.target) }),
+    ...part('target', target && readFields(target, fields.target)),
     ...readModel(reader),
-    ...(backend && { backend: readFields(backend, fields.backend) }),
+    ...part('backend', backend && readFields(backend, fields.backend)),
     ...(type !== 'hostdev' && readDriver(reader)),
     ips: reader.children('ip').map(readIp),
     ...readLink(reader),
-    ...(rom && { rom: readRom(rom) }),
+    ...part('rom', rom && readRom(rom)),
     ...readDevice(reader, { boot: true }),
     ...reader.residue(),
   }
@@ -53,8 +53,7 @@ function readSource(source: Reader | undefined, type: InterfaceDef['type']): Pic
     throw fail('VIR_ERR_XML_ERROR', `an interface of type '${type}' needs an element 'source'`)
   }
   if (attribute !== undefined) source.required(attribute)
-  const read = readFields(source, fields.source)
-  return Object.keys(read).length > 0 ? { source: read } : {}
+  return part('source', readFields(source, fields.source))
 }
 
 function readModel(reader: Reader): Pick<InterfaceDef, 'model'> {
@@ -68,8 +67,7 @@ function readModel(reader: Reader): Pick<InterfaceDef, 'model'> {
 function readDriver(reader: Reader): Pick<InterfaceDef, 'driver'> {
   const driver = reader.child('driver')
   if (driver === undefined) return {}
-  const read = { ...readFields(driver, fields.driver), ...readVirtio(driver) }
-  return Object.keys(read).length > 0 ? { driver: read } : {}
+  return part('driver', { ...readFields(driver, fields.driver), ...readVirtio(driver) })
 }
 
 function readIp(reader: Reader): InterfaceDef['ips'][number] {
@@ -77,7 +75,7 @@ function readIp(reader: Reader): InterfaceDef['ips'][number] {
   const address = reader.required('address')
   if (isIP(address) !== (family === 'ipv6' ? 6 : 4)) throw reader.invalid('address', address)
   const prefix = readAttr(reader, 'prefix', whole(0, family === 'ipv6' ? 128 : 32))
-  return { address, ...(family !== undefined && { family }), ...(prefix !== undefined && { prefix }) }
+  return { address, ...part('family', family), ...part('prefix', prefix) }
 }
 
 function readLink(reader: Reader): Pick<InterfaceDef, 'link' | 'mtu' | 'script'> {
@@ -86,9 +84,9 @@ function readLink(reader: Reader): Pick<InterfaceDef, 'link' | 'mtu' | 'script'>
   const size = mtu && readAttr(mtu, 'size', uint)
   const script = reader.child('script')?.attr('path')
   return {
-    ...(state !== undefined && { link: state }),
-    ...(size !== undefined && { mtu: size }),
-    ...(script !== undefined && { script }),
+    ...part('link', state),
+    ...part('mtu', size),
+    ...part('script', script),
   }
 }
 

@@ -42,13 +42,8 @@ export function isModelledSource(owner: Reader): boolean {
     throw fail('VIR_ERR_XML_ERROR', `attribute 'protocol' of element 'source' can't be '${protocol}'`)
   }
   if (protocol !== undefined && !modelled.includes(protocol)) return false
-  if (
-    owner
-      .children('source')[0]
-      ?.children('host')
-      .some((host) => host.peek('transport') === 'rdma')
-  )
-    return false
+  const hosts = owner.child('source')?.children('host') ?? []
+  if (hosts.some((host) => host.peek('transport') === 'rdma')) return false
   const backing = owner.child('backingStore')
   return backing?.peek('type') === undefined || isModelledSource(backing)
 }
@@ -184,10 +179,7 @@ function refuseTwice(cookies: { name: string; value: string }[]): { name: string
 }
 
 function readSlice(source: Reader): { slice?: { offset: number; size: number } } {
-  const slice = source
-    .child('slices')
-    ?.children('slice')
-    .find((each) => each.peek('type') === 'storage')
+  const slice = source.child('slices')?.child('slice', '', (each) => each('type') === 'storage')
   if (slice === undefined) return {}
   slice.attr('type')
   return { slice: { offset: needAttr(slice, 'offset', fields.bytes), size: needAttr(slice, 'size', fields.bytes) } }

@@ -12,7 +12,19 @@ import { parseFeatures, parseOs } from './parse-os.js'
 import { parseSeclabel } from './parse-seclabel.js'
 import { Reader } from './reader.js'
 import { serializeElement } from './serialize.js'
-import { generateUuid, oneOf, parseUuid, positive, readAttr, readKib, readText, uint, whole, yesNo } from './values.js'
+import {
+  generateUuid,
+  oneOf,
+  parseUuid,
+  part,
+  positive,
+  readAttr,
+  readKib,
+  readText,
+  uint,
+  whole,
+  yesNo,
+} from './values.js'
 import { readXml } from './xml.js'
 
 const fail = failFrom('VIR_FROM_DOMAIN')
@@ -55,7 +67,7 @@ function parseDomain(reader: Reader): DomainDef {
     iothreads: readIothreads(reader),
     os: parseOs(reader),
     features: parseFeatures(reader),
-    ...optional('cpu', parseCpu(reader)),
+    ...part('cpu', parseCpu(reader)),
     clock: parseClock(reader),
     ...readLifecycle(reader),
     ...readPm(reader),
@@ -65,12 +77,6 @@ function parseDomain(reader: Reader): DomainDef {
     ...readCommandline(reader),
     ...reader.residue(),
   }
-}
-
-function optional<K extends string, V>(key: K, value: V | undefined): Partial<Record<K, V>> {
-  const object: Partial<Record<K, V>> = {}
-  if (value !== undefined) object[key] = value
-  return object
 }
 
 function readVirtType(reader: Reader): string {
@@ -87,7 +93,7 @@ function readIdentity(reader: Reader): Pick<DomainDef, 'name' | 'uuid' | 'title'
   const said = reader.childText('uuid')
   const uuid = said === undefined ? generateUuid() : parseUuid(said)
   if (uuid === undefined) throw fail('VIR_ERR_XML_ERROR', `element 'uuid' can't hold '${said ?? ''}'`)
-  return { name, uuid, ...optional('title', title), ...optional('description', reader.childText('description')) }
+  return { name, uuid, ...part('title', title), ...part('description', reader.childText('description')) }
 }
 
 /** Where nothing is said, the memory is the sum of the NUMA cells; a current one that is a little too large is cut. */
@@ -131,7 +137,7 @@ function readPm(reader: Reader): Pick<DomainDef, 'pm'> {
     const child = pm.child(name)
     return child && readAttr(child, 'enabled', yesNo)
   })
-  return { pm: { ...optional('suspendToMem', mem), ...optional('suspendToDisk', disk) } }
+  return part('pm', { ...part('suspendToMem', mem), ...part('suspendToDisk', disk) })
 }
 
 function readBacking(reader: Reader): Pick<DomainDef, 'memoryBacking'> {
@@ -139,14 +145,12 @@ function readBacking(reader: Reader): Pick<DomainDef, 'memoryBacking'> {
   if (backing === undefined) return {}
   const [source, access] = [backing.child('source'), backing.child('access')]
   const mode = access && readAttr(access, 'mode', oneOf('shared', 'private'))
-  return {
-    memoryBacking: {
-      ...(backing.child('hugepages') && { hugepages: true }),
-      ...(backing.child('locked') && { locked: true }),
-      ...(mode !== undefined && { shared: mode === 'shared' }),
-      ...optional('source', source && readAttr(source, 'type', oneOf('anonymous', 'file', 'memfd'))),
-    },
-  }
+  return part('memoryBacking', {
+    ...(backing.child('hugepages') && { hugepages: true }),
+    ...(backing.child('locked') && { locked: true }),
+    ...(mode !== undefined && { shared: mode === 'shared' }),
+    ...part('source', source && readAttr(source, 'type', oneOf('anonymous', 'file', 'memfd'))),
+  })
 }
 
 /** The devices of one kind; those that can't be modelled are left to the residue. */
@@ -169,7 +173,7 @@ function readDevices(domain: Reader): Pick<DomainDef, Devices> {
   const balloons = collect(devices, 'memballoon', parseMemballoon)
   if (balloons.length > 1) throw fail('VIR_ERR_XML_ERROR', "a domain has at most one element 'memballoon'")
   return {
-    ...optional('emulator', devices?.childText('emulator')),
+    ...part('emulator', devices?.childText('emulator')),
     disks: collect(devices, 'disk', parseDisk),
     controllers: numberControllers(collect(devices, 'controller', parseController)),
     interfaces: collect(devices, 'interface', parseInterface),
@@ -180,7 +184,7 @@ function readDevices(domain: Reader): Pick<DomainDef, Devices> {
     graphics: collect(devices, 'graphics', parseGraphics),
     videos: collect(devices, 'video', parseVideo),
     rngs: collect(devices, 'rng', parseRng),
-    ...optional('memballoon', balloons[0]),
+    ...part('memballoon', balloons[0]),
     watchdogs: collect(devices, 'watchdog', parseWatchdog),
     panics: collect(devices, 'panic', parsePanic),
   }

@@ -30,14 +30,13 @@ export class Reader {
 
   /** The value of an attribute without a namespace. */
   attr(name: string): string | undefined {
-    const attribute = this.#element.attributes.find((each) => each.name === name && each.uri === '')
-    if (attribute !== undefined) this.#attributes.add(name)
-    return attribute?.value
+    this.#attributes.add(name)
+    return this.peek(name)
   }
 
   /** Like `attr`, but does not count as read: for looking before deciding whether this is something that we model. */
   peek(name: string): string | undefined {
-    return this.#element.attributes.find((each) => each.name === name && each.uri === '')?.value
+    return valueOf(this.#element, name)
   }
 
   /** As libvirt's virXMLPropStringRequired: VIR_ERR_XML_ERROR where the attribute is missing or empty. */
@@ -49,9 +48,15 @@ export class Reader {
     return value
   }
 
-  /** The first child of this name; the others are left alone. */
-  child(name: string, uri = ''): Reader | undefined {
-    const element = this.#find(name, uri)
+  /** The first child of this name (of those whose attributes are as wanted); the others are left alone. */
+  child(
+    name: string,
+    uri = '',
+    wanted: (attr: (name: string) => string | undefined) => boolean = () => true,
+  ): Reader | undefined {
+    const element = this.#elements().find(
+      (child) => child.localName === name && child.uri === uri && wanted((attribute) => valueOf(child, attribute)),
+    )
     return element === undefined ? undefined : this.#reader(element)
   }
 
@@ -69,7 +74,8 @@ export class Reader {
 
   /** An attribute of the first child of this name, without counting either as read. */
   peekChild(name: string, attribute: string): string | undefined {
-    return this.#find(name, '')?.attributes.find((each) => each.name === attribute)?.value
+    const element = this.#find(name, '')
+    return element && valueOf(element, attribute)
   }
 
   /** All element children as they stand, for content that is kept and not interpreted. */
@@ -155,6 +161,20 @@ export class Reader {
       if (reader === undefined || reader.#left) kept.push(element)
       else if (!reader.#residueTaken) reader.#collect(joined(path, element.name, index), into)
     }
+    this.#add(into, path, attributes, kept)
+    for (const name of new Set(kept.map((element) => element.name))) this.#holdPlace(into, path, name)
+  }
+
+  /** An element that was read stands before a kept one of the same name even if nothing else is to be said in it. */
+  #holdPlace(into: Residue[], path: string, name: string): void {
+    const place = joined(path, name, 0)
+    const [first] = this.#elements().filter((element) => element.name === name)
+    const read = first && this.#children.get(first)
+    if (read !== undefined && !read.#left && !read.#residueTaken && !into.some((each) => each.path === place))
+      into.push({ path: place })
+  }
+
+  #add(into: Residue[], path: string, attributes: { name: string; value: string }[], kept: XmlElement[]): void {
     if (attributes.length === 0 && kept.length === 0) return
     const elements = inOrder(kept, (element) => element.name, childOrder[this.name] ?? []).map((element) =>
       serializeElement(element, 'compact'),
@@ -177,6 +197,10 @@ export class Reader {
     this.#children.set(element, reader)
     return reader
   }
+}
+
+function valueOf(element: XmlElement, name: string): string | undefined {
+  return element.attributes.find((each) => each.name === name && each.uri === '')?.value
 }
 
 function joined(path: string, name: string, index: number): string {

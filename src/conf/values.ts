@@ -172,3 +172,11 @@ export function generateMac(): string {
 export function without<T extends object, K extends keyof T>(object: T, ...keys: readonly K[]): Omit<T, K> {
   return Object.fromEntries(Object.entries(object).filter(([key]) => !keys.some((each) => each === key))) as Omit<T, K>
 }
+
+/** The property, where there is something to say: a value, and not an object without properties. */
+export function part<K extends string, V>(key: K, value: V | undefined): Partial<Record<K, V>> {
+  const object: Partial<Record<K, V>> = {}
+  const says = typeof value !== 'object' || value === null || Object.keys(value).length > 0
+  if (value !== undefined && says) object[key] = value
+  return object
+}

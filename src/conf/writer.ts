@@ -40,21 +40,21 @@ export function kept(compact: string, verbatim = false): Kept {
 }
 
 /** Puts back what the reader did not model, at the places that it came from. */
-export function withResidue(out: Out, residue: readonly Residue[] | undefined): Out {
-  for (const { path, attributes = [], elements = [] } of residue ?? []) {
-    const owner = path
-      .split('/')
-      .reduce<Out | undefined>((at, step) => (at && step !== '' ? descend(at, step) : at), out)
-    if (owner === undefined) continue
+export function withResidue(out: Out, residue: readonly Residue[] = []): Out {
+  const owners = residue.map(({ path }) => path.split('/').reduce<Out | undefined>(descend, out))
+  residue.forEach(({ attributes = [], elements = [] }, at) => {
+    const owner = owners[at]
+    if (owner === undefined) return
     for (const { name, value } of attributes) owner.attributes[name] ??= value
     owner.children.push(...elements.map((text) => kept(text)))
     putInOrder(owner)
-  }
+  })
   return out
 }
 
 /** The child that a step names. The first one of a name is made where it is missing; another one is gone with its owner. */
-function descend(out: Out, step: string): Out | undefined {
+function descend(out: Out | undefined, step: string): Out | undefined {
+  if (out === undefined || step === '') return out
   const [, name = step, index = '0'] = /^(.*)\[(\d+)\]$/.exec(step) ?? []
   const found = out.children.filter((child): child is Out => child.name === name && 'attributes' in child)[
     Number(index)
