@@ -4,13 +4,19 @@ import type { Writable } from 'node:stream'
 export class Output {
   readonly #stream: Writable
   readonly #gone = new AbortController()
+  #problem: Error | undefined
 
   constructor(stream: Writable) {
     this.#stream = stream
     stream.on('error', (error: NodeJS.ErrnoException) => {
-      if (error.code !== 'EPIPE') throw error
+      if (error.code !== 'EPIPE') this.#problem = error
       this.#gone.abort()
     })
+  }
+
+  /** Why not everything was written, other than that nobody reads it. */
+  get problem(): Error | undefined {
+    return this.#problem
   }
 
   /** Aborts when the reader has gone away. */
@@ -20,6 +26,11 @@ export class Output {
 
   get stream(): Writable {
     return this.#stream
+  }
+
+  /** Resolves when what was written has gone out, or cannot. */
+  flush(): Promise<void> {
+    return new Promise((resolve) => this.#stream.write('', () => resolve()))
   }
 
   line(text = ''): void {

@@ -76,6 +76,9 @@ function addCommand(program: Command, spec: CommandSpec, io: Io, answer: (status
     } finally {
       await context.close()
     }
+    await context.out.flush()
+    if (context.out.problem !== undefined)
+      throw new CommandError(`Failed to write the output: ${context.out.problem.message}`)
   })
 }
 

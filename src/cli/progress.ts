@@ -33,10 +33,17 @@ function jsonView(context: Context): ProgressView {
   }
 }
 
+/** ms between two lines, unless it is the last one */
+const LINE_INTERVAL = 900
+
 function lineView(context: Context, label: string): ProgressView {
+  let written = -Infinity
   return {
     at(position) {
       const { offset, size } = position
+      const now = performance.now()
+      if (offset < size && now - written < LINE_INTERVAL) return
+      written = now
       context.print(
         `${label}: [${String(percent(position)).padStart(3)} %] ${formatSize(offset)} of ${formatSize(size)}`,
       )
@@ -79,6 +86,7 @@ function barView(stream: WriteStream, label: string): ProgressView {
     },
     end() {
       if (started) bar.stop()
+      started = false
     },
   }
 }

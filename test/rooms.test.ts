@@ -1,0 +1,144 @@
+/** The shape of the sources: which room may import which, no cycles, one importer of the addon, no file too long. */
+import assert from 'node:assert/strict'
+import { readdirSync, readFileSync } from 'node:fs'
+import { dirname, join, relative, resolve } from 'node:path'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+
+/** What a room may import, besides itself, the packages and what is open to all. */
+const imports: Readonly<Record<string, readonly string[]>> = {
+  util: [],
+  qmp: ['util'],
+  nbd: ['util'],
+  conf: ['util'],
+  storage: ['conf', 'util'],
+  api: ['conf', 'util'],
+  qemu: ['conf', 'storage', 'qmp', 'nbd', 'util'],
+  'test-driver': ['conf', 'util'],
+  cli: ['api', 'conf', 'storage', 'util'],
+  bin: ['cli'],
+}
+
+/** Files of src itself that every room may import. */
+const openToAll = ['driver', 'error', 'native', 'stream-flags', 'constants.gen', 'error-codes.gen']
+
+/** Imports at run time (`import()`) that go up on purpose: what is loaded only when it is used. */
+const lazyUpwards: Readonly<Record<string, readonly string[]>> = { api: ['drivers'] }
+
+const MOST_LINES = 300
+
+/** Files that may be longer, with the reason. */
+const longFiles: Readonly<Record<string, string>> = {
+  'conf/domain-def.ts': 'the data model of domain XML, types only',
+  'api/domain.ts': "one method for each of libvirt's functions, most of it documentation",
+}
+
+const source = fileURLToPath(new URL('../../src', import.meta.url))
+
+interface SourceFile {
+  /** below src: 'qemu/stream.ts' */
+  path: string
+  text: string
+  /** '' for files of src itself */
+  room: string
+  imports: { path: string; lazy: boolean }[]
+}
+
+function readSources(): SourceFile[] {
+  const paths = readdirSync(source, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile() && entry.name.endsWith('.ts'))
+    .map((entry) => relative(source, join(entry.parentPath, entry.name)))
+  return paths.map((path) => {
+    const text = readFileSync(join(source, path), 'utf8')
+    const room = path.includes('/') ? (path.split('/')[0] ?? '') : ''
+    return { path, text, room, imports: [...importsOf(path, text)] }
+  })
+}
+
+function* importsOf(path: string, text: string): Generator<{ path: string; lazy: boolean }> {
+  const target = (specifier: string): string =>
+    relative(source, resolve(source, dirname(path), specifier)).replace(/\.js$/, '.ts')
+  for (const [, specifier = ''] of text.matchAll(/^(?:import|export)\b[^'"]*?\bfrom\s+'(\.[^']+)'/gm))
+    yield { path: target(specifier), lazy: false }
+  for (const [, specifier = ''] of text.matchAll(/^import\s+'(\.[^']+)'/gm))
+    yield { path: target(specifier), lazy: false }
+  for (const [, specifier = ''] of text.matchAll(/\bimport\(\s*'(\.[^']+)'\s*\)/g))
+    yield { path: target(specifier), lazy: true }
+}
+
+const files = readSources()
+const roomOf = (path: string): string => (path.includes('/') ? (path.split('/')[0] ?? '') : '')
+
+test('every room is in the table, and every room of the table is there', () => {
+  const rooms = new Set(files.map(({ room }) => room).filter((room) => room !== ''))
+  assert.deepEqual([...rooms].toSorted(), Object.keys(imports).toSorted())
+})
+
+test('every import of a room goes to a room that it may import', () => {
+  const wrong = files.flatMap(({ path, room, imports: all }) =>
+    all
+      .filter(() => room !== '')
+      .filter((imported) => {
+        const to = roomOf(imported.path)
+        const name = imported.path.replace(/\.ts$/, '')
+        if (to === '')
+          return !openToAll.includes(name) && !(imported.lazy && lazyUpwards[room]?.includes(name) === true)
+        return to !== room && !(imports[room] ?? []).includes(to)
+      })
+      .map((imported) => `${path} imports ${imported.path}`),
+  )
+  assert.deepEqual(wrong, [])
+})
+
+test('what is open to all imports no room', () => {
+  const wrong = files
+    .filter(({ path }) => openToAll.includes(path.replace(/\.ts$/, '')))
+    .flatMap(({ path, imports: all }) =>
+      all.filter((imported) => roomOf(imported.path) !== '').map((imported) => `${path} imports ${imported.path}`),
+    )
+  assert.deepEqual(wrong, [])
+})
+
+test('the table itself has no cycle', () => {
+  const visit = (room: string, above: readonly string[]): void => {
+    assert.ok(!above.includes(room), [...above, room].join(' → '))
+    for (const next of imports[room] ?? []) visit(next, [...above, room])
+  }
+  for (const room of Object.keys(imports)) visit(room, [])
+})
+
+test('every relative import leads to a source that is there', () => {
+  const known = new Set(files.map(({ path }) => path))
+  const missing = files.flatMap(({ path, imports: all }) =>
+    all.filter((imported) => !known.has(imported.path)).map((imported) => `${path} imports ${imported.path}`),
+  )
+  assert.deepEqual(missing, [])
+})
+
+test('only src/native.ts loads the native addon', () => {
+  const loaders = files.filter(({ text }) => /virstream\.node|createRequire|process\.dlopen/.test(text))
+  assert.deepEqual(
+    loaders.map(({ path }) => path),
+    ['native.ts'],
+  )
+})
+
+test(`no source is longer than ${MOST_LINES} lines, but those of which it is known why`, () => {
+  const generated = /\.gen\.ts$/
+  const long = files
+    .filter(({ path }) => !generated.test(path))
+    .map(({ path, text }) => ({ path, lines: text.trimEnd().split('\n').length }))
+    .filter(({ lines }) => lines > MOST_LINES)
+  const unknown = long.filter(({ path }) => longFiles[path] === undefined)
+  assert.deepEqual(unknown, [])
+  const short = Object.keys(longFiles).filter((path) => !long.some((file) => file.path === path))
+  assert.deepEqual(short, [], 'these are no longer too long: take them from the list')
+})
+
+test('the only file that re-exports is src/index.ts', () => {
+  const barrels = files.filter(({ path, text }) => path !== 'index.ts' && /^export (\*|\{[^}]*\}) from/m.test(text))
+  assert.deepEqual(
+    barrels.map(({ path }) => path),
+    [],
+  )
+})
