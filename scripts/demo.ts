@@ -4,11 +4,11 @@
  * `npm run demo`, or after set-up: `node dist/scripts/demo.js [--size MIB] [--link MBIT]`.
  */
 import { stat } from 'node:fs/promises'
-import { constants } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { Connect, VIR_DOMAIN_XML_INACTIVE, type Domain } from '../src/index.js'
+import { messageOf } from '../src/error.js'
 import { run } from '../src/util/run.js'
 import { Guest, guestFiles, GUEST_MEMORY_KIB } from '../test/support/guest.js'
 import { overlay, patternImage, temporaryFolder, type Cleanup, type PatternImage } from '../test/support/images.js'
@@ -16,6 +16,7 @@ import { startNbdkit, startQemuNbd, type NbdServer } from '../test/support/nbd-s
 import { isZeroInBase } from '../test/support/pattern.js'
 import { findProgram } from '../test/support/requires.js'
 import { Screen, grouped, seconds } from './demo-screen.js'
+import { runProgram } from './program.js'
 
 const MiB = 1024 * 1024
 const screen = new Screen()
@@ -74,11 +75,7 @@ async function open(stage: Stage): Promise<{ conn: Connect; type: 'kvm' | 'qemu'
   stage.t.after(() => conn.close())
   const { value: problem } = await screen.step(
     (why) => `QEMU is asked what it can do: ${why === undefined ? 'KVM works' : 'no KVM here, TCG emulates the CPU'}`,
-    () =>
-      conn.getDomainCapabilities(undefined, undefined, undefined, 'kvm').then(
-        () => undefined,
-        (error: unknown) => (error instanceof Error ? error.message : String(error)),
-      ),
+    () => conn.getDomainCapabilities(undefined, undefined, undefined, 'kvm').then(() => undefined, messageOf),
     'QEMU is asked what it can do',
   )
   return { conn, type: problem === undefined ? 'kvm' : 'qemu' }
@@ -270,25 +267,6 @@ async function story(stage: Stage): Promise<void> {
   sumUp(running.startMs, streamMs, copyMs)
 }
 
-/** Steps to take back at the end, newest first: what a test has, for the helpers of the tests. */
-class Stack implements Cleanup {
-  readonly #steps: (() => unknown)[] = []
-
-  after: Cleanup['after'] = (step) => {
-    if (step !== undefined) this.#steps.push(step as () => unknown)
-  }
-
-  async undo(): Promise<void> {
-    for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
-      try {
-        await step()
-      } catch (error) {
-        process.stderr.write(`demo: cleaning up: ${error instanceof Error ? error.message : String(error)}\n`)
-      }
-    }
-  }
-}
-
 function positive(text: string, name: string): number {
   const value = Number(text)
   if (!Number.isInteger(value) || value <= 0) throw new Error(`--${name} takes a whole number, not '${text}'`)
@@ -307,36 +285,12 @@ function checkPrograms(): void {
   if (missing.length > 0) throw new Error(`not found: ${missing.join(', ')}; 'npm run setup' installs them on Debian`)
 }
 
-async function main(): Promise<number> {
-  const stack = new Stack()
-  const interrupt = new AbortController()
-  let status = 0
-  const stopped = new Promise<void>((resolve) => {
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
-      process.once(signal, () => {
-        status = 128 + constants.signals[signal]
-        screen.fallSilent()
-        interrupt.abort()
-        resolve()
-      })
-  })
+await runProgram('demo', async (t, signal) => {
   const began = performance.now()
-  try {
-    const options = readOptions()
-    checkPrograms()
-    screen.title('virstream: a guest starts at once, its disk follows')
-    const stage = { ...options, t: stack, signal: interrupt.signal, folder: await temporaryFolder(stack) }
-    const told = story(stage)
-    told.catch(() => undefined)
-    await Promise.race([told, stopped])
-    if (interrupt.signal.aborted) process.stderr.write('\ndemo: interrupted, cleaning up\n')
-  } catch (error) {
-    process.stderr.write(`\ndemo: ${error instanceof Error ? error.message : String(error)}\n`)
-    status = 1
-  }
-  await stack.undo()
-  if (status === 0) screen.say(`All cleaned up. The whole demo took ${seconds(performance.now() - began)}.`)
-  return status
-}
-
-process.exit(await main())
+  const options = readOptions()
+  checkPrograms()
+  signal.addEventListener('abort', () => screen.fallSilent())
+  screen.title('virstream: a guest starts at once, its disk follows')
+  await story({ ...options, t, signal, folder: await temporaryFolder(t) })
+  screen.say(`The whole demo took ${seconds(performance.now() - began)}; all that it made is removed now.`)
+})

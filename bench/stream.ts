@@ -1,0 +1,143 @@
+/**
+ * A whole disk streamed by virstream, against the same block-stream sent by hand to a QEMU with the same argv, and against
+ * plain copies of the same data. No guest runs: the domain stays paused.
+ */
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { VIR_DOMAIN_START_PAUSED } from '../src/index.js'
+import { run } from '../src/util/run.js'
+import { overlay, type Cleanup } from '../test/support/images.js'
+import { startQemuNbd } from '../test/support/nbd-server.js'
+import {
+  benchRoot,
+  denseImage,
+  emptyDomain,
+  evict,
+  MiB,
+  time,
+  warm,
+  type BenchOptions,
+  type BenchRoot,
+} from './bench.js'
+import { argvOf, startByHand } from './by-hand.js'
+import { inTurn, median, ratio, spread, type Table, type Times, type Way } from './report.js'
+
+interface Base {
+  title: string
+  /** what a backing file is called, and a copy reads from */
+  uri: string
+  prepare: () => Promise<void>
+  copies: Way[]
+}
+
+const OURS = 'virstream'
+const HAND = 'block-stream by hand'
+
+/** One stream through our API: from the call to its settled end. */
+async function ours({ conn }: BenchRoot, path: string): Promise<{ ms: number }> {
+  const dom = await conn.domainCreateXML(emptyDomain(path), VIR_DOMAIN_START_PAUSED)
+  try {
+    return { ms: await time(async () => (await dom.stream('vda')).finished) }
+  } finally {
+    await dom.destroy()
+  }
+}
+
+/** The argv of a domain on `path`, to be used for others. */
+async function learnArgv({ conn, root }: BenchRoot, path: string): Promise<string[]> {
+  const dom = await conn.domainCreateXML(emptyDomain(path), VIR_DOMAIN_START_PAUSED)
+  const argv = await argvOf(root, dom)
+  await dom.destroy()
+  return argv
+}
+
+async function byHand(argv: readonly string[], folder: string): Promise<number> {
+  const socket = join(folder, 'hand.sock')
+  await rm(socket, { force: true })
+  await using qemu = await startByHand(argv, socket)
+  const args = { 'job-id': 'stream', device: 'node-1-format', 'on-error': 'enospc' }
+  let error: unknown
+  const ms = await time(async () => {
+    const data = await qemu.qmp.executeUntil('block-stream', args, 'BLOCK_JOB_COMPLETED')
+    error = data['error']
+  })
+  if (error !== undefined) throw new Error('block-stream by hand failed', { cause: error })
+  return ms
+}
+
+/** The same argv without the guard node: what an unguarded chain would do. */
+function withoutGuard(argv: readonly string[]): string[] {
+  const at = argv.findIndex((arg) => arg.includes('"driver":"quorum"'))
+  if (at < 1) throw new Error('there is no guard in the argv')
+  return argv.toSpliced(at - 1, 2).map((arg) => arg.replace('"backing":"node-2-guard"', '"backing":"node-2-format"'))
+}
+
+async function measure(root: BenchRoot, base: Base, rounds: number): Promise<Times> {
+  const { folder } = root
+  const fresh = async (): Promise<string> => {
+    await rm(join(folder, 'top.qcow2'), { force: true })
+    return await overlay(folder, base.uri, { name: 'top.qcow2' })
+  }
+  const argv = await learnArgv(root, await fresh())
+  const ways: Way[] = [
+    { name: OURS, run: async () => (await ours(root, await fresh())).ms },
+    { name: HAND, run: async () => (await fresh(), byHand(argv, folder)) },
+    { name: `${HAND}, no guard`, run: async () => (await fresh(), byHand(withoutGuard(argv), folder)) },
+    ...base.copies,
+  ]
+  return await inTurn(ways, rounds, base.prepare)
+}
+
+function copies(folder: string, uri: string, others: readonly (readonly [string, ...string[]])[]): Way[] {
+  const target = join(folder, 'copy')
+  const commands: (readonly [string, ...string[]])[] = [
+    ['qemu-img', 'convert', '-W', '-m', '8', '-f', 'raw', '-O', 'qcow2', uri, target],
+    ...others,
+  ]
+  return commands.map(([program, ...args]) => ({
+    name: program === 'qemu-img' ? 'qemu-img convert' : program,
+    run: async () => {
+      await rm(target, { force: true })
+      return await time(() => run(program, args, { timeout: 600_000 }))
+    },
+  }))
+}
+
+async function bases(t: Cleanup, folder: string, path: string): Promise<Base[]> {
+  const socket = join(folder, 'nbd.sock')
+  const server = await startQemuNbd(t, { image: path, format: 'raw', socket })
+  const dd = ['dd', `if=${path}`, `of=${join(folder, 'copy')}`, 'bs=1M', 'status=none'] as const
+  const nbdcopy = ['nbdcopy', server.uri, join(folder, 'copy')] as const
+  const local = copies(folder, path, [dd])
+  const cached = (): Promise<void> => warm(path)
+  return [
+    { title: 'local raw, in the page cache', uri: path, prepare: cached, copies: local },
+    { title: 'local raw, cold', uri: path, prepare: () => evict(path), copies: local },
+    { title: 'NBD on a unix socket', uri: server.uri, prepare: cached, copies: copies(folder, server.uri, [nbdcopy]) },
+  ]
+}
+
+function tableOf(title: string, size: number, times: Times): Table {
+  const rows = [...times].map(([name, ms]) => [
+    name,
+    name === OURS ? '' : ratio(times, OURS, name).text,
+    spread(ms),
+    `${Math.round(size / MiB / (median(ms) / 1000))} MiB/s`,
+  ])
+  return {
+    title: `Streaming ${size / MiB} MiB: ${title}`,
+    head: ['way', 'virstream is … times as fast', 'time (min–max)', 'throughput'],
+    rows,
+    notes: [],
+  }
+}
+
+export async function benchStream(t: Cleanup, { rounds, size }: BenchOptions): Promise<Table[]> {
+  const root = await benchRoot(t)
+  const path = await denseImage(root.folder, size)
+  const tables: Table[] = []
+  for (const base of await bases(t, root.folder, path)) {
+    tables.push(tableOf(base.title, size, await measure(root, base, rounds)))
+  }
+  return tables
+}
