@@ -70,14 +70,26 @@ export class PlainQmp {
   }
 }
 
-/** The argv of a running domain's QEMU, and what its root says of it. */
-export async function argvOf(root: string, dom: Domain): Promise<string[]> {
-  const pid = (await readFile(join(root, 'run/qemu', String(dom.id), 'pid'), 'utf8')).trim()
+/** Of a running domain's QEMU. */
+export async function pidOf(root: string, dom: Domain): Promise<number> {
+  return Number(await readFile(join(root, 'run/qemu', String(dom.id), 'pid'), 'utf8'))
+}
+
+/** The argv of a process, as the kernel has it. */
+export async function argvOf(pid: number): Promise<string[]> {
   return (await readFile(`/proc/${pid}/cmdline`, 'utf8')).split('\0').slice(0, -1)
+}
+
+/** ms of processor time that a process has taken so far, all threads (proc(5): utime and stime, in ticks of 10 ms) */
+export async function cpuOf(pid: number): Promise<number> {
+  const text = await readFile(`/proc/${pid}/stat`, 'utf8')
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+  return (Number(fields[11]) + Number(fields[12])) * 10
 }
 
 export interface ByHand extends AsyncDisposable {
   qmp: PlainQmp
+  pid: number
   /** ms from the spawn until the monitor had answered */
   ms: number
 }
@@ -108,6 +120,7 @@ export async function startByHand(
     const ms = performance.now() - began
     return {
       qmp,
+      pid: qemu.pid ?? 0,
       ms,
       [Symbol.asyncDispose]: async () => {
         qmp.close()

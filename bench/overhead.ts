@@ -3,7 +3,7 @@ import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { overlay, emptyImage, type Cleanup } from '../test/support/images.js'
 import { benchRoot, emptyDomain, MiB, time, type BenchOptions } from './bench.js'
-import { argvOf, startByHand } from './by-hand.js'
+import { argvOf, pidOf, startByHand } from './by-hand.js'
 import { duration, inTurn, median, spread, type Table } from './report.js'
 
 const CREATE_XML = 'virstream: domainCreateXML'
@@ -15,7 +15,7 @@ export async function benchOverhead(t: Cleanup, { rounds }: BenchOptions): Promi
   const path = await overlay(folder, await emptyImage(folder, 'raw', 16 * MiB))
   const xml = emptyDomain(path)
   const first = await conn.domainCreateXML(xml)
-  const argv = await argvOf(root, first)
+  const argv = await argvOf(await pidOf(root, first))
   await first.destroy()
   const socket = join(folder, 'hand.sock')
 
@@ -43,7 +43,7 @@ export async function benchOverhead(t: Cleanup, { rounds }: BenchOptions): Promi
     { name: CREATE, run: create },
     { name: HAND, run: byHand },
   ]
-  const times = await inTurn(ways, rounds)
+  const { times } = await inTurn(ways, rounds)
   const hand = times.get(HAND) ?? []
   const rows = [...times].map(([name, all]) => {
     const added = all.map((ms, round) => ms - (hand[round] ?? NaN))

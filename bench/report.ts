@@ -5,8 +5,14 @@ export type Times = Map<string, number[]>
 
 export interface Way {
   name: string
-  /** one go; answers the ms that count */
-  run: () => Promise<number>
+  /** one go; answers the ms that count, and what of the processors' time it took, where that is known */
+  run: () => Promise<number | { ms: number; cpuMs: number }>
+}
+
+export interface Measured {
+  times: Times
+  /** of the ways that tell; says more than time where the machine has other things to do */
+  cpu: Times
 }
 
 export interface Table {
@@ -18,17 +24,20 @@ export interface Table {
 }
 
 /** Every way once in each round, in an order that turns, after what `before` does. */
-export async function inTurn(ways: readonly Way[], rounds: number, before?: () => Promise<void>): Promise<Times> {
+export async function inTurn(ways: readonly Way[], rounds: number, before?: () => Promise<void>): Promise<Measured> {
   const times: Times = new Map(ways.map(({ name }) => [name, []]))
+  const cpu: Times = new Map()
   for (let round = 0; round < rounds; round++) {
     for (let i = 0; i < ways.length; i++) {
       const way = ways[(i + round) % ways.length]
       if (way === undefined) continue
       await before?.()
-      times.get(way.name)?.push(await way.run())
+      const result = await way.run()
+      times.get(way.name)?.push(typeof result === 'number' ? result : result.ms)
+      if (typeof result !== 'number') cpu.set(way.name, [...(cpu.get(way.name) ?? []), result.cpuMs])
     }
   }
-  return times
+  return { times, cpu }
 }
 
 export function median(numbers: readonly number[]): number {

@@ -52,7 +52,7 @@ async function measure(root: BenchRoot, base: PatternImage, uri: string, rounds:
     { name: AT_ONCE, run: atOnce },
     { name: COPY, run: copyFirst },
   ]
-  return await inTurn(ways, rounds)
+  return (await inTurn(ways, rounds)).times
 }
 
 export async function benchStart(t: Cleanup, { rounds, size }: BenchOptions): Promise<Table[]> {

@@ -19,8 +19,8 @@ import {
   type BenchOptions,
   type BenchRoot,
 } from './bench.js'
-import { argvOf, startByHand } from './by-hand.js'
-import { inTurn, median, ratio, spread, type Table, type Times, type Way } from './report.js'
+import { argvOf, cpuOf, pidOf, startByHand } from './by-hand.js'
+import { duration, inTurn, median, ratio, spread, type Measured, type Table, type Way } from './report.js'
 
 interface Base {
   title: string
@@ -33,11 +33,24 @@ interface Base {
 const OURS = 'virstream'
 const HAND = 'block-stream by hand'
 
+interface Sample {
+  ms: number
+  cpuMs: number
+}
+
+/** Time, and the processor time of that QEMU and of this process. */
+async function sample(pid: number, work: () => Promise<unknown>): Promise<Sample> {
+  const [theirs, own] = [await cpuOf(pid), process.cpuUsage()]
+  const ms = await time(work)
+  const { user, system } = process.cpuUsage(own)
+  return { ms, cpuMs: (await cpuOf(pid)) - theirs + (user + system) / 1000 }
+}
+
 /** One stream through our API: from the call to its settled end. */
-async function ours({ conn }: BenchRoot, path: string): Promise<{ ms: number }> {
+async function ours({ conn, root }: BenchRoot, path: string): Promise<Sample> {
   const dom = await conn.domainCreateXML(emptyDomain(path), VIR_DOMAIN_START_PAUSED)
   try {
-    return { ms: await time(async () => (await dom.stream('vda')).finished) }
+    return await sample(await pidOf(root, dom), async () => (await dom.stream('vda')).finished)
   } finally {
     await dom.destroy()
   }
@@ -46,23 +59,23 @@ async function ours({ conn }: BenchRoot, path: string): Promise<{ ms: number }> 
 /** The argv of a domain on `path`, to be used for others. */
 async function learnArgv({ conn, root }: BenchRoot, path: string): Promise<string[]> {
   const dom = await conn.domainCreateXML(emptyDomain(path), VIR_DOMAIN_START_PAUSED)
-  const argv = await argvOf(root, dom)
+  const argv = await argvOf(await pidOf(root, dom))
   await dom.destroy()
   return argv
 }
 
-async function byHand(argv: readonly string[], folder: string): Promise<number> {
+async function byHand(argv: readonly string[], folder: string): Promise<Sample> {
   const socket = join(folder, 'hand.sock')
   await rm(socket, { force: true })
   await using qemu = await startByHand(argv, socket)
   const args = { 'job-id': 'stream', device: 'node-1-format', 'on-error': 'enospc' }
   let error: unknown
-  const ms = await time(async () => {
+  const result = await sample(qemu.pid, async () => {
     const data = await qemu.qmp.executeUntil('block-stream', args, 'BLOCK_JOB_COMPLETED')
     error = data['error']
   })
   if (error !== undefined) throw new Error('block-stream by hand failed', { cause: error })
-  return ms
+  return result
 }
 
 /** The same argv without the guard node: what an unguarded chain would do. */
@@ -72,7 +85,7 @@ function withoutGuard(argv: readonly string[]): string[] {
   return argv.toSpliced(at - 1, 2).map((arg) => arg.replace('"backing":"node-2-guard"', '"backing":"node-2-format"'))
 }
 
-async function measure(root: BenchRoot, base: Base, rounds: number): Promise<Times> {
+async function measure(root: BenchRoot, base: Base, rounds: number): Promise<Measured> {
   const { folder } = root
   const fresh = async (): Promise<string> => {
     await rm(join(folder, 'top.qcow2'), { force: true })
@@ -80,7 +93,7 @@ async function measure(root: BenchRoot, base: Base, rounds: number): Promise<Tim
   }
   const argv = await learnArgv(root, await fresh())
   const ways: Way[] = [
-    { name: OURS, run: async () => (await ours(root, await fresh())).ms },
+    { name: OURS, run: async () => await ours(root, await fresh()) },
     { name: HAND, run: async () => (await fresh(), byHand(argv, folder)) },
     { name: `${HAND}, no guard`, run: async () => (await fresh(), byHand(withoutGuard(argv), folder)) },
     ...base.copies,
@@ -117,16 +130,18 @@ async function bases(t: Cleanup, folder: string, path: string): Promise<Base[]> 
   ]
 }
 
-function tableOf(title: string, size: number, times: Times): Table {
+function tableOf(title: string, size: number, { times, cpu }: Measured): Table {
   const rows = [...times].map(([name, ms]) => [
     name,
     name === OURS ? '' : ratio(times, OURS, name).text,
+    name === OURS || !cpu.has(name) ? '' : ratio(cpu, OURS, name).text,
     spread(ms),
     `${Math.round(size / MiB / (median(ms) / 1000))} MiB/s`,
+    cpu.has(name) ? duration(median(cpu.get(name) ?? [])) : '',
   ])
   return {
     title: `Streaming ${size / MiB} MiB: ${title}`,
-    head: ['way', 'virstream is … times as fast', 'time (min–max)', 'throughput'],
+    head: ['way', 'virstream is … times as fast', 'by CPU time', 'time (min–max)', 'throughput', 'CPU time'],
     rows,
     notes: [],
   }
