@@ -70,6 +70,8 @@ export interface StreamDiskState {
   /** the target dev, e.g. 'vda' */
   disk: string
   mode: 'full' | 'unit' | 'offline' | 'migration'
+  /** who moves the data */
+  engine?: StreamEngine
   /** bytes/s, 0: no limit */
   bandwidth: number
   status: 'running' | 'waiting' | 'paused' | 'error'
@@ -77,10 +79,18 @@ export interface StreamDiskState {
   error?: string
 }
 
+/** Who moves the data of a whole-device stream. */
+export type StreamEngine = 'job' | 'pull'
+
 export interface StreamOptions {
   /** bytes/s, 0 or absent: no limit */
   bandwidth?: number
   policy?: 'full' | 'idle'
+  /**
+   * how a whole device is streamed: 'job' by QEMU's block-stream, 'pull' by many requests at once, which hides the latency
+   * of a base; 'auto' (default): 'pull' for remote bases
+   */
+  engine?: StreamEngine | 'auto'
   /** path of the image in the backing chain that is to remain the backing image; absent: none remains */
   base?: string
   /** bytes to stream in one step of VIR_STREAM_DISK_ONE */

@@ -1,6 +1,6 @@
 /** The backing chain of a running disk, in the definition and in QEMU's block graph, kept telling the same. */
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import { failFrom, messageOf } from '../error.js'
+import { messageOf } from '../error.js'
 import {
   copyOnReadNodeName,
   formatNode,
@@ -14,8 +14,6 @@ import {
 } from './blockdev.js'
 import { sourceName } from './disk-names.js'
 import type { Monitor } from './monitor.js'
-
-const fail = failFrom('VIR_FROM_QEMU')
 
 /** The images of a disk, its own first. */
 export function chainOf(disk: DiskDef): StorageSource[] {
@@ -56,40 +54,32 @@ export async function readGuards(monitor: Monitor, def: DomainDef): Promise<Guar
   return guards
 }
 
-/**
- * Puts the guard of a disk directly above `target`, an image of its chain below the disk's own; `block-stream` can only see
- * the images above it. Does nothing when it stands there. The images between are read without guard while it is not at
- * the top, so they must be local.
- */
-export async function placeGuard(
-  monitor: Monitor,
-  guards: Guards,
-  disk: DiskDef,
-  target: StorageSource,
-): Promise<void> {
-  const chain = chainOf(disk)
-  const guarded = chain.find((image) => image.index === guards.get(disk.target))
-  const aboveGuard = chain.find((image) => image.backingStore === guarded)
-  const aboveTarget = chain.find((image) => image.backingStore === target)
-  if (guarded === undefined || aboveGuard === undefined) {
-    const text = `this QEMU has no 'quorum' block driver, without it disk '${disk.target}' cannot be streamed safely`
-    throw fail('VIR_ERR_OPERATION_UNSUPPORTED', text)
-  }
-  if (guarded === target) return
-  if (aboveTarget === undefined || target.index === undefined)
-    throw fail('VIR_ERR_INTERNAL_ERROR', `image is not in the backing chain of '${disk.target}'`)
-  await monitor.blockdevAdd(guardNode(target))
+/** Puts the guard between a disk's own image and its backing image; does nothing when it is there. */
+export async function addGuard(monitor: Monitor, guards: Guards, disk: DiskDef): Promise<void> {
+  const own = disk.source
+  const backing = own?.backingStore
+  if (own === undefined || backing?.index === undefined || guards.has(disk.target)) return
+  await monitor.blockdevAdd(guardNode(backing))
   try {
-    await monitor.blockdevReopenAll([
-      formatNode(aboveGuard, { ...imageOptions(disk, aboveGuard), backing: formatNodeName(guarded) }),
-      formatNode(aboveTarget, { ...imageOptions(disk, aboveTarget), backing: guardNodeName(target) }),
-    ])
+    await monitor.blockdevReopen(formatNode(own, { ...imageOptions(disk, own), backing: guardNodeName(backing) }))
   } catch (error) {
-    await monitor.blockdevDel(guardNodeName(target))
+    await monitor.blockdevDel(guardNodeName(backing))
     throw error
   }
-  guards.set(disk.target, target.index)
-  await monitor.blockdevDel(guardNodeName(guarded))
+  guards.set(disk.target, backing.index)
+}
+
+/**
+ * Takes the guard away: block-stream down to a base sees only images above it, and would write 'quorum' into the image's
+ * header as the format of a base that is a guard. The images between are read without guard then, so they must be local.
+ */
+export async function removeGuard(monitor: Monitor, guards: Guards, disk: DiskDef): Promise<void> {
+  const own = disk.source
+  const backing = own?.backingStore
+  if (own === undefined || backing == null || !guards.has(disk.target)) return
+  await monitor.blockdevReopen(formatNode(own, { ...imageOptions(disk, own), backing: formatNodeName(backing) }))
+  guards.delete(disk.target)
+  await monitor.blockdevDel(guardNodeName(backing))
 }
 
 /** QEMU names a device by its alias, sometimes as a path of its object tree. */

@@ -1,6 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises'
+import type { StreamEngine } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { QmpEvent } from '../qmp/framing.js'
+import type { Puller } from './puller.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -14,6 +16,9 @@ export interface BlockJobRecord {
   bandwidth: number
   /** `index` of the image that stays as backing image; absent: none stays */
   baseIndex?: number
+  engine: StreamEngine
+  /** 'pull' as long as our own requests move the data; QEMU has a job only in phase 'job' */
+  phase: StreamEngine
 }
 
 /** What the job's own events have said so far. QEMU calls it concluded when nothing but its result is left. */
@@ -33,6 +38,8 @@ export class BlockJob {
   waiting: string | undefined
   /** someone who holds the domain's job settles it when it ends */
   awaited = false
+  /** moves the data in phase 'pull' */
+  puller: Puller | undefined
   concluded!: () => void
   readonly whenConcluded = new Promise<void>((resolve) => {
     this.concluded = resolve

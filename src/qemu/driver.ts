@@ -88,6 +88,7 @@ function readIfThere(path: string): string | undefined {
 
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
 async function close(qemu: Qemu): Promise<void> {
+  for (const { live } of qemu.vms) for (const job of live?.blockJobs.all ?? []) job.puller?.abort()
   // who is in the middle of something gets to its end
   await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => Promise.resolve())))
   await qemu.idle()

@@ -43,6 +43,7 @@ export function finishLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): v
 function endStreams(qemu: Qemu, vm: Vm, live: Live, ref: Vm['ref'], clean: boolean): void {
   for (const job of live.blockJobs.all) {
     const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+    job.puller?.abort()
     if (disk === undefined) continue
     job.concluded()
     if (job.completed) {

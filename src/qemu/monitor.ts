@@ -213,9 +213,9 @@ export class Monitor {
   blockdevDel(nodeName: string): Promise<unknown> {
     return this.#run('blockdev-del', { 'node-name': nodeName }, CONTROL)
   }
-  /** Each with all the options of its node; all or none take effect. */
-  blockdevReopenAll(options: BlockdevOptions[]): Promise<unknown> {
-    return this.#run('blockdev-reopen', { options }, CONTROL)
+  /** `options`: all of the node's, also those that stay as they are */
+  blockdevReopen(options: BlockdevOptions): Promise<unknown> {
+    return this.#run('blockdev-reopen', { options: [options] }, CONTROL)
   }
 
   // --- block jobs ---

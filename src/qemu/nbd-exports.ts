@@ -2,10 +2,14 @@ import { existsSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { join } from 'node:path'
 import type { DiskDef } from '../conf/domain-def.js'
+import { failFrom } from '../error.js'
 import { native } from '../native.js'
 import { NbdClient } from '../nbd/client.js'
 import { formatNodeName } from './blockdev.js'
 import type { Monitor } from './monitor.js'
+import { ALLOCATION_DEPTH } from './puller.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
 
 const exportId = (target: string): string => `vs-${target}`
 
@@ -24,16 +28,21 @@ export class NbdExports {
     this.#socket = join(runDir, 'nbd.sock')
   }
 
-  /** Exports the disk and connects to it; one that an earlier process left is taken over. */
-  async open(disk: DiskDef): Promise<void> {
-    if (disk.source === undefined || this.#clients.has(disk.target)) return
+  /** Exports the disk and connects to it; one that is there already is taken over. */
+  async open(disk: DiskDef): Promise<NbdClient> {
+    const { source, target } = disk
+    const known = this.#clients.get(target)
+    if (known?.connected === true) return known
+    if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
     await this.#startServer()
-    const id = exportId(disk.target)
+    const id = exportId(target)
     const present = (await this.#monitor.queryBlockExports()).some((candidate) => candidate.id === id)
-    if (!present) await this.#monitor.blockExportAdd(id, formatNodeName(disk.source))
+    if (!present) await this.#monitor.blockExportAdd(id, formatNodeName(source))
     const socket = new Socket({ fd: native.connectUnix(this.#socket), readable: true, writable: true })
     socket.unref()
-    this.#clients.set(disk.target, await NbdClient.connect(socket, { export: id }))
+    const client = await NbdClient.connect(socket, { export: id, metaContexts: [ALLOCATION_DEPTH] })
+    this.#clients.set(target, client)
+    return client
   }
 
   async #startServer(): Promise<void> {
@@ -49,6 +58,15 @@ export class NbdExports {
   /** What the disk's image holds in QEMU's caches goes to the host's storage. */
   async flush(target: string): Promise<void> {
     await this.#clients.get(target)?.flush()
+  }
+
+  /**
+   * Ends our connection with requests unanswered. The export stays: to take it away QEMU would wait for them, and the guest
+   * with it.
+   */
+  abandon(target: string): void {
+    this.#clients.get(target)?.destroy()
+    this.#clients.delete(target)
   }
 
   /** Ends the connection and the export; the server stays for the next one. */

@@ -43,21 +43,40 @@ export async function look(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
   if (live.blockJobs.all.length === 0) return
   const infos = await live.monitor.queryBlockJobs()
   for (const job of live.blockJobs.all) {
-    const info = infos.find((candidate) => candidate.device === job.record.id)
-    if (info === undefined || job.status === 'concluded') continue
-    if (job.advance(info.offset, info.len)) {
+    const place = placeOf(job, infos)
+    if (place === undefined || job.status === 'concluded') continue
+    if (job.advance(place.offset, place.size)) {
       const { offset, size, record } = job
       qemu.host.emit({ kind: 'stream-progress', domain: vm.ref, disk: record.disk, offset, size })
     }
-    job.waiting = await obstacle(live, job, info)
-    if (info['io-status'] === 'nospace') await live.monitor.blockJobResume(job.record.id).catch(() => undefined)
+    job.waiting = await obstacle(live, job, place.trouble)
+    if (place.trouble === 'nospace' && job.puller === undefined)
+      await live.monitor.blockJobResume(job.record.id).catch(() => undefined)
   }
 }
 
+interface Place {
+  offset: number
+  size: number
+  trouble: BlockJobInfo['io-status']
+}
+
+/** Where a stream is, told by whoever moves its data now. */
+function placeOf(job: BlockJob, infos: BlockJobInfo[]): Place | undefined {
+  const { puller } = job
+  if (puller !== undefined) {
+    // the backing link is still there when all is pulled, so the stream is not complete yet
+    const offset = Math.min(puller.position, puller.size - 1)
+    return { offset, size: puller.size, trouble: puller.full ? 'nospace' : 'ok' }
+  }
+  const info = infos.find((candidate) => candidate.device === job.record.id)
+  return info && { offset: info.offset, size: info.len, trouble: info['io-status'] }
+}
+
 /** Why a stream does not move, if something outside holds it up. */
-async function obstacle(live: Live, job: BlockJob, info: BlockJobInfo): Promise<string | undefined> {
-  if (info['io-status'] === 'nospace') return 'No space left on device'
-  if (info['io-status'] === 'failed') return 'Input/output error'
+async function obstacle(live: Live, job: BlockJob, trouble: Place['trouble']): Promise<string | undefined> {
+  if (trouble === 'nospace') return 'No space left on device'
+  if (trouble === 'failed') return 'Input/output error'
   if (performance.now() - job.movedAt < STALL) return undefined
   const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
   for (const image of disk === undefined ? [] : remoteImages(disk)) {

@@ -7,13 +7,14 @@ import { probeImage } from '../storage/probe.js'
 import { chainOf, cutConfigChain, isDetached, readGuards } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
+import { beginPull } from './engines.js'
 import { setState } from './events.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { Monitor } from './monitor.js'
 import { monitorSocket, pidFile } from './process.js'
 import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
-import { settle } from './settle.js'
+import { endPull, settle } from './settle.js'
 import { makeLive, Pending } from './start.js'
 import { type DomainStatus, loadStatuses, processStartTime, removeRunDir, saveStatus } from './status.js'
 import { deleteTap } from './tap.js'
@@ -95,6 +96,10 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
   const infos = await live.monitor.queryJobs()
   for (const job of live.blockJobs.all) {
     const info = infos.find((candidate) => candidate.id === job.record.id)
+    if (info === undefined && job.record.phase === 'pull') {
+      await goOnPulling(qemu, vm, live, job)
+      continue
+    }
     if (info === undefined) await resolveLost(live, job)
     if (info === undefined || info.status === 'concluded')
       await vm.jobs.run('settle', () => settle(qemu, vm, live, job))
@@ -120,6 +125,17 @@ async function resumeFollowing(qemu: Qemu, live: Live, job: BlockJob, status: st
   await live.exports
     .open(disk)
     .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
+}
+
+/** The process that pulled is gone; what it pulled is there. */
+async function goOnPulling(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<void> {
+  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  if (disk === undefined) return
+  try {
+    beginPull(qemu, vm, live, job, await live.exports.open(disk))
+  } catch (error) {
+    await endPull(qemu, vm, live, job, { status: 'failed', error: messageOf(error) })
+  }
 }
 
 /** A job that QEMU does not know (any more): it was never begun, or was dismissed just before we died. */

@@ -6,7 +6,7 @@ import {
   VIR_DOMAIN_BLOCK_JOB_FAILED,
 } from '../constants.gen.js'
 import { messageOf } from '../error.js'
-import { chainOf, cutChain, cutConfigChain, deleteNodes, isDetached } from './block-graph.js'
+import { addGuard, chainOf, cutChain, cutConfigChain, deleteNodes, isDetached } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
 import { emitPull } from './emit.js'
@@ -45,10 +45,26 @@ export async function settle(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Pro
   live.blockJobs.forget(job)
   const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
   await live.exports.remove(job.record.disk).catch((error: unknown) => warn(messageOf(error)))
-  if (disk !== undefined) await deleteNodes(live.monitor, live.guards, disk, dropped, warn)
+  if (disk !== undefined) {
+    await deleteNodes(live.monitor, live.guards, disk, dropped, warn)
+    await addGuard(live.monitor, live.guards, disk).catch((error: unknown) => warn(messageOf(error)))
+  }
   if (vm.live === live) saveStatus(vm, live)
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
   return end
+}
+
+/** Under the domain's job: a stream that never got as far as to have a job in QEMU is over. */
+export async function endPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, end: JobEnd): Promise<void> {
+  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  live.blockJobs.forget(job)
+  job.concluded()
+  const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`)
+  await live.exports.remove(job.record.disk).catch(warn)
+  if (disk !== undefined && job.record.baseIndex !== undefined)
+    await addGuard(live.monitor, live.guards, disk).catch(warn)
+  if (vm.live === live) saveStatus(vm, live)
+  if (disk !== undefined) announce(qemu, vm, disk, job, end)
 }
 
 function resultOf(job: BlockJob, info: JobInfo | undefined): JobEnd {

@@ -76,8 +76,7 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     queryNodeNames: () => monitor.queryNodeNames(),
     blockdevAdd: () => monitor.blockdevAdd({ driver: 'file', 'node-name': 'n', filename: '/x' }),
     blockdevDel: () => monitor.blockdevDel('n'),
-    blockdevReopenAll: () =>
-      monitor.blockdevReopenAll([{ driver: 'qcow2', 'node-name': 'n', file: 'm', backing: null }]),
+    blockdevReopen: () => monitor.blockdevReopen({ driver: 'qcow2', 'node-name': 'n', file: 'm', backing: null }),
     queryJobs: () => monitor.queryJobs(),
     queryBlockJobs: () => monitor.queryBlockJobs(),
     blockStream: () =>

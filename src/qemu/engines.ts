@@ -1,0 +1,95 @@
+/**
+ * The two ways to move the data of a stream. QEMU's block-stream job does all of it, or our own parallel requests do (see
+ * `Puller`), and the job, which finds nothing left to copy, only drops the backing link at the end.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import type { NbdClient } from '../nbd/client.js'
+import { NbdError } from '../nbd/error.js'
+import { formatBackingString } from '../storage/backing-string.js'
+import { messageOf } from '../error.js'
+import { chainOf } from './block-graph.js'
+import { formatNodeName } from './blockdev.js'
+import type { BlockJob } from './blockjob.js'
+import { isRemote } from './link-watch.js'
+import { Puller } from './puller.js'
+import type { Qemu } from './qemu.js'
+import { endPull } from './settle.js'
+import { saveStatus } from './status.js'
+import type { Live, Vm } from './vm.js'
+
+/** requests in flight: the best in measurements */
+const WINDOW = { local: 8, remote: 16 }
+/** ms that the requests of a stopped pull get to be answered */
+const LAST_ANSWERS = 1_000
+
+/** Under the domain's job: hands a registered stream to QEMU. When it is refused the stream is forgotten. */
+export async function beginJob(vm: Vm, live: Live, job: BlockJob): Promise<void> {
+  const { id, disk: target, bandwidth, baseIndex } = job.record
+  const disk = live.def.disks.find((candidate) => candidate.target === target)
+  const base = disk && chainOf(disk).find((image) => image.index === baseIndex && image !== disk.source)
+  job.record.phase = 'job'
+  saveStatus(vm, live)
+  try {
+    if (disk?.source === undefined) throw new Error(`disk '${target}' is gone`)
+    await live.monitor.blockStream({
+      'job-id': id,
+      device: formatNodeName(disk.source),
+      ...(base && { 'base-node': formatNodeName(base), 'backing-file': formatBackingString(base) }),
+      speed: bandwidth,
+      'on-error': 'enospc',
+      'filter-node-name': id,
+    })
+  } catch (error) {
+    live.blockJobs.forget(job)
+    if (vm.live === live) saveStatus(vm, live)
+    throw error
+  }
+}
+
+/** Begins to pull in the background; when all is there, QEMU's job ends the stream. */
+export function beginPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, client: NbdClient): void {
+  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  const chain = disk === undefined ? [] : chainOf(disk)
+  const base = chain.findIndex((image) => image.index === job.record.baseIndex)
+  const puller = new Puller(client, {
+    window: chain.some(isRemote) ? WINDOW.remote : WINDOW.local,
+    bandwidth: job.record.bandwidth,
+    // depth 1 is the disk's own image; the images from the base on stay where they are
+    ...(base > 0 && { maxDepth: base }),
+  })
+  job.puller = puller
+  job.status = 'running'
+  job.size = client.size
+  qemu.inBackground(`the stream of '${job.record.disk}'`, () => pull(qemu, vm, live, job, puller))
+}
+
+async function pull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, puller: Puller): Promise<void> {
+  const failure = await puller.run().then(
+    () => undefined,
+    (error: unknown) => reason(error),
+  )
+  if (puller.aborted) return
+  await vm.jobs.run('settle', async () => {
+    if (vm.live !== live || job.puller !== puller || puller.aborted) return
+    job.puller = undefined
+    const refusal = failure ?? (await beginJob(vm, live, job).then(() => undefined, messageOf))
+    if (refusal !== undefined) await endPull(qemu, vm, live, job, { status: 'failed', error: refusal })
+  })
+}
+
+/** QEMU says over NBD only which errno it was. */
+const WORDS: Record<string, string> = { EIO: 'Input/output error', EPERM: 'Operation not permitted' }
+const reason = (error: unknown): string =>
+  (error instanceof NbdError ? WORDS[error.code] : undefined) ?? messageOf(error)
+
+/** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */
+export async function stopPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<void> {
+  const { puller } = job
+  job.puller = undefined
+  puller?.abort()
+  const end = performance.now() + LAST_ANSWERS
+  while (puller !== undefined && puller.inFlight > 0 && performance.now() < end) await delay(20)
+  if (puller !== undefined && puller.inFlight > 0) live.exports.abandon(job.record.disk)
+  else await live.exports.flush(job.record.disk).catch((error: unknown) => qemu.warn(messageOf(error)))
+  await endPull(qemu, vm, live, job, { status: 'canceled' })
+}

@@ -1,0 +1,154 @@
+/**
+ * Pulls what only backing images hold into a disk's own image, by NBD_CMD_CACHE on a read-only export of it from the QEMU
+ * that runs it: several requests at once, where QEMU's own job has one, which hides the latency of a remote base.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import type { NbdClient } from '../nbd/client.js'
+import { NbdError } from '../nbd/error.js'
+
+/** The metadata context that says how deep in the backing chain a block lies: 1 the disk's own image, 2 and more below. */
+export const ALLOCATION_DEPTH = 'qemu:allocation-depth'
+
+/** bytes of one request; the size of block-stream's own chunks, and the best in measurements */
+export const DEFAULT_UNIT = 512 * 1024
+/** NBD_CMD_CACHE takes no more */
+export const MAX_UNIT = 32 * 1024 * 1024
+/** ms between tries when the disk is full */
+const RETRY = 2_000
+/** ms of bandwidth that may be used at once after a pause */
+const BURST = 100
+
+export interface PullOptions {
+  /** requests in flight */
+  window: number
+  /** bytes/s, 0: no limit */
+  bandwidth: number
+  /** images deeper than this stay where they are; absent: all are pulled */
+  maxDepth?: number
+  /** nothing below this offset is left to pull */
+  start?: number
+}
+
+/** The next range from `offset` on that only backing images (down to `maxDepth`) hold; undefined: there is none. */
+export async function nextRange(
+  client: NbdClient,
+  offset: number,
+  maxDepth = Infinity,
+): Promise<{ offset: number; length: number } | undefined> {
+  for await (const extent of client.extents(ALLOCATION_DEPTH, offset))
+    if (extent.flags >= 2 && extent.flags <= maxDepth) return { offset: extent.offset, length: extent.length }
+  return undefined
+}
+
+/** One pass over a disk. `position` only grows: everything below it is in the disk's own image. */
+export class Puller {
+  readonly #client: NbdClient
+  readonly #options: PullOptions
+  readonly #abort = new AbortController()
+  readonly #flying = new Set<number>()
+  #cursor = 0
+  #paidUntil = performance.now()
+  #failure: unknown
+  #wait: AbortController | undefined
+  /** the disk is full: requests are tried again until there is room */
+  full = false
+
+  constructor(client: NbdClient, options: PullOptions) {
+    this.#client = client
+    this.#options = options
+    this.#cursor = options.start ?? 0
+  }
+
+  get size(): number {
+    return this.#client.size
+  }
+  get position(): number {
+    return Math.min(this.#cursor, ...this.#flying)
+  }
+  /** requests that QEMU has not answered yet */
+  get inFlight(): number {
+    return this.#flying.size
+  }
+  get aborted(): boolean {
+    return this.#abort.signal.aborted
+  }
+  setBandwidth(bandwidth: number): void {
+    this.#options.bandwidth = bandwidth
+    this.#paidUntil = performance.now()
+    this.#wait?.abort()
+  }
+  /** No further requests; those in flight are answered or not, nobody waits for them. */
+  abort(): void {
+    this.#abort.abort()
+  }
+
+  /** Resolves when all is pulled, or to nothing done after `abort`. Rejects with the NbdError of a base that cannot be read. */
+  async run(): Promise<void> {
+    const workers = new Set<Promise<void>>()
+    for await (const unit of this.#units()) {
+      if (this.aborted || this.#failure !== undefined) break
+      await this.#pay(unit.length)
+      this.#flying.add(unit.offset)
+      this.#cursor = unit.offset + unit.length
+      const worker = this.#pull(unit).finally(() => workers.delete(worker))
+      workers.add(worker)
+      if (workers.size >= this.#options.window) await this.#orAborted(Promise.race(workers))
+    }
+    if (!this.aborted) await this.#orAborted(Promise.all(workers))
+    if (this.#failure !== undefined) throw this.#failure instanceof Error ? this.#failure : new Error('the pull failed')
+    if (!this.aborted) this.#cursor = this.#client.size
+  }
+
+  async *#units(): AsyncGenerator<{ offset: number; length: number }> {
+    const { maxDepth = Infinity } = this.#options
+    for await (const extent of this.#client.extents(ALLOCATION_DEPTH, this.#cursor)) {
+      if (extent.flags < 2 || extent.flags > maxDepth) {
+        this.#cursor = extent.offset + extent.length
+        continue
+      }
+      const end = extent.offset + extent.length
+      for (let offset = extent.offset; offset < end; offset += DEFAULT_UNIT)
+        yield { offset, length: Math.min(DEFAULT_UNIT, end - offset) }
+    }
+  }
+
+  async #pull(unit: { offset: number; length: number }): Promise<void> {
+    while (!this.aborted) {
+      try {
+        await this.#client.cache(unit.offset, unit.length)
+        this.full = false
+        this.#flying.delete(unit.offset)
+        return
+      } catch (error) {
+        if (!(error instanceof NbdError) || error.code !== 'ENOSPC') {
+          if (!this.#abort.signal.aborted) this.#failure ??= error
+          return
+        }
+        this.full = true
+        await delay(RETRY, undefined, { signal: this.#abort.signal }).catch(() => undefined)
+      }
+    }
+  }
+
+  /** Waits until `bytes` are within the bandwidth. */
+  async #pay(bytes: number): Promise<void> {
+    const { bandwidth } = this.#options
+    if (bandwidth === 0) return
+    const now = performance.now()
+    this.#paidUntil = Math.max(this.#paidUntil, now - BURST) + (bytes / bandwidth) * 1000
+    const wait = this.#paidUntil - now
+    if (wait <= 0) return
+    this.#wait = new AbortController()
+    const signal = AbortSignal.any([this.#abort.signal, this.#wait.signal])
+    await delay(wait, undefined, { signal }).catch(() => undefined)
+  }
+
+  async #orAborted(promise: Promise<unknown>): Promise<void> {
+    if (this.aborted) return
+    let stop = (): void => undefined
+    const aborted = new Promise<void>((resolve) => (stop = resolve))
+    this.#abort.signal.addEventListener('abort', stop, { once: true })
+    await Promise.race([promise, aborted])
+    this.#abort.signal.removeEventListener('abort', stop)
+  }
+}

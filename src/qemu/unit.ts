@@ -1,0 +1,113 @@
+/** VIR_STREAM_DISK_ONE: one unit of a running disk, and where the next one is. */
+import type { StreamOptions } from '../driver.js'
+import { failFrom, messageOf } from '../error.js'
+import { NbdError } from '../nbd/error.js'
+import { addGuard } from './block-graph.js'
+import { findDisk } from './disk-names.js'
+import { beginJob } from './engines.js'
+import { DEFAULT_UNIT, MAX_UNIT, nextRange } from './puller.js'
+import type { Qemu } from './qemu.js'
+import { settle } from './settle.js'
+import { checkLinks, checkStreamable } from './stream-checks.js'
+import type { Live, Vm } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** ms that one unit may take */
+const UNIT_TIMEOUT = 25_000
+/** ms that dropping the backing link may take, when nothing is left to copy */
+const LINK_TIMEOUT = 30_000
+
+/**
+ * Under the domain's job: pulls at most one unit at or behind `offset` and makes it durable. Answers the offset for the
+ * next call; the size of the disk when nothing is left there. When nothing is left on the whole disk the link is dropped.
+ */
+export async function streamUnit(
+  qemu: Qemu,
+  vm: Vm,
+  live: Live,
+  name: string,
+  offset: number,
+  options: StreamOptions,
+): Promise<number> {
+  const disk = findDisk(live.def, name)
+  if (live.blockJobs.ofDisk(disk.target) !== undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
+  const unit = options.unit ?? DEFAULT_UNIT
+  if (unit > MAX_UNIT) throw fail('VIR_ERR_INVALID_ARG', `unit '${unit}' is larger than ${MAX_UNIT} bytes`)
+  if (options.base !== undefined)
+    throw fail(
+      'VIR_ERR_ARGUMENT_UNSUPPORTED',
+      'single units are streamed from the whole backing chain, not down to a base',
+    )
+  checkStreamable(disk)
+  await checkLinks(disk)
+  const client = await live.exports.open(disk)
+  if (offset > client.size)
+    throw fail(
+      'VIR_ERR_INVALID_ARG',
+      `offset '${offset}' is behind the end of disk '${disk.target}', ${client.size} bytes`,
+    )
+  try {
+    const range = await nextRange(client, offset)
+    const end = range === undefined ? client.size : range.offset + Math.min(unit, range.length)
+    if (range !== undefined) {
+      await withDeadline(client.cache(range.offset, end - range.offset), disk.target)
+      await client.flush()
+      qemu.host.emit({ kind: 'stream-unit', domain: vm.ref, disk: disk.target, offset: end, size: client.size })
+    }
+    const next = (await nextRange(client, end))?.offset ?? client.size
+    if (next < client.size || (await nextRange(client, 0)) !== undefined) return next
+  } catch (error) {
+    if (!(error instanceof NbdError)) throw error
+    throw fail(
+      'VIR_ERR_OPERATION_FAILED',
+      `a unit of disk '${disk.target}' at ${offset} failed: ${messageOf(error)}`,
+      error,
+    )
+  }
+  await addGuard(live.monitor, live.guards, disk)
+  await dropLink(qemu, vm, live, disk.target)
+  return client.size
+}
+
+/** Everything is in the disk's own image: QEMU's job has nothing to copy and drops the link. */
+async function dropLink(qemu: Qemu, vm: Vm, live: Live, target: string): Promise<void> {
+  const job = live.blockJobs.register({
+    id: `stream-${target}`,
+    disk: target,
+    bandwidth: 0,
+    engine: 'pull',
+    phase: 'job',
+  })
+  const ended = live.blockJobs.wait(job, LINK_TIMEOUT)
+  await beginJob(vm, live, job)
+  if (!(await ended))
+    throw fail(
+      'VIR_ERR_OPERATION_TIMEOUT',
+      `all of disk '${target}' is streamed, its backing link is dropped as soon as its base answers`,
+    )
+  const end = await settle(qemu, vm, live, job)
+  if (end.status !== 'completed')
+    throw fail(
+      'VIR_ERR_OPERATION_FAILED',
+      `the backing link of disk '${target}' could not be dropped: ${'error' in end ? end.error : end.status}`,
+    )
+}
+
+async function withDeadline(work: Promise<void>, target: string): Promise<void> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    const error = fail(
+      'VIR_ERR_OPERATION_TIMEOUT',
+      `the base of disk '${target}' did not answer within ${UNIT_TIMEOUT} ms`,
+    )
+    timer = setTimeout(() => reject(error), UNIT_TIMEOUT)
+  })
+  try {
+    await Promise.race([work, late])
+  } finally {
+    clearTimeout(timer)
+    work.catch(() => undefined)
+  }
+}

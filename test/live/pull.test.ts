@@ -1,0 +1,166 @@
+import assert from 'node:assert/strict'
+import { test, type TestContext } from 'node:test'
+import {
+  VIR_STREAM_DISK_ONE,
+  VIR_STREAM_DISK_START,
+  VIR_STREAM_DISK_STOP,
+  VirError,
+  type Domain,
+} from '../../src/index.js'
+import { run } from '../../src/util/run.js'
+import { diskXml, powerOff, reopen, startGuest, testRoot, until, type TestRoot } from '../support/domain.js'
+import type { Guest } from '../support/guest.js'
+import { overlay, patternImage, type PatternImage } from '../support/images.js'
+import { startNbdkit } from '../support/nbd-server.js'
+import { checkPattern } from '../support/pattern.js'
+import { requires } from '../support/requires.js'
+
+const MiB = 1024 * 1024
+
+interface Stage {
+  root: TestRoot
+  base: PatternImage
+  path: string
+  dom: Domain
+  guest: Guest
+}
+
+/** A guest at work on an overlay of a base that an NBD server serves, each read delayed. */
+async function stage(
+  t: TestContext,
+  size: number,
+  delayMs: number,
+  devices = (path: string) => diskXml('vda', path),
+): Promise<Stage> {
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, size)
+  const server = await startNbdkit(t, {
+    plugin: ['file', base.path],
+    filters: ['delay'],
+    parameters: [`rdelay=${delayMs}ms`],
+    socket: `${root.folder}/base.sock`,
+  })
+  const path = await overlay(root.folder, server.uri, { size })
+  const { dom, guest } = await startGuest(t, root, { devices: devices(path) })
+  await guest.base('vda', base.seed, base.size)
+  return { root, base, path, dom, guest }
+}
+
+async function backingOf(path: string): Promise<string | undefined> {
+  const { stdout } = await run('qemu-img', ['info', '-U', '--output=json', path], { timeout: 10_000 })
+  return (JSON.parse(stdout) as { 'backing-filename'?: string })['backing-filename']
+}
+
+/** The guest's view and the image on disk agree, and every block is right. */
+async function assertRight({ base, path, dom, guest }: Stage): Promise<void> {
+  await guest.stop()
+  const { bad, err } = await guest.verify('vda')
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  const digest = await guest.digest('vda')
+  await powerOff(dom, guest)
+  const report = await checkPattern(path, 'qcow2', base.seed, base.size)
+  assert.deepEqual({ digest: report.digest, bad: report.bad }, { digest, bad: 0 })
+  await run('qemu-img', ['check', path], { timeout: 30_000 })
+}
+
+test('a remote base is pulled by parallel requests while the guest writes, and nothing but the image is left', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:nbdkit')) return
+  const s = await stage(t, 64 * MiB, 5)
+  await s.guest.work('vda')
+  const stream = await s.dom.stream('vda')
+  const [state] = await s.dom.streamDiskInfo()
+  assert.equal(state?.engine, 'pull')
+  assert.ok(state.offset < state.size, 'not complete while the link is there')
+  await stream.finished
+  assert.equal(await backingOf(s.path), undefined)
+  assert.match(await s.dom.getXMLDesc(0), /<backingStore\/>/)
+  await assertRight(s)
+})
+
+test('a pull is stopped at once, keeps what it has, obeys a bandwidth, and goes on', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:nbdkit')) return
+  const s = await stage(t, 32 * MiB, 1)
+  await s.dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 8 * MiB })
+  await until('some of it is there', async () => ((await s.dom.streamDiskInfo())[0]?.offset ?? 0) > 4 * MiB)
+  await s.dom.streamDisk('vda', 0, VIR_STREAM_DISK_STOP)
+  assert.deepEqual(await s.dom.streamDiskInfo(), [])
+  assert.notEqual(await backingOf(s.path), undefined)
+  const { stdout } = await run('qemu-img', ['map', '-U', '--output=json', s.path], { timeout: 10_000 })
+  const kept = (JSON.parse(stdout) as { depth: number; length: number }[]).filter((extent) => extent.depth === 0)
+  assert.ok(kept.reduce((sum, extent) => sum + extent.length, 0) >= 4 * MiB, 'what was pulled is on disk')
+  const stream = await s.dom.stream('vda', { bandwidth: 1 })
+  await stream.setBandwidth(0)
+  await stream.finished
+  await assertRight(s)
+})
+
+test('a pull goes on when the root is opened again', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:nbdkit')) return
+  const s = await stage(t, 32 * MiB, 1)
+  await s.guest.work('vda')
+  await s.dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 8 * MiB })
+  await until('it has begun', async () => ((await s.dom.streamDiskInfo())[0]?.offset ?? 0) > 0)
+  await reopen(s.root)
+  s.dom = await s.root.conn.domainLookupByName('guest')
+  const stream = await s.dom.attachStream('vda')
+  await stream.setBandwidth(0)
+  await stream.finished
+  assert.equal(await backingOf(s.path), undefined)
+  await assertRight(s)
+})
+
+for (const engine of ['pull', 'job'] as const)
+  test(`a base that stays in the chain: engine '${engine}' streams down to it`, async (t) => {
+    if (!requires(t, 'program:qemu-system-x86_64')) return
+    const root = await testRoot(t)
+    const base = await patternImage(root.folder, 16 * MiB)
+    const middle = await overlay(root.folder, base.path, { name: 'middle.qcow2' })
+    await run('qemu-io', ['-f', 'qcow2', '-c', 'write -P 7 4M 1M', middle], { timeout: 10_000 })
+    const path = await overlay(root.folder, middle, { name: 'top.qcow2', backingFormat: 'qcow2' })
+    const { dom } = await startGuest(t, root, { devices: diskXml('vda', path) })
+    await (
+      await dom.stream('vda', { base: base.path, engine })
+    ).finished
+    assert.equal(await backingOf(path), base.path)
+    await run('qemu-io', ['-U', '-f', 'qcow2', '-r', '-c', 'read -P 7 4M 1M', path], { timeout: 10_000 })
+    await (
+      await dom.stream('vda', { engine })
+    ).finished
+    assert.equal(await backingOf(path), undefined)
+  })
+
+test('unit after unit until the size comes back and the link is gone, across a reset, with the guest at work', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:nbdkit')) return
+  const s = await stage(t, 16 * MiB, 0)
+  await s.guest.work('vda')
+  const units: number[] = []
+  s.root.conn.on('stream-unit', (event) => units.push(event.offset))
+  let offset = 0
+  while (offset < 16 * MiB) {
+    const next = await s.dom.streamDisk('vda', offset, VIR_STREAM_DISK_ONE, { unit: 1 * MiB })
+    assert.ok(next > offset, `${next} comes after ${offset}`)
+    offset = next
+  }
+  assert.equal(offset, 16 * MiB)
+  assert.ok(units.length > 0)
+  assert.equal(await backingOf(s.path), undefined)
+  await assertRight(s)
+})
+
+test('a unit begins at the next extent that only the base holds, and ends where nothing is left behind it', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 8 * MiB)
+  const path = await overlay(root.folder, base.path)
+  await run('qemu-io', ['-f', 'qcow2', '-c', 'write -P 1 0 2M', path], { timeout: 10_000 })
+  const { dom } = await startGuest(t, root, { devices: diskXml('vda', path) })
+  const one = (offset: number, unit: number) => dom.streamDisk('vda', offset, VIR_STREAM_DISK_ONE, { unit })
+  assert.equal(await one(0, 2 * MiB), 4 * MiB)
+  assert.equal(await one(6 * MiB, 2 * MiB), 8 * MiB, 'nothing is left behind it')
+  assert.notEqual(await backingOf(path), undefined, 'but something before it')
+  await assert.rejects(one(9 * MiB, MiB), (error) => error instanceof VirError && error.code === 'VIR_ERR_INVALID_ARG')
+  await assert.rejects(one(0, 33 * MiB), (error) => error instanceof VirError && error.code === 'VIR_ERR_INVALID_ARG')
+  assert.equal(await one(0, 2 * MiB), 8 * MiB)
+  assert.equal(await backingOf(path), undefined)
+  await assert.rejects(one(0, MiB), (error) => error instanceof VirError && error.code === 'VIR_ERR_OPERATION_INVALID')
+})
