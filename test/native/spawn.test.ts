@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
 import { native, type SpawnOptions } from '../../src/native.js'
 import { findProgram, requires } from '../support/requires.js'
 import { exitOf, openFds, run, scratch, sh, standardFds } from './spawned.js'
@@ -212,6 +213,6 @@ test('1000 children leave no descriptor and no zombie behind', async () => {
   for (let round = 0; round < 100; round++) {
     assert.throws(() => native.spawn({ ...plain, file: '/nonexistent' }), { code: 'ENOENT' })
   }
-  await new Promise((resolve) => setImmediate(resolve))
+  await delay(50) // handles close at the end of a turn of the event loop
   assert.equal(openFds(), before)
 })
