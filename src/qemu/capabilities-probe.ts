@@ -59,6 +59,9 @@ export async function probeCapabilities(binary: string): Promise<ProbedCapabilit
   try {
     return await Promise.race([failed, ask(child)])
   } catch (error) {
+    // its words can come after its end
+    if (!child.stderr.closed)
+      await once(child.stderr, 'close', { signal: AbortSignal.timeout(1000) }).catch(() => undefined)
     const what = words.trim() === '' ? messageOf(error) : words.trim()
     throw fail('VIR_ERR_INTERNAL_ERROR', `Failed to probe QEMU binary '${binary}': ${what}`, error)
   } finally {
