@@ -1,6 +1,7 @@
 /** `virsh capabilities` and `virsh domcapabilities`: what host and binary can do, in libvirt's XML. */
 import { failFrom } from '../error.js'
 import { readHost, type HostCpu, type HostInfo } from './capabilities-host.js'
+import { firmwareTypes } from './command-firmware.js'
 import type { CpuInfo, MachineInfo } from './capabilities-probe.js'
 import type { QemuCapabilities } from './capabilities.js'
 
@@ -115,7 +116,7 @@ export async function domainCapabilitiesXml(
       element('arch', {}, caps.arch),
       element('vcpu', { max: machine.maxCpus }),
       element('iothreads', { supported: 'yes' }),
-      osElement(),
+      osElement(caps.arch, machine.name),
       cpuModes(caps, type),
       supported('memoryBacking', { sourceType: ['file', 'anonymous', 'memfd'] }),
       devicesElement(caps, machine),
@@ -135,9 +136,9 @@ const enumElement = ([name, values]: [string, string[]]): string[] =>
     values.map((value) => element('value', {}, value)),
   )
 
-function osElement(): string[] {
+function osElement(arch: string, machine: string): string[] {
   const loader = supported('loader', { type: ['rom', 'pflash'], readonly: ['yes', 'no'], secure: ['yes', 'no'] })
-  return element('os', { supported: 'yes' }, [enumElement(['firmware', []]), loader])
+  return element('os', { supported: 'yes' }, [enumElement(['firmware', firmwareTypes(arch, machine)]), loader])
 }
 
 function cpuModes(caps: QemuCapabilities, type: string): string[] {
