@@ -203,6 +203,7 @@ function hasSecurityModule(): boolean {
 
 test('1000 children leave no descriptor and no zombie behind', async () => {
   await exitOf(native.spawn(plain))
+  await delay(50) // handles close at the end of a turn of the event loop
   const before = openFds()
   for (let round = 0; round < 50; round++) {
     const pids = Array.from({ length: 20 }, () => native.spawn(plain))
@@ -213,6 +214,6 @@ test('1000 children leave no descriptor and no zombie behind', async () => {
   for (let round = 0; round < 100; round++) {
     assert.throws(() => native.spawn({ ...plain, file: '/nonexistent' }), { code: 'ENOENT' })
   }
-  await delay(50) // handles close at the end of a turn of the event loop
+  await delay(50)
   assert.equal(openFds(), before)
 })
