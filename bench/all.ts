@@ -1,5 +1,5 @@
 /**
- * All benchmarks, or those that are named: `npm run bench -- [stream] [start] [overhead] [--rounds N] [--size MIB]`.
+ * All benchmarks, or those that are named: `npm run bench -- [stream] [start] [overhead] [xml] [--rounds N] [--size MIB]`.
  * Writes tables in Markdown. Nothing is held against a limit: a busy machine is no failure.
  */
 import { cpus, release, totalmem } from 'node:os'
@@ -8,14 +8,32 @@ import { runProgram } from '../scripts/program.js'
 import { run } from '../src/util/run.js'
 import { MiB, type Bench } from './bench.js'
 import { benchOverhead } from './overhead.js'
-import { markdown } from './report.js'
+import { markdown, median, type Table } from './report.js'
 import { benchStart } from './start.js'
 import { benchStream } from './stream.js'
+import { benchTexts, benchXml } from './xml.js'
 
 export const benches: Readonly<Record<string, { bench: Bench; rounds: number; mib: number }>> = {
   stream: { bench: benchStream, rounds: 5, mib: 1024 },
   start: { bench: benchStart, rounds: 3, mib: 512 },
   overhead: { bench: benchOverhead, rounds: 15, mib: 16 },
+  xml: { bench: (_t, { rounds }) => Promise.resolve([xmlTable(rounds)]), rounds: 5, mib: 1 },
+}
+
+/** One second of each a round. */
+function xmlTable(rounds: number): Table {
+  const { from, texts } = benchTexts()
+  const rates = new Map<string, { rate: number; megabytes: number }[]>()
+  for (let round = 0; round < rounds; round++) {
+    for (const { what, ...rate } of benchXml(texts, 1)) rates.set(what, [...(rates.get(what) ?? []), rate])
+  }
+  const rows = [...rates].map(([what, all]) => {
+    const rate = all.map((one) => Math.round(one.rate))
+    const range = `${Math.round(median(rate))} (${Math.min(...rate)}–${Math.max(...rate)})`
+    return [what, range, median(all.map(({ megabytes }) => megabytes)).toFixed(1)]
+  })
+  const title = `Domain XML: ${texts.length} definitions of ${from}`
+  return { title, head: ['what', 'definitions/s (min–max)', 'MB/s'], rows, notes: [] }
 }
 
 function wholeNumber(name: string, text: string | undefined, otherwise: number): number {

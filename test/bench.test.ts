@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { benches } from '../bench/all.js'
+import { MiB, type Bench } from '../bench/bench.js'
+import { inTurn, markdown, median, ratio } from '../bench/report.js'
+import { requires } from './support/requires.js'
+
+function benchNamed(name: string): Bench {
+  const found = benches[name]
+  assert.ok(found, name)
+  return found.bench
+}
+
+/** Of a table of numbers: every cell that should hold one does. */
+function assertNumbers(rows: readonly (readonly string[])[], column: number): void {
+  for (const row of rows) assert.match(row[column] ?? '', /^\d/, row.join(' | '))
+}
+
+test('ways take turns, and a ratio is the median of those of the rounds', async () => {
+  const order: string[] = []
+  const way = (name: string, times: number[]) => ({
+    name,
+    run: () => {
+      order.push(name)
+      return Promise.resolve(times.shift() ?? NaN)
+    },
+  })
+  const { times, cpu } = await inTurn([way('a', [10, 20, 40]), way('b', [20, 60, 20])], 3)
+  assert.deepEqual(order, ['a', 'b', 'b', 'a', 'a', 'b'])
+  assert.deepEqual(ratio(times, 'a', 'b'), { median: 2, text: '2.00 (0.50–3.00)' })
+  assert.equal(cpu.size, 0)
+  assert.equal(median([4, 1, 3, 2]), 2.5)
+})
+
+test('a table is Markdown', () => {
+  const table = { title: 'T', head: ['a', 'bcde'], rows: [['1', '2']], notes: ['note'] }
+  assert.equal(markdown(table), '### T\n\n| a   | bcde |\n| --- | ---- |\n| 1   | 2    |\n\nnote\n')
+})
+
+test('the benchmark of streams runs and tells of every way', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-nbd', 'program:nbdcopy')) return
+  const tables = await benchNamed('stream')(t, { rounds: 1, size: 8 * MiB })
+  assert.equal(tables.length, 3)
+  for (const { rows } of tables) {
+    assert.equal(rows.length, 5)
+    assertNumbers(rows, 3)
+    assertNumbers(rows, 4)
+  }
+})
+
+test('the benchmark of starts runs and tells of every link', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-nbd', 'program:nbdkit')) return
+  const [table] = await benchNamed('start')(t, { rounds: 1, size: 16 * MiB })
+  assert.equal(table?.rows.length, 2)
+  for (const column of [1, 3, 4]) assertNumbers(table.rows, column)
+})
+
+test('the benchmark of start-up runs', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const [table] = await benchNamed('overhead')(t, { rounds: 1, size: MiB })
+  assert.equal(table?.rows.length, 3)
+  assertNumbers(table.rows, 3)
+})
+
+test('the benchmark of domain XML runs', async (t) => {
+  const [table] = await benchNamed('xml')(t, { rounds: 1, size: MiB })
+  assert.ok(table !== undefined && table.rows.length >= 3)
+  assertNumbers(table.rows, 1)
+})
