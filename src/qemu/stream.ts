@@ -75,6 +75,8 @@ function requireJob(live: Live, name: string): BlockJob {
   return job
 }
 
+const hasConcluded = (job: BlockJob): boolean => job.status === 'concluded'
+
 /** Under the domain's job: stops a stream; what was copied stays. With `async`, its end comes as an event only. */
 async function stop(qemu: Qemu, vm: Vm, live: Live, name: string, async: boolean): Promise<void> {
   const job = requireJob(live, name)
@@ -85,10 +87,13 @@ async function stop(qemu: Qemu, vm: Vm, live: Live, name: string, async: boolean
   const waiting = async ? undefined : live.blockJobs.wait(job, STOP_TIMEOUT)
   try {
     // a job that has ended already is settled below, or by whoever was told of its end
-    if (job.status !== 'concluded') await live.monitor.jobCancel(job.record.id)
+    if (!hasConcluded(job)) await live.monitor.jobCancel(job.record.id)
   } catch (error) {
-    job.awaited = false
-    throw error
+    // it may have ended while the command was under way: QEMU told of its end before it refused
+    if (!hasConcluded(job)) {
+      job.awaited = false
+      throw error
+    }
   }
   if (waiting === undefined) return
   if (await waiting) {
