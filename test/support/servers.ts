@@ -25,7 +25,7 @@ export class Server {
   /** Resolves when it takes connections. */
   async start(): Promise<this> {
     if ('path' in this.#address) await rm(this.#address.path, { force: true })
-    const child = spawn(this.#program, this.#args, { stdio: ['ignore', 'ignore', 'inherit'] })
+    const child = spawn(this.#program, this.#args, { stdio: 'ignore' })
     this.#child = child
     for (let tries = 0; !(await this.#answers()); tries++) {
       if (tries > 200 || child.exitCode !== null) throw new Error(`'${this.#program}' does not come up`)
