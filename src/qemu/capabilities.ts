@@ -34,6 +34,8 @@ export class QemuCapabilities implements CommandCaps, DefinitionCaps {
   readonly virtTypes: readonly ('qemu' | 'kvm')[]
   /** directory for the variable stores of UEFI guests */
   readonly nvramDir?: string
+  /** the driver keeps QEMU on the host CPUs of `<vcpu cpuset>` */
+  readonly pinsVcpus = true
   /** the answer of query-qmp-schema */
   readonly schema: readonly SchemaInfo[]
   readonly #index: SchemaIndex
@@ -99,9 +101,9 @@ export class QemuCapabilities implements CommandCaps, DefinitionCaps {
 
   /** What definitions ask, as an object that can be spread. */
   get definition(): DefinitionCaps {
-    const { emulator, machines, virtTypes, nvramDir } = this
+    const { emulator, machines, virtTypes, nvramDir, pinsVcpus } = this
     const has = (type: string): boolean => this.hasDevice(type)
-    return { emulator, machines, virtTypes, ...(nvramDir !== undefined && { nvramDir }), has }
+    return { emulator, machines, virtTypes, pinsVcpus, ...(nvramDir !== undefined && { nvramDir }), has }
   }
 
   hasDevice(type: string): boolean {

@@ -1,4 +1,6 @@
 /** Definitions come and go. */
+import { existsSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
 import type { DomainDef } from '../conf/domain-def.js'
 import { parseDomainXml } from '../conf/parse.js'
 import { validateDomainXml } from '../conf/validate.js'
@@ -14,7 +16,6 @@ import { discardManagedSave, hasManagedSave } from './save.js'
 import { startVm } from './start.js'
 import { checkSupported } from './supported.js'
 import { Vm } from './vm.js'
-import { rmSync } from 'node:fs'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -94,7 +95,7 @@ function undefine(qemu: Qemu, vm: Vm, flags: number): void {
       throw fail('VIR_ERR_OPERATION_INVALID', 'Refusing to undefine while domain managed save image exists')
     discardManagedSave(qemu, vm)
   }
-  removeVariableStore(config, flags)
+  removeVariableStore(qemu, config, flags)
   deleteConfig(qemu.root, vm.name)
   vm.config = undefined
   vm.autostart = false
@@ -102,9 +103,10 @@ function undefine(qemu: Qemu, vm: Vm, flags: number): void {
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_UNDEFINED, c.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED)
 }
 
-function removeVariableStore(config: DomainDef, flags: number): void {
-  const store = config.os.nvram?.path
-  if (store === undefined || (flags & c.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) !== 0) return
+function removeVariableStore(qemu: Qemu, config: DomainDef, flags: number): void {
+  const chosen = config.os.firmware === 'efi' ? join(qemu.root.nvramDir, `${config.name}_VARS.fd`) : undefined
+  const store = config.os.nvram?.path ?? chosen
+  if (store === undefined || !existsSync(store) || (flags & c.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) !== 0) return
   if ((flags & c.VIR_DOMAIN_UNDEFINE_NVRAM) === 0)
     throw fail('VIR_ERR_OPERATION_INVALID', 'cannot undefine domain with nvram')
   rmSync(store, { force: true })

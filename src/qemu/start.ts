@@ -14,9 +14,11 @@ import { BlockJobs } from './blockjob.js'
 import type { QemuCapabilities } from './capabilities.js'
 import { buildCommand, commandEnvironment, commandSecretFiles } from './command.js'
 import { prepareDefinition } from './definition.js'
+import { pinProcess } from './cpu-affinity.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
 import { finishLive } from './exit.js'
+import { chooseFirmware } from './firmware.js'
 import { remoteImages } from './link-watch.js'
 import type { Monitor, MonitorEvents } from './monitor.js'
 import { NbdExports } from './nbd-exports.js'
@@ -100,6 +102,7 @@ export async function startVm(qemu: Qemu, vm: Vm, source: DomainDef, options: St
 
 /** Everything that only a running domain has: whole backing chains, aliases, indexes; what the host lacks is found out here. */
 async function prepareLive(def: DomainDef, caps: QemuCapabilities): Promise<void> {
+  chooseFirmware(def)
   prepareDefinition(def, caps)
   if (def.virtType === 'kvm' && !(await caps.kvmWorks()))
     throw fail(
@@ -218,6 +221,7 @@ export function makeLive(qemu: Qemu, vm: Vm, parts: LiveParts): Live {
 /** What is said to a QEMU over its monitor before the guest begins, and what it has to tell. */
 async function configure(live: Live): Promise<void> {
   const { def, monitor } = live
+  if (def.vcpu.cpuset !== undefined) await pinProcess(live.pid, def.vcpu.cpuset)
   await monitor.setAction({
     shutdown: def.onPoweroff === 'restart' || def.onPoweroff === 'preserve' ? 'pause' : 'poweroff',
     reboot: def.onReboot === 'destroy' ? 'shutdown' : 'reset',
