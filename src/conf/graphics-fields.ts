@@ -4,8 +4,8 @@ import { anyText, oneOf, uint, whole, yes } from './values.js'
 
 export const graphicsTypes = oneOf('vnc', 'spice', 'sdl', 'rdp', 'desktop', 'egl-headless', 'dbus')
 
-const vnc: Field<Pick<GraphicsDef, 'websocket' | 'sharePolicy'>>[] = [
-  ['websocket', 'websocket', whole(-1, 65535)],
+const websocket: Field<Pick<GraphicsDef, 'websocket'>>[] = [['websocket', 'websocket', whole(-1, 65535)]]
+const vnc: Field<Pick<GraphicsDef, 'sharePolicy'>>[] = [
   ['sharePolicy', 'sharePolicy', oneOf('allow-exclusive', 'force-shared', 'ignore')],
 ]
 const keymap: Field<Pick<GraphicsDef, 'keymap'>>[] = [['keymap', 'keymap', anyText]]
@@ -16,7 +16,7 @@ const auth: Field<Pick<GraphicsDef, 'passwd' | 'passwdValidTo' | 'connected'>>[]
 ]
 const common: Field<Pick<GraphicsDef, 'keymap' | 'passwd' | 'passwdValidTo' | 'connected'>>[] = [...keymap, ...auth]
 
-export const graphicsFields = { vnc, keymap, auth, common }
+export const graphicsFields = { vnc, websocket, keymap, auth, common }
 
 export const videoModels = [
   ...[

@@ -10,13 +10,16 @@ const fail = failFrom('VIR_FROM_DOMAIN')
 /** One `<graphics>` (virDomainGraphicsDefParseXML). Port -1 or none means that one is given out at start. */
 export function parseGraphics(reader: Reader): GraphicsDef {
   const type = needAttr(reader, 'type', graphicsTypes)
-  const listening = type === 'vnc' || type === 'spice' || type === 'rdp'
+  if (type !== 'vnc' && type !== 'spice' && type !== 'rdp') return { type, listens: [], ...reader.residue() }
+  const listens = readListens(reader, type)
+  const ports = { ...readPorts(reader, type), ...(type === 'vnc' && readFields(reader, fields.websocket)) }
+  const onNetwork = listens[0]?.type === 'address' || listens[0]?.type === 'network'
   return {
     type,
-    ...(listening && readPorts(reader, type)),
+    ...(onNetwork ? ports : { autoport: type === 'vnc' }),
     ...(type === 'vnc' && readFields(reader, fields.vnc)),
-    ...((type === 'vnc' || type === 'spice') && readFields(reader, fields.common)),
-    listens: listening ? readListens(reader, type) : [],
+    ...(type !== 'rdp' && readFields(reader, fields.common)),
+    listens,
     ...reader.residue(),
   }
 }

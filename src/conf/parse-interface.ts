@@ -38,21 +38,24 @@ function readMac(reader: Reader): string {
   return mac
 }
 
-const needed: Readonly<Record<string, 'bridge' | 'network' | 'dev'>> = {
-  bridge: 'bridge',
-  network: 'network',
-  direct: 'dev',
-  vdpa: 'dev',
+/** What the source of a type has to say; types that are not here need no source. */
+const needed: Readonly<Record<string, readonly string[]>> = {
+  ...{ bridge: ['bridge'], network: ['network'], direct: ['dev'], vdpa: ['dev'], internal: ['name'], hostdev: [] },
+  ...{ mcast: ['address', 'port'], client: ['address', 'port'], udp: ['address', 'port'], server: ['port'] },
+  vhostuser: ['type', 'path', 'mode'],
 }
-const sourced = ['mcast', 'server', 'client', 'udp', 'internal', 'vhostuser', 'hostdev']
 
 function readSource(source: Reader | undefined, type: InterfaceDef['type']): Pick<InterfaceDef, 'source'> {
-  const attribute = needed[type]
+  const attributes = needed[type]
   if (source === undefined) {
-    if (attribute === undefined && !sourced.includes(type)) return {}
+    if (attributes === undefined) return {}
     throw fail('VIR_ERR_XML_ERROR', `an interface of type '${type}' needs an element 'source'`)
   }
-  if (attribute !== undefined) source.required(attribute)
+  const missing = attributes?.find((name) => (source.peek(name) ?? '') === '')
+  if (missing !== undefined) throw fail('VIR_ERR_XML_ERROR', `element 'source' needs the attribute '${missing}'`)
+  if (type === 'hostdev' && !source.has('address') && !source.has('vendor')) {
+    throw fail('VIR_ERR_XML_ERROR', "the source of an interface of type 'hostdev' needs an element 'address'")
+  }
   return part('source', readFields(source, fields.source))
 }
 

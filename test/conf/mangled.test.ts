@@ -8,7 +8,7 @@ import { VirError } from '../../src/error.js'
 import { conformance } from './support.js'
 
 const folder = join(import.meta.dirname, '../../../test/data/conf')
-const rounds = Number(process.env['MANGLE_ROUNDS'] ?? 1500)
+const rounds = Number(process.env['MANGLE_ROUNDS'] ?? 300)
 
 /** Numerical Recipes' generator: enough to pick places, and the same on every machine. */
 function random(seed: number): (below: number) => number {
