@@ -93,9 +93,11 @@ const hasNuma = (def: DomainDef): boolean => (def.cpu?.numa.length ?? 0) > 0
 
 /**
  * Sizes are given in KiB and bytes: not every memory size is a multiple of 1 MiB. QEMU itself goes up to the next 8 KiB for
- * `-m` and wants the same of the object.
+ * `-m` and wants the same of the object. The memory of NUMA cells is all that there is.
  */
-const memoryKib = (def: DomainDef): number => (hasNuma(def) ? def.memory : Math.ceil(def.memory / 8) * 8)
+const aligned = (kib: number): number => Math.ceil(kib / 8) * 8
+const memoryKib = (def: DomainDef): number =>
+  hasNuma(def) ? (def.cpu?.numa ?? []).reduce((sum, cell) => sum + aligned(cell.memory), 0) : aligned(def.memory)
 
 function memory(def: DomainDef, context: MachineContext): string[] {
   const id = hasNuma(def) ? undefined : context.caps.defaultRamId(def.os.machine)
@@ -129,7 +131,7 @@ function numa(def: DomainDef, context: MachineContext): string[] {
     const memdev = `ram-node${cell.id}`
     const cpus = (cell.cpus ?? '').split(',').filter((range) => range !== '')
     const node = ['node', `nodeid=${cell.id}`, ...cpus.map((range) => `cpus=${range}`), `memdev=${memdev}`]
-    return [...memoryBackend(def, context, memdev, cell.memory), '-numa', node.join(',')]
+    return [...memoryBackend(def, context, memdev, aligned(cell.memory)), '-numa', node.join(',')]
   })
 }
 
