@@ -52,7 +52,7 @@ function callArguments(fd: number): Record<string, unknown[]> {
     humanMonitorCommand: ['info status'],
     blockdevAdd: [node],
     blockdevDel: ['node-1-storage'],
-    blockdevReopenAll: [[node]],
+    blockdevReopen: [node],
     blockStream: [streamArguments],
     jobCancel: ['job'],
     jobDismiss: ['job'],
