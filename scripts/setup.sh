@@ -23,18 +23,21 @@ quietly() {
   "$@" >"$log" 2>&1 || { cat "$log" >&2; return 1; }
 }
 
-as_root() {
-  if [ "$(id -u)" = 0 ]; then "$@"
-  elif ! command -v sudo >/dev/null; then die "needs root for: $*"
-  elif [ -t 0 ] && [ -t 2 ] && [ -z "${CI:-}" ]; then sudo "$@"
-  else sudo -n "$@" || die "sudo wants a password, and there is no terminal to ask on; as root run: $*"
+# Sets `root` to what makes a command run as root; dies where nothing does.
+become_root() {
+  if [ "$(id -u)" = 0 ]; then root=()
+  elif ! command -v sudo >/dev/null; then die "only root may $1, and there is no sudo"
+  elif sudo -n true 2>/dev/null; then root=(sudo -n)
+  elif [ -t 0 ] && [ -t 2 ] && [ -z "${CI:-}" ]; then root=(sudo)
+  else die "only root may $1, and sudo wants a password where nobody can be asked"
   fi
 }
 
 apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
 
 update_package_lists() {
-  quietly apt-update as_root "${apt[@]}" update || die 'apt-get update failed'
+  become_root 'update the lists of packages'
+  quietly apt-update "${root[@]}" "${apt[@]}" update || die 'apt-get update failed'
 }
 
 check_node() {
@@ -55,8 +58,9 @@ install_packages() {
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   say "packages to install: ${missing[*]}"
+  become_root "install: ${missing[*]}"
   update_package_lists
-  quietly apt-install as_root "${apt[@]}" install --no-install-recommends "${missing[@]}" || die 'apt-get install failed'
+  quietly apt-install "${root[@]}" "${apt[@]}" install --no-install-recommends "${missing[@]}" || die 'apt-get install failed'
   say 'packages are installed'
 }
 

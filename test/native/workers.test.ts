@@ -26,8 +26,10 @@ test('several workers spawn and watch at the same time, each on its own event lo
       })
     }`
   const workers = Array.from({ length: 4 }, () => worker(script))
+  const ended = Promise.all(workers.map((one) => once(one, 'exit')))
   const messages = await Promise.all(workers.map((one) => once(one, 'message')))
   assert.deepEqual(messages.flat(), ['done', 'done', 'done', 'done'])
+  assert.deepEqual(await ended, [[0], [0], [0], [0]])
 })
 
 test('descriptors, locks and attributes work in a worker', async () => {
@@ -44,12 +46,16 @@ test('descriptors, locks and attributes work in a worker', async () => {
     for (const one of [a, b, ...got.fds]) native.close(one)
     rmSync(directory, { recursive: true })
     port.postMessage({ sent, bytes: [...got.bytes], fds: got.fds.length, locked, names: typeof native.listxattr('/') })`
-  const [message] = (await once(worker(script), 'message')) as [unknown]
+  const one = worker(script)
+  const ended = once(one, 'exit')
+  const [message] = (await once(one, 'message')) as [unknown]
   assert.deepEqual(message, { sent: 2, bytes: [1, 2], fds: 1, locked: true, names: 'object' })
+  assert.deepEqual(await ended, [0])
 })
 
 test('a worker that is terminated leaves no watch behind, and the watched process goes on', async () => {
   await worker('port.postMessage(0)').terminate()
+  await delay(50)
   const before = openFds()
   for (let round = 0; round < 10; round++) {
     const one = worker(`const pid = child('exec sleep 60')
