@@ -101,6 +101,17 @@ export class Context {
     }
   }
 
+  /** As attempt(), but the first Ctrl-C does not end what would be left half done. */
+  async whole<T>(failure: string, work: () => Promise<T>): Promise<T> {
+    const refuse = (): void => this.err.line('This is finished first; Ctrl-C again ends it half done.')
+    process.once('SIGINT', refuse)
+    try {
+      return await this.attempt(failure, work)
+    } finally {
+      process.off('SIGINT', refuse)
+    }
+  }
+
   #logger(): Logger {
     if (this.#options.debug !== true) return pino({ enabled: false })
     return pino({ level: 'debug', base: null }, { write: (line: string) => this.err.write(line) })

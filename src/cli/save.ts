@@ -24,7 +24,7 @@ const saveCommand: CommandSpec = {
   arguments: [domainArgument, ['<file>', 'where its memory and state go']],
   options: stateOptions,
   description: [
-    'Writes the memory and the state of a running domain to a file and stops it; restore lets it go on from there. Its images are not copied and must stay as they are. Not while a disk is being streamed.',
+    'Writes the memory and the state of a running domain to a file and stops it; restore lets it go on from there. Its images are not copied and must stay as they are. Not while a disk is being streamed. Ctrl-C waits until it is done; a second one leaves a paused domain and half a file.',
   ],
   examples: [['save web1 /var/tmp/web1.save', 'save web1']],
   seeAlso: ['restore', 'managedsave'],
@@ -32,7 +32,7 @@ const saveCommand: CommandSpec = {
     const domain = await context.domain(what)
     const flags = stateFlags(options)
     const failure = `Failed to save domain '${domain.name}' to ${file}`
-    await context.attempt(failure, () => domain.save(resolve(file), undefined, flags))
+    await context.whole(failure, () => domain.save(resolve(file), undefined, flags))
     context.say(`Domain '${domain.name}' saved to ${file}`, '')
     return undefined
   },
@@ -72,7 +72,7 @@ const managedsaveCommand: CommandSpec = {
   async run(context, [what = ''], options) {
     const domain = await context.domain(what)
     const flags = stateFlags(options)
-    await context.attempt(`Failed to save domain '${domain.name}' state`, () => domain.managedSave(flags))
+    await context.whole(`Failed to save domain '${domain.name}' state`, () => domain.managedSave(flags))
     context.say(`Domain '${domain.name}' state saved`, '')
     return undefined
   },

@@ -1,0 +1,159 @@
+/** The command on real QEMU, each line a process of its own, as a user types them. */
+import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import type { TestContext } from 'node:test'
+import { diskXml, guestXml, plainXml, processesOf, until } from '../support/domain.js'
+import { Guest } from '../support/guest.js'
+import { overlay, patternImage, temporaryFolder } from '../support/images.js'
+import { requires } from '../support/requires.js'
+import type { CliResult } from './run.js'
+import { end, says, start } from './run.js'
+
+const MiB = 1024 * 1024
+
+interface Shell {
+  folder: string
+  env: NodeJS.ProcessEnv
+  /** a command that has to work: what it prints */
+  ok: (...words: string[]) => Promise<string>
+  /** a command, however it ends */
+  run: (...words: string[]) => Promise<CliResult>
+}
+
+/** A tree of its own, in which nothing runs any more when the test is over. */
+async function shell(t: TestContext): Promise<Shell> {
+  const folder = await temporaryFolder(t)
+  const env = { VIRSTREAM_DEFAULT_URI: '', XDG_STATE_HOME: folder }
+  t.after(() => {
+    for (const pid of processesOf(folder)) process.kill(pid, 'SIGKILL')
+  })
+  const run = (...words: string[]): Promise<CliResult> => {
+    const child = start(words, env)
+    child.stdin?.end()
+    return end(child)
+  }
+  const ok = async (...words: string[]): Promise<string> => {
+    const { status, stdout, stderr } = await run(...words)
+    assert.equal(status, 0, `${words.join(' ')}: ${stderr}`)
+    return stdout
+  }
+  return { folder, env, ok, run }
+}
+
+async function definePlain({ folder, ok }: Shell, size = 64 * MiB): Promise<void> {
+  const base = await patternImage(folder, size)
+  const path = await overlay(folder, base.path)
+  const file = join(folder, 'guest.xml')
+  await writeFile(file, plainXml({ devices: `${diskXml('vda', path)}<console type='pty'/>` }))
+  assert.match(await ok('define', file), /^Domain 'guest' defined from /)
+}
+
+test('a guest is defined, started, streamed and shut down by commands, each a process of its own', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const sh = await shell(t)
+  const { folder, ok } = sh
+  const base = await patternImage(folder, 64 * MiB)
+  const path = await overlay(folder, base.path)
+  const file = join(folder, 'guest.xml')
+  await writeFile(file, await guestXml(folder, { devices: diskXml('vda', path) }))
+  await ok('define', file)
+  assert.equal(await ok('start', 'guest'), "Domain 'guest' started\n\n")
+  assert.equal(await ok('domstate', 'guest', '--reason'), 'running (booted)\n\n')
+  assert.match(await ok('list'), / 1 {4}guest {3}running\n/)
+  const guest = await Guest.connect(join(folder, 'guest.serial'))
+  t.after(() => guest[Symbol.dispose]())
+  await guest.ready()
+  await guest.base('vda', base.seed, base.size)
+  await guest.work('vda')
+
+  assert.match(await ok('stream-disk', 'guest', 'virtio-disk0', '--bandwidth', '4'), /started/)
+  const [state] = JSON.parse(await ok('stream-info', 'guest', '--json')) as { disk: string; bandwidth: number }[]
+  assert.deepEqual([state?.disk, state?.bandwidth], ['vda', 4 * MiB])
+  assert.match(await ok('blockjob', 'guest', 'vda'), /^Block Pull: \[ +\d+ %\] {4}Bandwidth limit: 4194304 bytes\/s/)
+  await ok('blockjob', 'guest', 'vda', '0')
+  await ok('stream-disk', 'guest', 'vda', '--attach', '--wait').catch((error: unknown) => {
+    // without a limit it may have ended already
+    assert.match(String(error), /is not being streamed/)
+  })
+  assert.equal(await ok('stream-info', 'guest'), "No disk of domain 'guest' is being streamed\n\n")
+  assert.match(await ok('dumpxml', 'guest'), /<backingStore\/>/)
+  assert.doesNotMatch(await ok('dumpxml', 'guest', '--inactive'), /<backingStore type/)
+
+  await guest.stop()
+  const { bad, err } = await guest.verify('vda')
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await guest.command('poweroff').catch(() => undefined)
+  await until('QEMU has ended', () => processesOf(folder).length === 0)
+  assert.match(await ok('domstate', 'guest', '--reason'), /^shut off \(shutdown\)/)
+  assert.equal(await ok('undefine', 'guest'), "Domain 'guest' has been undefined\n\n")
+})
+
+test('Ctrl-C and kill -9 in the middle of --wait leave the stream running, and it can be followed again', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const sh = await shell(t)
+  await definePlain(sh)
+  await sh.ok('start', 'guest', '--paused')
+  const waiting = start(['stream-disk', 'guest', 'vda', '--wait', '--bandwidth', '2'], sh.env)
+  await says(waiting.stdout, /MiB of 64\.000 MiB\n/)
+
+  const meanwhile = await sh.run('list')
+  assert.equal(meanwhile.status, 1)
+  assert.match(
+    meanwhile.stderr,
+    new RegExp(`is in use by process '${waiting.pid ?? 0}' \\(VIR_ERR_OPERATION_INVALID\\)`),
+  )
+
+  waiting.kill('SIGINT')
+  const detached = await end(waiting)
+  assert.equal(detached.status, 130)
+  assert.match(detached.stderr, /virstream stream-disk guest vda --attach --wait\n/)
+  assert.match(await sh.ok('stream-info', 'guest'), / vda +virtio-disk0 .* running\n/)
+
+  const again = start(['stream-disk', 'guest', 'vda', '--attach', '--wait'], sh.env)
+  await says(again.stdout, /MiB of 64\.000 MiB\n/)
+  again.kill('SIGKILL')
+  assert.equal((await end(again)).signal, 'SIGKILL')
+  assert.match(await sh.ok('stream-info', 'guest'), / vda +virtio-disk0 .* running\n/)
+
+  const late = await sh.run('stream-disk', 'guest', 'vda', '--attach', '--wait', '--timeout', '1')
+  assert.equal(late.status, 1)
+  assert.match(late.stderr, /aborted after 1 s; what was copied stays/)
+  assert.match(await sh.ok('stream-info', 'guest'), /^No disk/)
+
+  const whole = await sh.ok('stream-disk', 'guest', 'vda', '--wait')
+  assert.match(whole, /\[100 %\] 64\.000 MiB of 64\.000 MiB\nStream of disk 'vda' complete\n$/)
+  await sh.ok('destroy', 'guest')
+})
+
+test('event waits for the end of a stream that another process began', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const sh = await shell(t)
+  await definePlain(sh)
+  await sh.ok('start', 'guest', '--paused')
+  await sh.ok('blockpull', 'guest', 'vda', '--bandwidth', '16')
+  const heard = await sh.ok('event', '--event', 'block-job', '--domain', 'guest', '--timeout', '60')
+  assert.match(
+    heard,
+    /^event 'block-job' for domain 'guest': Block Pull for .*overlay\.qcow2 completed\nevents received: 1\n/,
+  )
+  await sh.ok('destroy', 'guest')
+})
+
+test('what cannot be done is said in the words of QEMU, and of libvirt', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const sh = await shell(t)
+  const file = join(sh.folder, 'missing.xml')
+  await writeFile(file, plainXml({ name: 'missing', devices: diskXml('vda', join(sh.folder, 'none.qcow2')) }))
+  await sh.ok('define', file)
+  const { status, stderr } = await sh.run('start', 'missing')
+  assert.equal(status, 1)
+  assert.match(
+    stderr,
+    /^error: Failed to start domain 'missing'\nerror: .*none\.qcow2.*No such file or directory \(VIR_ERR_/,
+  )
+  await writeFile(file, '<domain')
+  assert.match((await sh.run('define', file)).stderr, /line \d.*\(VIR_ERR_XML_ERROR\)\n$/)
+  assert.match((await sh.run('domstate', 'missing')).stdout, /^shut off/)
+})
