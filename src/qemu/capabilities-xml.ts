@@ -1,9 +1,9 @@
 /** `virsh capabilities` and `virsh domcapabilities`: what host and binary can do, in libvirt's XML. */
 import { failFrom } from '../error.js'
 import { readHost, type HostCpu, type HostInfo } from './capabilities-host.js'
-import { firmwareTypes } from './command-firmware.js'
 import type { CpuInfo, MachineInfo } from './capabilities-probe.js'
 import type { QemuCapabilities } from './capabilities.js'
+import { readFirmwareDescriptors } from './firmware.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -139,6 +139,17 @@ const enumElement = ([name, values]: [string, string[]]): string[] =>
 function osElement(arch: string, machine: string): string[] {
   const loader = supported('loader', { type: ['rom', 'pflash'], readonly: ['yes', 'no'], secure: ['yes', 'no'] })
   return element('os', { supported: 'yes' }, [enumElement(['firmware', firmwareTypes(arch, machine)]), loader])
+}
+
+/** BIOS is part of QEMU, UEFI is there when a descriptor names this machine. */
+function firmwareTypes(arch: string, machine: string): string[] {
+  const isPattern = (pattern: string): boolean => pattern === machine || machine.startsWith(pattern.replace(/\*$/, ''))
+  const hasUefi = readFirmwareDescriptors().some(
+    (descriptor) =>
+      descriptor['interface-types'].includes('uefi') &&
+      descriptor.targets.some(({ architecture, machines }) => architecture === arch && machines.some(isPattern)),
+  )
+  return hasUefi ? ['bios', 'efi'] : ['bios']
 }
 
 function cpuModes(caps: QemuCapabilities, type: string): string[] {

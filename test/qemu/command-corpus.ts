@@ -8,15 +8,15 @@ import type { StorageSource } from '../../src/conf/domain-def.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
 import { assignAliases, assignSourceIndexes } from '../../src/qemu/alias.js'
 import type { CommandCaps } from '../../src/qemu/command-props.js'
-import { settleFirmware } from '../../src/qemu/command-firmware.js'
 import { buildCommand } from '../../src/qemu/command.js'
 import { prepareDefinition } from '../../src/qemu/definition.js'
+import { chooseFirmware, readFirmwareDescriptors } from '../../src/qemu/firmware.js'
 import { checkSupported } from '../../src/qemu/supported.js'
 import { capsWith } from './definition-corpus.js'
 
 const folder = join(process.env['LIBVIRT_SOURCE'] ?? '', 'tests', 'qemuxml2argvdata')
 
-const firmwareFolders = ['etc', 'usr/share'].map((top) =>
+const firmwareFolders = ['usr/share', 'etc'].map((top) =>
   join(process.env['LIBVIRT_SOURCE'] ?? '', 'tests/qemufirmwaredata', top, 'qemu/firmware'),
 )
 
@@ -38,10 +38,10 @@ export function libvirtCommand(name: string): Comparable {
 export function ourCommand(name: string): Comparable {
   const def = parseDomainXml(readFileSync(join(folder, `${name}.xml`), 'utf8'))
   const caps = { ...capsWith(), ...commandCaps }
+  chooseFirmware(def, () => readFirmwareDescriptors(firmwareFolders))
   prepareDefinition(def, caps)
   checkSupported(def, caps)
   for (const disk of def.disks) endChain(disk.source)
-  settleFirmware(def, '/var/lib/libvirt/qemu/nvram', firmwareFolders)
   assignAliases(def)
   assignSourceIndexes(def)
   const runDir = `/tmp/lib/domain--1-${def.name}`
