@@ -7,6 +7,7 @@ import { validateDomainXml } from '../conf/validate.js'
 import * as c from '../constants.gen.js'
 import type { DomainRef, HypervisorOps } from '../driver.js'
 import { failFrom } from '../error.js'
+import { checkBootStreams } from './boot-streams.js'
 import { checkDomainName, deleteConfig, saveConfig } from './config.js'
 import { prepareDefinition } from './definition.js'
 import { emitLifecycle } from './emit.js'
@@ -28,6 +29,7 @@ export async function readDefinition(qemu: Qemu, xml: string, validate: boolean)
   const caps = await qemu.capabilities.get(def.emulator)
   prepareDefinition(def, caps)
   checkSupported(def, caps)
+  checkBootStreams(def)
   return def
 }
 

@@ -7,6 +7,7 @@ import { CapabilitiesCache } from './capabilities-cache.js'
 import { loadConfigs } from './config.js'
 import { consoleOps } from './console.js'
 import { defineOps } from './define.js'
+import { handOver } from './engines.js'
 import { createVm, lifecycleOps } from './lifecycle.js'
 import { passthroughOps } from './passthrough.js'
 import { Qemu } from './qemu.js'
@@ -86,11 +87,17 @@ function readIfThere(path: string): string | undefined {
   }
 }
 
+/** Streams that our own requests move are left to QEMU. */
+async function handOverAll(vm: Vm): Promise<void> {
+  const { live } = vm
+  for (const job of live?.blockJobs.all ?? [])
+    if (live !== undefined && job.puller !== undefined) await handOver(vm, live, job)
+}
+
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
 async function close(qemu: Qemu): Promise<void> {
-  for (const { live } of qemu.vms) for (const job of live?.blockJobs.all ?? []) job.puller?.abort()
-  // who is in the middle of something gets to its end
-  await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => Promise.resolve())))
+  // as a job, so that who is in the middle of something gets to its end
+  await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(vm))))
   await qemu.idle()
   for (const { live } of qemu.vms) {
     live?.exports.close()

@@ -82,14 +82,30 @@ const WORDS: Record<string, string> = { EIO: 'Input/output error', EPERM: 'Opera
 const reason = (error: unknown): string =>
   (error instanceof NbdError ? WORDS[error.code] : undefined) ?? messageOf(error)
 
-/** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */
-export async function stopPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<void> {
+/** Stops a pull. True when every request was answered: only then may QEMU be asked for what would wait for them. */
+async function quiesce(live: Live, job: BlockJob): Promise<boolean> {
   const { puller } = job
   job.puller = undefined
-  puller?.abort()
+  if (puller === undefined) return true
+  puller.abort()
   const end = performance.now() + LAST_ANSWERS
-  while (puller !== undefined && puller.inFlight > 0 && performance.now() < end) await delay(20)
-  if (puller !== undefined && puller.inFlight > 0) live.exports.abandon(job.record.disk)
-  else await live.exports.flush(job.record.disk).catch((error: unknown) => qemu.warn(messageOf(error)))
+  while (puller.inFlight > 0 && performance.now() < end) await delay(20)
+  if (puller.inFlight === 0) return true
+  live.exports.abandon(job.record.disk)
+  return false
+}
+
+/**
+ * Under the domain's job, when our process lets go of the root: QEMU goes on alone with its own job. Where the base does
+ * not answer the stream rests until the root is opened again.
+ */
+export async function handOver(vm: Vm, live: Live, job: BlockJob): Promise<void> {
+  if (await quiesce(live, job)) await beginJob(vm, live, job)
+}
+
+/** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */
+export async function stopPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<void> {
+  if (await quiesce(live, job))
+    await live.exports.flush(job.record.disk).catch((error: unknown) => qemu.warn(messageOf(error)))
   await endPull(qemu, vm, live, job, { status: 'canceled' })
 }

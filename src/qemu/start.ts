@@ -14,6 +14,7 @@ import { BlockJobs } from './blockjob.js'
 import type { QemuCapabilities } from './capabilities.js'
 import { buildCommand, commandEnvironment, commandSecretFiles } from './command.js'
 import { prepareDefinition } from './definition.js'
+import { beginBootStreams } from './boot-streams.js'
 import { pinProcess } from './cpu-affinity.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
@@ -255,6 +256,7 @@ async function begin(qemu: Qemu, vm: Vm, live: Live, options: StartOptions): Pro
   vm.requireSame(live)
   saveStatus(vm, live)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STARTED, details.event)
+  beginBootStreams(qemu, vm, live)
   if (options.paused) emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED)
 }
 

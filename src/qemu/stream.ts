@@ -32,7 +32,7 @@ const fail = failFrom('VIR_FROM_QEMU')
 const STOP_TIMEOUT = 10_000
 
 /** Under the domain's job: begins the stream of one disk. */
-async function start(qemu: Qemu, vm: Vm, live: Live, name: string, options: StreamOptions): Promise<void> {
+export async function startStream(qemu: Qemu, vm: Vm, live: Live, name: string, options: StreamOptions): Promise<void> {
   if (options.policy === 'idle')
     throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "policy 'idle' is not supported by this driver, a bandwidth is")
   const disk = findDisk(live.def, name)
@@ -114,7 +114,7 @@ function stateOf(live: Live, job: BlockJob): StreamDiskState {
     size: job.size,
     disk: job.record.disk,
     mode: 'full',
-    engine: job.record.engine,
+    engine: job.record.phase,
     bandwidth: job.record.bandwidth,
     status,
     ...(job.waiting !== undefined && { error: job.waiting }),
@@ -134,7 +134,7 @@ type StreamOps = Pick<
 
 export function streamOps(qemu: Qemu): StreamOps {
   const begin = (ref: DomainRef, disk: string, options: StreamOptions): Promise<void> =>
-    modify(qemu, ref, (vm, live) => start(qemu, vm, live, disk, options))
+    modify(qemu, ref, (vm, live) => startStream(qemu, vm, live, disk, options))
 
   return {
     async domainStreamDisk(ref, disk, offset, flags, options) {

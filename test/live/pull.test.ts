@@ -8,7 +8,7 @@ import {
   type Domain,
 } from '../../src/index.js'
 import { run } from '../../src/util/run.js'
-import { diskXml, powerOff, reopen, startGuest, testRoot, until, type TestRoot } from '../support/domain.js'
+import { diskXml, guestXml, powerOff, reopen, startGuest, testRoot, until, type TestRoot } from '../support/domain.js'
 import type { Guest } from '../support/guest.js'
 import { overlay, patternImage, type PatternImage } from '../support/images.js'
 import { startNbdkit } from '../support/nbd-server.js'
@@ -163,4 +163,29 @@ test('a unit begins at the next extent that only the base holds, and ends where 
   assert.equal(await one(0, 2 * MiB), 8 * MiB)
   assert.equal(await backingOf(path), undefined)
   await assert.rejects(one(0, MiB), (error) => error instanceof VirError && error.code === 'VIR_ERR_OPERATION_INVALID')
+})
+
+test('a definition asks in its metadata for a stream from the start, and gets it at each start until it is done', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 16 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const metadata = (bandwidth: string) =>
+    `<metadata><v:stream xmlns:v='urn:virstream:stream:1' disk='vda' bandwidth='${bandwidth}'/></metadata>`
+  const options = (bandwidth: string) => ({ devices: diskXml('vda', path), extra: metadata(bandwidth) })
+  const define = async (bandwidth: string) => root.conn.domainDefineXML(await guestXml(root.folder, options(bandwidth)))
+  await assert.rejects(define('fast'), /'fast' is not a bandwidth/)
+  const { dom } = await startGuest(t, root, options(String(MiB)))
+  await until('it streams', async () => (await dom.streamDiskInfo()).length === 1)
+  assert.equal((await dom.streamDiskInfo())[0]?.bandwidth, MiB)
+  await dom.destroy()
+  assert.notEqual(await backingOf(path), undefined)
+  await dom.create()
+  await until('it streams again', async () => (await dom.streamDiskInfo()).length === 1)
+  const stream = await dom.attachStream('vda')
+  await stream.setBandwidth(0)
+  await stream.finished
+  await dom.destroy()
+  await dom.create()
+  assert.deepEqual(await dom.streamDiskInfo(), [])
 })

@@ -1,0 +1,34 @@
+/** Streams that a definition asks for in `<metadata>`: begun at each start until the disk needs no base any more. */
+import type { DomainDef } from '../conf/domain-def.js'
+import { readStreamRequests, type StreamRequest } from '../conf/stream-request.js'
+import { VIR_DOMAIN_BLOCK_JOB_FAILED } from '../constants.gen.js'
+import { messageOf } from '../error.js'
+import { findDisk } from './disk-names.js'
+import { emitPull } from './emit.js'
+import type { Qemu } from './qemu.js'
+import { startStream } from './stream.js'
+import type { Live, Vm } from './vm.js'
+
+/** At define: each request names a disk of the definition. VIR_ERR_XML_ERROR, VIR_ERR_INVALID_ARG. */
+export function checkBootStreams(def: DomainDef): void {
+  for (const { disk } of readStreamRequests(def)) findDisk(def, disk)
+}
+
+/** After the start, as jobs of their own: the start does not wait for them, and does not fail with them. */
+export function beginBootStreams(qemu: Qemu, vm: Vm, live: Live): void {
+  for (const request of readStreamRequests(live.def)) {
+    if (!findDisk(live.def, request.disk).source?.backingStore) continue
+    qemu.inBackground(`the stream of '${request.disk}' at boot`, () => begin(qemu, vm, live, request))
+  }
+}
+
+async function begin(qemu: Qemu, vm: Vm, live: Live, { disk, ...options }: StreamRequest): Promise<void> {
+  try {
+    await vm.jobs.run('stream', async () => {
+      if (vm.live === live) await startStream(qemu, vm, live, disk, options)
+    })
+  } catch (error) {
+    if (vm.live === live) emitPull(qemu, vm, findDisk(live.def, disk), VIR_DOMAIN_BLOCK_JOB_FAILED, messageOf(error))
+    throw error
+  }
+}
