@@ -101,7 +101,7 @@ const memoryKib = (def: DomainDef): number =>
 
 function memory(def: DomainDef, context: MachineContext): string[] {
   const id = hasNuma(def) ? undefined : context.caps.defaultRamId(def.os.machine)
-  const backend = id === undefined ? [] : memoryBackend(def, context, id, memoryKib(def))
+  const backend = id === undefined ? [] : memoryBackend(def, context, { id, kib: memoryKib(def) })
   return [
     '-m',
     `size=${memoryKib(def)}k`,
@@ -111,19 +111,26 @@ function memory(def: DomainDef, context: MachineContext): string[] {
   ]
 }
 
-function memoryBackend(def: DomainDef, { caps, runDir }: MachineContext, id: string, kib: number): string[] {
+interface Backend {
+  id: string
+  kib: number
+  share?: boolean | undefined
+  discard?: boolean | undefined
+}
+
+function memoryBackend(def: DomainDef, { caps, runDir }: MachineContext, backend: Backend): string[] {
   const { hugepages, shared, source } = def.memoryBacking ?? {}
-  const share = shared === true ? true : undefined
-  const size = kib * 1024
+  const share = backend.share ?? (shared === true ? true : undefined)
+  const common = { id: backend.id, share, 'discard-data': backend.discard, size: backend.kib * 1024 }
   if (hugepages === true || source === 'memfd') {
     // without pages enough the start shall fail, not the guest at some later time
     const huge = hugepages === true ? { hugetlb: true, prealloc: true } : {}
-    return object(caps, { 'qom-type': 'memory-backend-memfd', id, ...huge, share: shared ?? true, size })
+    return object(caps, { 'qom-type': 'memory-backend-memfd', ...huge, ...common, share: share ?? true })
   }
   if (source === 'file') {
-    return object(caps, { 'qom-type': 'memory-backend-file', id, 'mem-path': `${runDir}/${id}`, share, size })
+    return object(caps, { 'qom-type': 'memory-backend-file', 'mem-path': `${runDir}/${backend.id}`, ...common })
   }
-  return object(caps, { 'qom-type': 'memory-backend-ram', id, share, size })
+  return object(caps, { 'qom-type': 'memory-backend-ram', ...common })
 }
 
 function numa(def: DomainDef, context: MachineContext): string[] {
@@ -131,7 +138,10 @@ function numa(def: DomainDef, context: MachineContext): string[] {
     const memdev = `ram-node${cell.id}`
     const cpus = (cell.cpus ?? '').split(',').filter((range) => range !== '')
     const node = ['node', `nodeid=${cell.id}`, ...cpus.map((range) => `cpus=${range}`), `memdev=${memdev}`]
-    return [...memoryBackend(def, context, memdev, aligned(cell.memory)), '-numa', node.join(',')]
+    const share = cell.memAccess === undefined ? undefined : cell.memAccess === 'shared'
+    const discard = cell.discard === undefined ? undefined : cell.discard === 'yes'
+    const backend = { id: memdev, kib: aligned(cell.memory), share, discard }
+    return [...memoryBackend(def, context, backend), '-numa', node.join(',')]
   })
 }
 
