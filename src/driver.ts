@@ -5,8 +5,10 @@
  */
 import type { Duplex } from 'node:stream'
 import type { Logger } from 'pino'
+import type { LockDriver } from './locking/lock-driver.js'
 import type { SecurityDriver } from './security/security-driver.js'
 
+export type { Lease, LockDriver, LockHolder, LockOwner, LockResource } from './locking/lock-driver.js'
 export type { LabelTarget, ProcessLabel, SecurityDriver } from './security/security-driver.js'
 
 /** Which domain is meant: looked up by `uuid`. `id` is -1 when it does not run. */
@@ -248,11 +250,6 @@ export interface DriverHost {
   readonly security?: readonly SecurityDriver[]
   /** absent: what the driver's own configuration says */
   readonly lockManager?: LockDriver
-}
-
-/** A lock driver (virtlockd, sanlock, …), handed from whoever opens the connection to the driver. */
-export interface LockDriver {
-  readonly name: string
 }
 
 /** A driver: `open` answers undefined for a URI that is not its own, and throws for one that is but can't be opened. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import * as vs from '../../src/index.js'
-import type { Connect, Domain, HypervisorDriver, VirErrorCode } from '../../src/index.js'
+import type { Connect, Domain, HypervisorDriver, LockDriver, VirErrorCode } from '../../src/index.js'
 import { ref, scripted } from './scripted-driver.js'
 
 const done = (): Promise<never> => Promise.resolve(undefined as never)
@@ -291,7 +291,12 @@ test('opening finds the driver by scheme or by name, and says what is wrong othe
 
 test('security drivers and the lock manager are handed to the driver', async () => {
   const security = [{ name: 'dac', probe: () => Promise.resolve(undefined) }]
-  const lockManager = { name: 'virtlockd' }
+  const lockManager: LockDriver = {
+    name: 'virtlockd',
+    acquire: (owner, resources) => Promise.resolve({ owner, resources }),
+    release: () => Promise.resolve(undefined),
+    inquire: () => Promise.resolve(true),
+  }
   const { host } = await scripted({}, { security, lockManager })
   assert.equal(host.security, security)
   assert.equal(host.lockManager, lockManager)
