@@ -121,14 +121,15 @@ interface Backend {
 function memoryBackend(def: DomainDef, { caps, runDir }: MachineContext, backend: Backend): string[] {
   const { hugepages, shared, source } = def.memoryBacking ?? {}
   const share = backend.share ?? (shared === true ? true : undefined)
-  const common = { id: backend.id, share, 'discard-data': backend.discard, size: backend.kib * 1024 }
+  const common = { id: backend.id, share, size: backend.kib * 1024 }
   if (hugepages === true || source === 'memfd') {
     // without pages enough the start shall fail, not the guest at some later time
     const huge = hugepages === true ? { hugetlb: true, prealloc: true } : {}
     return object(caps, { 'qom-type': 'memory-backend-memfd', ...huge, ...common, share: share ?? true })
   }
   if (source === 'file') {
-    return object(caps, { 'qom-type': 'memory-backend-file', 'mem-path': `${runDir}/${backend.id}`, ...common })
+    const file = { 'mem-path': `${runDir}/${backend.id}`, 'discard-data': backend.discard }
+    return object(caps, { 'qom-type': 'memory-backend-file', ...file, ...common })
   }
   return object(caps, { 'qom-type': 'memory-backend-ram', ...common })
 }
