@@ -16,6 +16,8 @@ export interface BlockJobRecord {
   bandwidth: number
   /** `index` of the image that stays as backing image; absent: none stays */
   baseIndex?: number
+  /** 'idle': only in the gaps of the guest's I/O */
+  policy?: 'full' | 'idle'
   engine: StreamEngine
   /** 'pull' as long as our own requests move the data; QEMU has a job only in phase 'job' */
   phase: StreamEngine
@@ -38,6 +40,8 @@ export class BlockJob {
   waiting: string | undefined
   /** someone who holds the domain's job settles it when it ends */
   awaited = false
+  /** policy 'idle': the guest has something to do */
+  resting = false
   /** moves the data in phase 'pull' */
   puller: Puller | undefined
   concluded!: () => void

@@ -50,6 +50,7 @@ export class Puller {
   #paidUntil = performance.now()
   #failure: unknown
   #wait: AbortController | undefined
+  #resting: { promise: Promise<void>; end: () => void } | undefined
   /** the disk is full: requests are tried again until there is room */
   full = false
 
@@ -77,6 +78,16 @@ export class Puller {
     this.#paidUntil = performance.now()
     this.#wait?.abort()
   }
+  /** While it rests no further requests are made. */
+  rest(resting: boolean): void {
+    if (resting === (this.#resting !== undefined)) return
+    this.#resting?.end()
+    this.#resting = undefined
+    if (!resting) return
+    let end = (): void => undefined
+    const promise = new Promise<void>((resolve) => (end = resolve))
+    this.#resting = { promise, end }
+  }
   /** No further requests; those in flight are answered or not, nobody waits for them. */
   abort(): void {
     this.#abort.abort()
@@ -87,6 +98,7 @@ export class Puller {
     const workers = new Set<Promise<void>>()
     for await (const unit of this.#units()) {
       if (this.aborted || this.#failure !== undefined) break
+      if (this.#resting !== undefined) await this.#orAborted(this.#resting.promise)
       await this.#pay(unit.length)
       this.#flying.add(unit.offset)
       this.#cursor = unit.offset + unit.length

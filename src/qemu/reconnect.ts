@@ -9,6 +9,7 @@ import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
 import { beginPull } from './engines.js'
 import { setState } from './events.js'
+import { watchIdleness } from './idle.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { Monitor } from './monitor.js'
 import { monitorSocket, pidFile } from './process.js'
@@ -107,6 +108,7 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
   }
   live.guards = await readGuards(live.monitor, live.def)
   if (live.blockJobs.all.length > 0) follow(qemu, vm, live)
+  watchIdleness(qemu, vm, live)
   saveStatus(vm, live)
 }
 

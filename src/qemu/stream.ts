@@ -15,6 +15,7 @@ import type { BlockJob } from './blockjob.js'
 import { beginJob, beginPull, stopPull } from './engines.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
+import { watchIdleness } from './idle.js'
 import { remoteImages } from './link-watch.js'
 import { follow, look } from './progress.js'
 import type { Qemu } from './qemu.js'
@@ -33,8 +34,6 @@ const STOP_TIMEOUT = 10_000
 
 /** Under the domain's job: begins the stream of one disk. */
 export async function startStream(qemu: Qemu, vm: Vm, live: Live, name: string, options: StreamOptions): Promise<void> {
-  if (options.policy === 'idle')
-    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "policy 'idle' is not supported by this driver, a bandwidth is")
   const disk = findDisk(live.def, name)
   if (live.blockJobs.ofDisk(disk.target) !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
@@ -52,6 +51,7 @@ export async function startStream(qemu: Qemu, vm: Vm, live: Live, name: string, 
     disk: disk.target,
     bandwidth: options.bandwidth ?? 0,
     ...(base?.index !== undefined && { baseIndex: base.index }),
+    ...(options.policy !== undefined && { policy: options.policy }),
     engine,
     phase: engine,
   })
@@ -59,6 +59,7 @@ export async function startStream(qemu: Qemu, vm: Vm, live: Live, name: string, 
   if (engine === 'pull') beginPull(qemu, vm, live, job, client)
   else await beginJob(vm, live, job)
   follow(qemu, vm, live)
+  watchIdleness(qemu, vm, live)
 }
 
 /** Requests in parallel pay where each of them takes its time; next to a local image they only cost. */

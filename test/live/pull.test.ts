@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { test, type TestContext } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
 import {
   VIR_STREAM_DISK_ONE,
   VIR_STREAM_DISK_START,
@@ -189,3 +190,23 @@ test('a definition asks in its metadata for a stream from the start, and gets it
   await dom.create()
   assert.deepEqual(await dom.streamDiskInfo(), [])
 })
+
+for (const engine of ['pull', 'job'] as const)
+  test(`policy 'idle': engine '${engine}' rests while the guest works on its disk, and runs when it is quiet`, async (t) => {
+    if (!requires(t, 'program:qemu-system-x86_64')) return
+    const root = await testRoot(t)
+    const base = await patternImage(root.folder, 64 * MiB)
+    const path = await overlay(root.folder, base.path)
+    const { dom, guest } = await startGuest(t, root, { devices: diskXml('vda', path) })
+    await guest.base('vda', base.seed, base.size)
+    await guest.work('vda')
+    await until('the guest works', async () => (await guest.stat()).reads > 5)
+    const stream = await dom.stream('vda', { policy: 'idle', engine })
+    await delay(1_500)
+    const busy = await stream.info()
+    assert.ok(busy !== undefined && busy.offset < 32 * MiB, `${String(busy?.offset)} bytes although the guest is busy`)
+    await guest.stop()
+    await stream.finished
+    assert.equal(await backingOf(path), undefined)
+    assert.equal((await guest.verify('vda')).bad, 0)
+  })

@@ -1,0 +1,61 @@
+/**
+ * Policy 'idle': a stream runs in the gaps of the guest's own I/O. The guest's requests are counted (query-blockstats, which
+ * does not count the stream's); as soon as there are new ones the stream rests, after two quiet looks it goes on.
+ */
+import type { BlockJob } from './blockjob.js'
+import type { BlockStatsEntry } from './monitor.js'
+import type { Qemu } from './qemu.js'
+import type { Live, Vm } from './vm.js'
+
+/** ms between two looks; one costs QEMU less than a millisecond */
+const INTERVAL = 50
+const QUIET_LOOKS = 2
+/** bytes/s for QEMU's own job: it copies one chunk, then sleeps until it is told another speed */
+const RESTING = 1
+
+const watching = new WeakSet<Live>()
+
+const requests = (entries: BlockStatsEntry[]): number =>
+  entries.reduce((sum, { stats: s }) => sum + s.rd_operations + s.wr_operations + s.flush_operations, 0)
+
+const idleJobs = (live: Live): BlockJob[] => live.blockJobs.all.filter((job) => job.record.policy === 'idle')
+
+/** Lets the idle streams of a domain rest and run, until it has none any more. */
+export function watchIdleness(qemu: Qemu, vm: Vm, live: Live): void {
+  if (watching.has(live) || idleJobs(live).length === 0) return
+  watching.add(live)
+  let last: number | undefined
+  let quiet = 0
+  const look = async (): Promise<void> => {
+    const now = requests(await live.monitor.queryBlockstats())
+    quiet = last === undefined || now !== last ? 0 : quiet + 1
+    last = now
+    for (const job of idleJobs(live)) await setResting(live, job, quiet < QUIET_LOOKS)
+  }
+  const next = (): void => {
+    const timer = setTimeout(() => {
+      if (vm.live !== live || live.monitor.isClosed || idleJobs(live).length === 0) {
+        watching.delete(live)
+        return
+      }
+      look()
+        .catch((error: unknown) =>
+          qemu.host.logger.debug({ err: error }, 'a look at the guest for idle streams failed'),
+        )
+        .finally(next)
+    }, INTERVAL)
+    timer.unref()
+  }
+  next()
+}
+
+async function setResting(live: Live, job: BlockJob, resting: boolean): Promise<void> {
+  if (job.puller !== undefined) {
+    job.puller.rest(resting)
+    job.resting = resting
+    return
+  }
+  if (job.resting === resting || job.record.phase !== 'job' || job.status === 'concluded') return
+  job.resting = resting
+  await live.monitor.blockJobSetSpeed(job.record.id, resting ? RESTING : job.record.bandwidth)
+}
