@@ -10,6 +10,8 @@ import { assignAliases, assignSourceIndexes } from '../src/qemu/alias.js'
 import { QemuCapabilities } from '../src/qemu/capabilities.js'
 import { buildCommand, commandEnvironment } from '../src/qemu/command.js'
 import { prepareDefinition } from '../src/qemu/definition.js'
+import { chooseFirmware } from '../src/qemu/firmware.js'
+import { freeVncPorts } from '../src/qemu/ports.js'
 import { launch } from '../src/qemu/process.js'
 import { checkSupported } from '../src/qemu/supported.js'
 import { resolveBackingChain } from '../src/storage/chain.js'
@@ -91,7 +93,9 @@ async function runOne(name: string, def: DomainDef, { caps, scratch, result }: S
   if (!defined) return
   const context = { caps, accel: 'tcg' as const, runDir }
   const commanded = await step(result.atCommand, result.commands, async () => {
+    chooseFirmware(def)
     await standIn(def, runDir)
+    await freeVncPorts(def)
     assignAliases(def)
     assignSourceIndexes(def)
     buildCommand(def, { ...context, monitorFd: 3 })
