@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { VIR_DOMAIN_START_PAUSED } from '../src/index.js'
 import { run } from '../src/util/run.js'
 import { overlay, type Cleanup } from '../test/support/images.js'
-import { startQemuNbd } from '../test/support/nbd-server.js'
+import { startNbdkit, startQemuNbd } from '../test/support/nbd-server.js'
 import {
   benchRoot,
   denseImage,
@@ -28,9 +28,14 @@ interface Base {
   uri: string
   prepare: () => Promise<void>
   copies: Way[]
+  /** by default virstream does not leave this base to QEMU's job alone: that is a way of its own then */
+  isRemote?: boolean
+  /** bytes */
+  size: number
 }
 
 const OURS = 'virstream'
+const OUR_JOB = "virstream, engine 'job'"
 const HAND = 'block-stream by hand'
 
 interface Sample {
@@ -47,10 +52,10 @@ async function sample(pid: number, work: () => Promise<unknown>): Promise<Sample
 }
 
 /** One stream through our API: from the call to its settled end. */
-async function ours({ conn, root }: BenchRoot, path: string): Promise<Sample> {
+async function ours({ conn, root }: BenchRoot, path: string, engine: 'auto' | 'job'): Promise<Sample> {
   const dom = await conn.domainCreateXML(emptyDomain(path), VIR_DOMAIN_START_PAUSED)
   try {
-    return await sample(await pidOf(root, dom), async () => (await dom.stream('vda')).finished)
+    return await sample(await pidOf(root, dom), async () => (await dom.stream('vda', { engine })).finished)
   } finally {
     await dom.destroy()
   }
@@ -93,7 +98,8 @@ async function measure(root: BenchRoot, base: Base, rounds: number): Promise<Mea
   }
   const argv = await learnArgv(root, await fresh())
   const ways: Way[] = [
-    { name: OURS, run: async () => await ours(root, await fresh()) },
+    { name: OURS, run: async () => ours(root, await fresh(), 'auto') },
+    ...(base.isRemote === true ? [{ name: OUR_JOB, run: async () => ours(root, await fresh(), 'job') }] : []),
     { name: HAND, run: async () => (await fresh(), byHand(argv, folder)) },
     { name: `${HAND}, no guard`, run: async () => (await fresh(), byHand(withoutGuard(argv), folder)) },
     ...base.copies,
@@ -116,21 +122,36 @@ function copies(folder: string, uri: string, others: readonly (readonly [string,
   }))
 }
 
-async function bases(t: Cleanup, folder: string, path: string): Promise<Base[]> {
-  const socket = join(folder, 'nbd.sock')
-  const server = await startQemuNbd(t, { image: path, format: 'raw', socket })
-  const dd = ['dd', `if=${path}`, `of=${join(folder, 'copy')}`, 'bs=1M', 'status=none'] as const
-  const nbdcopy = ['nbdcopy', server.uri, join(folder, 'copy')] as const
-  const local = copies(folder, path, [dd])
-  const cached = (): Promise<void> => warm(path)
+/** ms that a read over the slow link takes longer */
+const LATENCY = 2
+
+async function bases(t: Cleanup, folder: string, path: string, size: number): Promise<Base[]> {
+  const server = await startQemuNbd(t, { image: path, format: 'raw', socket: join(folder, 'nbd.sock') })
+  // with one request under way at a time a whole image would take too long
+  const part = Math.min(size, Math.max(MiB, size / 8))
+  const far = await startNbdkit(t, {
+    plugin: ['file', path],
+    filters: ['delay', 'offset'],
+    parameters: [`rdelay=${LATENCY}ms`, `range=${part}`],
+    socket: join(folder, 'far.sock'),
+  })
+  const copy = join(folder, 'copy')
+  const local = copies(folder, path, [['dd', `if=${path}`, `of=${copy}`, 'bs=1M', 'status=none']])
+  const over = (uri: string): Pick<Base, 'uri' | 'isRemote' | 'copies'> => ({
+    uri,
+    isRemote: true,
+    copies: copies(folder, uri, [['nbdcopy', uri, copy]]),
+  })
+  const cached = { prepare: () => warm(path), size }
   return [
-    { title: 'local raw, in the page cache', uri: path, prepare: cached, copies: local },
-    { title: 'local raw, cold', uri: path, prepare: () => evict(path), copies: local },
-    { title: 'NBD on a unix socket', uri: server.uri, prepare: cached, copies: copies(folder, server.uri, [nbdcopy]) },
+    { title: 'local raw, in the page cache', uri: path, copies: local, ...cached },
+    { title: 'local raw, cold', uri: path, copies: local, prepare: () => evict(path), size },
+    { title: 'NBD on a unix socket', ...over(server.uri), ...cached },
+    { title: `NBD, ${LATENCY} ms away`, ...over(far.uri), ...cached, size: part },
   ]
 }
 
-function tableOf(title: string, size: number, { times, cpu }: Measured): Table {
+function tableOf({ title, size }: Base, { times, cpu }: Measured): Table {
   const rows = [...times].map(([name, ms]) => [
     name,
     name === OURS ? '' : ratio(times, OURS, name).text,
@@ -151,8 +172,8 @@ export async function benchStream(t: Cleanup, { rounds, size }: BenchOptions): P
   const root = await benchRoot(t)
   const path = await denseImage(root.folder, size)
   const tables: Table[] = []
-  for (const base of await bases(t, root.folder, path)) {
-    tables.push(tableOf(base.title, size, await measure(root, base, rounds)))
+  for (const base of await bases(t, root.folder, path, size)) {
+    tables.push(tableOf(base, await measure(root, base, rounds)))
   }
   return tables
 }
