@@ -3,6 +3,9 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DriverHost, HypervisorDriver, HypervisorOps } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
+import { securityDriver, securityDriverNames } from '../security/drivers.js'
+import { SecurityStack } from '../security/security-stack.js'
+import type { AccessPolicy } from './access.js'
 import { CapabilitiesCache } from './capabilities-cache.js'
 import { loadConfigs } from './config.js'
 import { consoleOps } from './console.js'
@@ -13,6 +16,7 @@ import { passthroughOps } from './passthrough.js'
 import { Qemu } from './qemu.js'
 import { queryOps } from './query.js'
 import { reconnectAll } from './reconnect.js'
+import { readSettings } from './settings.js'
 import { Root, writeFileAtomically } from './root.js'
 import { saveOps } from './save.js'
 import { streamOps } from './stream.js'
@@ -40,7 +44,12 @@ function rootOf(uri: URL): string {
 
 async function openRoot(path: string, host: DriverHost): Promise<Partial<HypervisorOps>> {
   const root = Root.open(path)
-  const qemu = new Qemu(host, root, new CapabilitiesCache({ cacheDir: root.cacheDir, nvramDir: root.nvramDir }))
+  const capabilities = new CapabilitiesCache({ cacheDir: root.cacheDir, nvramDir: root.nvramDir })
+  const access = await accessPolicy(root, host).catch((error: unknown) => {
+    root.release()
+    throw error
+  })
+  const qemu = new Qemu(host, root, capabilities, access)
   try {
     for (const { def, autostart } of loadConfigs(root, (text) => qemu.warn(text))) {
       const vm = new Vm(def.name, def.uuid)
@@ -64,6 +73,18 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     ...passthroughOps(qemu),
     connectClose: () => close(qemu),
   }
+}
+
+/** What the connection was opened with, else what the root's settings say, else nothing. */
+async function accessPolicy(root: Root, host: DriverHost): Promise<AccessPolicy> {
+  const { security: names, ...options } = await readSettings(root)
+  const configured = names === undefined || names === 'none' ? [] : names
+  const drivers = host.security ?? configured.map((name) => securityDriver(name, options))
+  // labels that an earlier process has set are taken back also when nobody asks for new ones
+  const known = securityDriverNames.map((name) => securityDriver(name, options))
+  const security = new SecurityStack(drivers, (text) => host.logger.warn(text), known)
+  await security.probe()
+  return { security, locks: host.lockManager }
 }
 
 /** Domains marked for it are started at the first opening of the root after the host has booted. */

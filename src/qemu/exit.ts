@@ -23,6 +23,21 @@ export function exitedCleanly(exit: ProcessExit, runDir: string): boolean {
 /** The process of `live` is gone: the domain is shut off, its traces are removed, listeners are told. */
 export function finishLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   if (vm.live !== live) return
+  live.monitor.close()
+  if (live.access.isNothing) endLive(qemu, vm, live, exit)
+  // the domain is there until its images are free again, so that nobody can start it with them in between
+  else qemu.inBackground(`undoing what '${vm.name}' was let have`, () => revokeAndEnd(qemu, vm, live, exit))
+}
+
+async function revokeAndEnd(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): Promise<void> {
+  try {
+    await live.access.revoke()
+  } finally {
+    endLive(qemu, vm, live, exit)
+  }
+}
+
+function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   const clean = exitedCleanly(exit, live.runDir)
   const cause = live.exitCause ?? (clean ? SHUTDOWN : CRASHED)
   const ref = vm.ref

@@ -21,10 +21,13 @@ const exportId = (target: string): string => `vs-${target}`
 export class NbdExports {
   readonly #monitor: Monitor
   readonly #socket: string
+  readonly #listen: (path: string, backlog: number) => number
   readonly #clients = new Map<string, NbdClient>()
 
-  constructor(monitor: Monitor, runDir: string) {
+  /** `listen` makes a listening socket that QEMU gets */
+  constructor(monitor: Monitor, runDir: string, listen: (path: string, backlog: number) => number) {
     this.#monitor = monitor
+    this.#listen = listen
     this.#socket = join(runDir, 'nbd.sock')
   }
 
@@ -47,7 +50,7 @@ export class NbdExports {
 
   async #startServer(): Promise<void> {
     if (existsSync(this.#socket)) return
-    const listener = native.listenUnix(this.#socket, 0o600, 16)
+    const listener = this.#listen(this.#socket, 16)
     try {
       await this.#monitor.nbdServerStart(listener)
     } finally {

@@ -1,8 +1,9 @@
-import { closeSync, fstatSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, fstatSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { failFrom, messageOf } from '../error.js'
 import { native, type ProcessExit, type ProcessWatch } from '../native.js'
+import type { ProcessLabel } from '../security/security-driver.js'
 import { Monitor, type MonitorEvents } from './monitor.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -16,9 +17,14 @@ const TERM_GRACE = 10_000
 /** how much of QEMU's own words goes into an error */
 const LOG_TAIL = 1024
 
+/** Where QEMU itself makes what it needs: its own folder where it may be another user, which the run directory then is not. */
+export function qemuDir(runDir: string): string {
+  const own = join(runDir, 'qemu')
+  return existsSync(own) ? own : runDir
+}
 export const monitorSocket = (runDir: string): string => join(runDir, 'mon.sock')
 /** QEMU removes it when it ends in good order, and only then */
-export const pidFile = (runDir: string): string => join(runDir, 'pid')
+export const pidFile = (runDir: string): string => join(qemuDir(runDir), 'pid')
 
 export interface Launch {
   domain: string
@@ -30,6 +36,10 @@ export interface Launch {
   logFile: string
   /** further descriptors to inherit, under the numbers that they have here */
   inherit?: readonly number[]
+  /** makes a listening socket that QEMU inherits; default: without a label */
+  listen?: (path: string, backlog: number) => number
+  /** what QEMU runs as; default: what we do */
+  label?: ProcessLabel
   events: MonitorEvents
   onExit: (exit: ProcessExit) => void
 }
@@ -41,9 +51,10 @@ export interface Launched {
 
 /** Spawns QEMU in a session of its own and connects to its monitor. When it fails, no process is left. */
 export async function launch(options: Launch): Promise<Launched> {
+  const listen = options.listen ?? ((path: string, backlog: number) => native.listenUnix(path, 0o600, backlog))
   const log = openSync(options.logFile, 'a', 0o600)
   const logStart = fstatSync(log).size
-  const listener = native.listenUnix(monitorSocket(options.runDir), 0o600, 1)
+  const listener = listen(monitorSocket(options.runDir), 1)
   let pid: number
   try {
     pid = spawnQemu(options, log, listener)
@@ -84,6 +95,7 @@ function spawnQemu(options: Launch, log: number, listener: number): number {
       ],
       umask: 0o077,
       newSession: true,
+      ...options.label,
     })
   } finally {
     closeSync(stdin)

@@ -1,5 +1,6 @@
 import type { DriverHost } from '../driver.js'
 import { failFrom } from '../error.js'
+import type { AccessPolicy } from './access.js'
 import type { CapabilitiesCache } from './capabilities-cache.js'
 import type { Root } from './root.js'
 import type { Vm } from './vm.js'
@@ -11,15 +12,18 @@ export class Qemu {
   readonly host: DriverHost
   readonly root: Root
   readonly capabilities: CapabilitiesCache
+  /** who labels and locks what QEMUs use */
+  readonly access: AccessPolicy
   readonly #vms = new Map<string, Vm>()
   #lastId = 0
   /** work that goes on after the call that caused it; close() waits for it */
   readonly #background = new Set<Promise<void>>()
 
-  constructor(host: DriverHost, root: Root, capabilities: CapabilitiesCache) {
+  constructor(host: DriverHost, root: Root, capabilities: CapabilitiesCache, access: AccessPolicy) {
     this.host = host
     this.root = root
     this.capabilities = capabilities
+    this.access = access
   }
 
   get vms(): Vm[] {

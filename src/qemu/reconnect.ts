@@ -4,6 +4,7 @@ import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { native } from '../native.js'
 import { probeImage } from '../storage/probe.js'
+import { Access } from './access.js'
 import { chainOf, cutConfigChain, isDetached, readGuards } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
@@ -17,7 +18,7 @@ import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
 import { makeLive, Pending } from './start.js'
-import { type DomainStatus, loadStatuses, processStartTime, removeRunDir, saveStatus } from './status.js'
+import { type DomainStatus, loadStatuses, processStartTime, removeRunDir, saveStatus, writeStatus } from './status.js'
 import { deleteTap } from './tap.js'
 import { type Live, Vm } from './vm.js'
 
@@ -30,7 +31,7 @@ export async function reconnectAll(qemu: Qemu): Promise<void> {
     qemu.noteId(status.id)
     const vm = qemu.find(status.uuid) ?? new Vm(status.name, status.uuid)
     try {
-      if (status.phase === 'starting') await abandonStart(status, runDir)
+      if (status.phase === 'starting') await abandonStart(qemu, status, runDir)
       else if (isAlive(status)) await takeOver(qemu, vm, status, runDir)
       else await tidyUp(qemu, vm, status, runDir)
     } catch (error) {
@@ -44,15 +45,24 @@ function isAlive(status: DomainStatus): status is DomainStatus & { pid: number }
 }
 
 /** Our process died while it started this domain: nobody was told that it runs, so it must not. */
-async function abandonStart(status: DomainStatus, runDir: string): Promise<void> {
+async function abandonStart(qemu: Qemu, status: DomainStatus, runDir: string): Promise<void> {
   const ignore = { onEvent: () => undefined, onClose: () => undefined, onAnomaly: () => undefined }
   if (existsSync(monitorSocket(runDir))) {
     const monitor = await Monitor.connect(monitorSocket(runDir), status.name, ignore, TIMEOUT).catch(() => undefined)
     await monitor?.quit().catch(() => undefined)
     monitor?.close()
   }
+  await revokeAccess(qemu, status, runDir)
   for (const net of status.def.interfaces) await deleteTap(net)
   removeRunDir(runDir)
+}
+
+/** What an earlier process let a QEMU have that is gone now. */
+async function revokeAccess(qemu: Qemu, status: DomainStatus, runDir: string): Promise<void> {
+  if (status.access === undefined) return
+  const access = new Access(qemu.access, status.def, (text) => qemu.warn(text), status.access)
+  access.persist = () => writeStatus(runDir, status)
+  await access.revoke()
 }
 
 async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number }, runDir: string): Promise<void> {
@@ -60,7 +70,18 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   const pending = new Pending(qemu, vm)
   const monitor = await connect(qemu, status, runDir, pending)
   const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
-  const live = makeLive(qemu, vm, { def, guards: new Map(status.guards), id, runDir, pid, startTime, process, monitor })
+  const access = new Access(qemu.access, def, (text) => qemu.warn(text), status.access)
+  const live = makeLive(qemu, vm, {
+    access,
+    def,
+    guards: new Map(status.guards),
+    id,
+    runDir,
+    pid,
+    startTime,
+    process,
+    monitor,
+  })
   if (status.rebooting === true) live.rebooting = true
   for (const record of status.blockJobs) live.blockJobs.register(record)
   vm.live = live
@@ -159,6 +180,7 @@ async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string):
     if (base === undefined && cutConfigChain(vm.config, disk, undefined) && vm.config !== undefined)
       saveConfig(qemu.root, vm.config)
   }
+  await revokeAccess(qemu, status, runDir)
   for (const net of status.def.interfaces) await deleteTap(net)
   removeRunDir(runDir)
 }

@@ -8,6 +8,7 @@ import type { ProcessExit, ProcessWatch } from '../native.js'
 import type { QmpEvent } from '../qmp/framing.js'
 import { resolveBackingChain } from '../storage/chain.js'
 import { Undo } from '../util/undo.js'
+import { Access } from './access.js'
 import { assignAliases, assignSourceIndexes } from './alias.js'
 import { type Guards, initialGuards } from './block-graph.js'
 import { BlockJobs } from './blockjob.js'
@@ -24,7 +25,7 @@ import { remoteImages } from './link-watch.js'
 import type { Monitor, MonitorEvents } from './monitor.js'
 import { NbdExports } from './nbd-exports.js'
 import { freeVncPorts } from './ports.js'
-import { killHard, launch } from './process.js'
+import { killHard, launch, qemuDir } from './process.js'
 import type { Qemu } from './qemu.js'
 import { settleLater } from './settle.js'
 import { createTap, deleteTap } from './tap.js'
@@ -150,13 +151,23 @@ async function bringUp(
   undo.add(() => removeRunDir(runDir))
   makeVariableStore(def)
   await freeVncPorts(def)
+  const logFile = join(qemu.root.logDir, `${vm.name}.log`)
+  const access = new Access(qemu.access, def, (text) => qemu.warn(text))
+  access.persist = () => saveStarting(runDir, id, vm, def, access)
+  if (!access.isNothing) access.persist()
+  const others = qemu.vms.flatMap((other) => (other.live === undefined ? [] : [other.live.def]))
+  const label = await access.grant({ root: qemu.root, runDir, logFile }, others)
+  undo.add(() => access.revoke())
   for (const net of def.interfaces) {
-    await createTap(net)
+    await createTap(net, label.uid)
     undo.add(() => deleteTap(net))
   }
-  saveStarting(runDir, id, vm, def)
-  const secrets = commandSecretFiles(def, { runDir })
-  for (const { path, data } of secrets) writeFileSync(path, data, { mode: 0o600 })
+  access.persist()
+  const secrets = commandSecretFiles(def, { runDir: qemuDir(runDir) })
+  for (const { path, data } of secrets) {
+    writeFileSync(path, data, { mode: 0o600 })
+    await access.grantRuntime(path)
+  }
   const pending = new Pending(qemu, vm)
   const launched = await launch({
     domain: vm.name,
@@ -166,12 +177,14 @@ async function bringUp(
         caps,
         accel: def.virtType === 'kvm' ? 'kvm' : 'tcg',
         monitorFd,
-        runDir,
+        runDir: qemuDir(runDir),
         ...(options.load && { incoming: 'defer' as const }),
       }),
     env: commandEnvironment(def),
     runDir,
-    logFile: join(qemu.root.logDir, `${vm.name}.log`),
+    logFile,
+    listen: (path, backlog) => access.listen(path, backlog),
+    label,
     events: pending.events,
     onExit: (exit) => pending.onExit(exit),
   })
@@ -180,6 +193,7 @@ async function bringUp(
     guards: initialGuards(def, caps),
     id,
     runDir,
+    access,
     ...launched,
     startTime: processStartTime(launched.pid) ?? '',
   })
@@ -201,6 +215,7 @@ interface LiveParts {
   startTime: string
   process: ProcessWatch
   monitor: Monitor
+  access: Access
 }
 
 /** Puts a running domain together; `ended` resolves once `finishLive` has been through. */
@@ -212,10 +227,11 @@ export function makeLive(qemu: Qemu, vm: Vm, parts: LiveParts): Live {
   const live: Live = {
     ...parts,
     blockJobs: new BlockJobs((job) => settleLater(qemu, vm, live, job)),
-    exports: new NbdExports(parts.monitor, parts.runDir),
+    exports: new NbdExports(parts.monitor, parts.runDir, (path, backlog) => parts.access.listen(path, backlog)),
     ended,
     markEnded: resolve,
   }
+  parts.access.persist = () => saveStatus(vm, live)
   return live
 }
 

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import type { DomainDef } from '../conf/domain-def.js'
 import type { DomainState } from '../driver.js'
 import { messageOf } from '../error.js'
+import type { Access, AccessRecord } from './access.js'
 import type { BlockJobRecord } from './blockjob.js'
 import { type Root, writeFileAtomically } from './root.js'
 import type { Live, Vm } from './vm.js'
@@ -24,11 +25,13 @@ export interface DomainStatus {
   guards: [string, number][]
   /** the guest was asked to power down, to come up again at once */
   rebooting?: boolean
+  /** what is to be taken back when it ends; absent: nothing */
+  access?: AccessRecord
 }
 
 const file = (runDir: string): string => join(runDir, 'status.json')
 
-export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef): void {
+export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef, access?: Access): void {
   mkdirSync(runDir, { recursive: true, mode: 0o700 })
   const status: DomainStatus = {
     version: 1,
@@ -40,8 +43,9 @@ export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef)
     def,
     blockJobs: [],
     guards: [],
+    ...(access?.record && { access: access.record }),
   }
-  writeFileAtomically(file(runDir), JSON.stringify(status))
+  writeStatus(runDir, status)
 }
 
 export function saveStatus(vm: Vm, live: Live): void {
@@ -62,8 +66,13 @@ export function saveStatus(vm: Vm, live: Live): void {
     blockJobs,
     guards: [...guards],
     rebooting,
+    ...(live.access.record && { access: live.access.record }),
   }
-  writeFileAtomically(file(live.runDir), JSON.stringify(status))
+  writeStatus(live.runDir, status)
+}
+
+export function writeStatus(runDir: string, status: DomainStatus): void {
+  writeFileAtomically(file(runDir), JSON.stringify(status))
 }
 
 export function removeRunDir(runDir: string): void {

@@ -34,16 +34,17 @@ function freeName(): string {
   for (let i = 0; ; i++) if (!linkExists(`vnet${i}`)) return `vnet${i}`
 }
 
-/** Makes the tap device of an interface on a bridge and notes its name in `<target dev>`; does nothing for other types. */
-export async function createTap(net: InterfaceDef): Promise<void> {
+/** Makes the tap device of an interface on a bridge and notes its name in `<target dev>`; does nothing for other types. `uid`: who QEMU runs as, if not as we do. */
+export async function createTap(net: InterfaceDef, uid?: number): Promise<void> {
   if (!onBridge(net)) return
   const bridge = bridgeOf(net)
   const named = net.target?.dev
   const name = named === undefined || /^vnet\d+$/.test(named) ? freeName() : named
   // the host's end gets the guest's address with another first byte, so that the bridge does not take the guest's for its own
   const address = `fe${net.mac.slice(2)}`
+  const owner = uid === undefined ? [] : ['user', String(uid)]
   try {
-    await run('ip', ['tuntap', 'add', 'dev', name, 'mode', 'tap'], { timeout: 10_000 })
+    await run('ip', ['tuntap', 'add', 'dev', name, 'mode', 'tap', ...owner], { timeout: 10_000 })
     net.target = { ...net.target, dev: name }
     const mtu = net.mtu === undefined ? [] : ['mtu', String(net.mtu)]
     await run('ip', ['link', 'set', name, 'address', address, 'master', bridge, ...mtu, 'up'], { timeout: 10_000 })

@@ -3,6 +3,7 @@ import { VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_UNKNOWN } from '../constants.gen
 import type { DomainRef, DomainState } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { ProcessWatch } from '../native.js'
+import type { Access } from './access.js'
 import type { Guards } from './block-graph.js'
 import type { BlockJobs } from './blockjob.js'
 import { JobQueue } from './jobs.js'
@@ -28,6 +29,8 @@ export interface Live {
   readonly startTime: string
   readonly process: ProcessWatch
   monitor: Monitor
+  /** what it was let have */
+  readonly access: Access
   readonly blockJobs: BlockJobs
   readonly exports: NbdExports
   guards: Guards

@@ -25,13 +25,16 @@ export interface LabelJournal {
 /** Several security drivers as one: set in their order, undone in reverse. The empty one does nothing. */
 export class SecurityStack {
   readonly #drivers: readonly SecurityDriver[]
+  readonly #known: readonly SecurityDriver[]
   readonly #warn: (text: string) => void
 
-  constructor(drivers: readonly SecurityDriver[], warn: (text: string) => void) {
+  /** `known`: others that can restore what an earlier process has set. */
+  constructor(drivers: readonly SecurityDriver[], warn: (text: string) => void, known: readonly SecurityDriver[] = []) {
     const names = drivers.map(({ name }) => name)
     const twice = names.find((name, nth) => names.indexOf(name) !== nth)
     if (twice !== undefined) throw fail('VIR_ERR_INVALID_ARG', `security driver '${twice}' is given twice`)
     this.#drivers = drivers
+    this.#known = known
     this.#warn = warn
   }
 
@@ -85,7 +88,7 @@ export class SecurityStack {
   /** Restores entries of the journal, newest first. What cannot be restored is reported; the others are restored all the same. */
   async restore(def: DomainDef, entries: readonly LabelEntry[], journal: LabelJournal): Promise<void> {
     for (const entry of entries.toReversed()) {
-      const driver = this.#drivers.find(({ name }) => name === entry.driver)
+      const driver = [...this.#drivers, ...this.#known].find(({ name }) => name === entry.driver)
       const { path } = entry.target
       if (driver === undefined)
         this.#warn(`'${path}' keeps its label of security driver '${entry.driver}', which is not here`)

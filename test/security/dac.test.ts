@@ -76,7 +76,7 @@ test('an image that is in use by one user is not given to another', async (t) =>
   const one = await domain()
   const other = await domain({}, [{ type: 'static', model: 'dac', relabel: 'yes', label: '+7:+7' }])
   await one.set(target(path))
-  await assert.rejects(other.set(target(path)), { code: 'VIR_ERR_OPERATION_INVALID', message: /in use with owner/ })
+  await assert.rejects(other.set(target(path)), { code: 'VIR_ERR_OPERATION_INVALID', message: /in use with label/ })
   assert.equal(attribute(path, 'ref_dac'), '1')
   assert.deepEqual(other.journal.entries, [])
   await one.end()

@@ -1,0 +1,205 @@
+/** QEMU as another user than we are: what it uses is his as long as it runs, and only as long. */
+import assert from 'node:assert/strict'
+import { chmod, mkdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test, type TestContext } from 'node:test'
+import { native } from '../../src/native.js'
+import { VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_XML_INACTIVE, type Domain } from '../../src/index.js'
+import { run } from '../../src/util/run.js'
+import {
+  agentOf,
+  assertNothingRuns,
+  diskXml,
+  guestXml,
+  powerOff,
+  reopen,
+  runDirOf,
+  startPlain,
+  testRoot,
+  type TestRoot,
+  until,
+  virError,
+} from '../support/domain.js'
+import { backingOf, checkImage, overlay, patternImage } from '../support/images.js'
+import { requires } from '../support/requires.js'
+
+const MiB = 1024 * 1024
+
+/** libvirt's user where the host has it, else one that every host has. */
+async function otherUser(): Promise<{ name: string; uid: number; gid: number }> {
+  for (const name of ['libvirt-qemu', 'nobody']) {
+    const found = await run('getent', ['passwd', name]).catch(() => undefined)
+    const [, , uid, gid] = found?.stdout.split(':') ?? []
+    if (uid !== undefined && gid !== undefined) return { name, uid: Number(uid), gid: Number(gid) }
+  }
+  throw new Error("the host has neither a user 'libvirt-qemu' nor 'nobody'")
+}
+
+/** A root whose QEMUs run as another user, in a folder that he may enter. */
+async function dacRoot(t: TestContext) {
+  const user = await otherUser()
+  const root = await testRoot(t)
+  await chmod(root.folder, 0o755)
+  await mkdir(join(root.folder, 'root/etc'), { recursive: true })
+  await writeFile(join(root.folder, 'root/etc/qemu.json'), JSON.stringify({ security: ['dac'], user: user.name }))
+  await reopen(root)
+  return { ...root, root, user, theirs: `${user.uid}:${user.gid}` }
+}
+
+/** An overlay on a base, both readable by root only. */
+async function privateImages(folder: string, size = 32 * MiB) {
+  const base = await patternImage(folder, size)
+  const path = await overlay(folder, base.path)
+  await Promise.all([chmod(base.path, 0o600), chmod(path, 0o600)])
+  return { base, path }
+}
+
+async function ownerOf(path: string): Promise<string> {
+  const { uid, gid } = await stat(path)
+  return `${uid}:${gid}`
+}
+
+const rememberedOn = (path: string): string[] =>
+  native.listxattr(path).filter((name) => name.startsWith('trusted.libvirt.'))
+
+async function assertGivenBack(...paths: string[]): Promise<void> {
+  for (const path of paths) assert.deepEqual([path, await ownerOf(path), ...rememberedOn(path)], [path, '0:0'])
+}
+
+const pidOf = async (root: TestRoot, dom: Domain): Promise<number> =>
+  Number(await readFile(join(runDirOf(root, dom), 'qemu/pid'), 'utf8'))
+
+const shutOff = (dom: Domain): Promise<void> =>
+  until('the domain is shut off', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
+
+test('a guest runs as another user on images of root, is streamed, and everything goes back to its owner', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder, theirs, user } = await dacRoot(t)
+  const { base, path } = await privateImages(folder)
+  // the guest's serial line is a socket that QEMU makes itself
+  await chmod(folder, 0o777)
+  const dom = await root.conn.domainDefineXML(await guestXml(folder, { devices: diskXml('vda', path) }))
+  await dom.create()
+  const guest = await agentOf(t, folder)
+  const status = await readFile(`/proc/${await pidOf(root, dom)}/status`, 'utf8')
+  assert.match(status, new RegExp(`^Uid:(\\t${user.uid}){4}$`, 'm'))
+  assert.match(status, new RegExp(`^Gid:(\\t${user.gid}){4}$`, 'm'))
+  assert.match(status, /^CapEff:\t0+$/m)
+  assert.deepEqual([await ownerOf(path), await ownerOf(base.path)], [theirs, theirs])
+  assert.equal((await stat(join(runDirOf(root, dom), 'status.json'))).uid, 0)
+  const live = await dom.getXMLDesc(0)
+  assert.match(live, new RegExp(`<seclabel type='dynamic' model='dac' relabel='yes'>\\s*<label>\\+${user.uid}:`))
+  assert.doesNotMatch(await dom.getXMLDesc(VIR_DOMAIN_XML_INACTIVE), /seclabel/)
+
+  await guest.base('vda', base.seed, base.size)
+  await guest.work('vda')
+  await (
+    await dom.stream('vda')
+  ).finished
+  assert.equal(await backingOf(path), undefined)
+  await assertGivenBack(base.path)
+  assert.equal(await ownerOf(path), theirs)
+  await guest.stop()
+  assert.deepEqual((await guest.verify('vda')).bad, 0)
+  await powerOff(dom, guest)
+  await assertGivenBack(path, base.path)
+  assertNothingRuns(root)
+  await checkImage(path)
+})
+
+test('when QEMU is killed, and when we are, the owners come back', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder, theirs } = await dacRoot(t)
+  const { base, path } = await privateImages(folder)
+  const dom = await startPlain(root, { devices: diskXml('vda', path) })
+  assert.equal(await ownerOf(path), theirs)
+  process.kill(await pidOf(root, dom), 'SIGKILL')
+  await shutOff(dom)
+  await assertGivenBack(path, base.path)
+
+  await dom.create()
+  const pid = await pidOf(root, dom)
+  await root.conn.close()
+  process.kill(pid, 'SIGKILL')
+  assert.equal(await ownerOf(path), theirs)
+  await reopen(root)
+  await assertGivenBack(path, base.path)
+  assertNothingRuns(root)
+})
+
+test('a process that takes a domain over gives back what an earlier one granted', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder, theirs } = await dacRoot(t)
+  const { base, path } = await privateImages(folder)
+  await startPlain(root, { devices: diskXml('vda', path) })
+  // nobody asks for labels any more
+  await writeFile(join(folder, 'root/etc/qemu.json'), '{}')
+  await reopen(root)
+  const dom = await root.conn.domainLookupByName('guest')
+  assert.equal(await ownerOf(base.path), theirs)
+  await (
+    await dom.stream('vda')
+  ).finished
+  await assertGivenBack(base.path)
+  await dom.destroy()
+  await assertGivenBack(path)
+})
+
+test('a start that fails leaves every owner as it was', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder } = await dacRoot(t)
+  const { base, path } = await privateImages(folder)
+  const missing = `<serial type='file'><source path='${join(folder, 'no-folder/log')}'/></serial>`
+  await assert.rejects(
+    startPlain(root, { devices: diskXml('vda', path) + missing }),
+    virError('VIR_ERR_SYSTEM_ERROR', /no-folder/),
+  )
+  await assertGivenBack(path, base.path)
+  const refused = `<qemu:commandline><qemu:arg value='-no-such-option'/></qemu:commandline>`
+  await assert.rejects(
+    startPlain(root, {
+      name: 'refused',
+      devices: diskXml('vda', path),
+      attributes: "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'",
+      extra: refused,
+    }),
+    virError('VIR_ERR_INTERNAL_ERROR', /no-such-option/),
+  )
+  await assertGivenBack(path, base.path)
+})
+
+test('two domains share a base, which goes back when the second one has ended', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder, theirs } = await dacRoot(t)
+  const { base, path } = await privateImages(folder)
+  const other = await overlay(folder, base.path, { name: 'other.qcow2' })
+  const one = await startPlain(root, { name: 'one', devices: diskXml('vda', path) })
+  const two = await startPlain(root, { name: 'two', devices: diskXml('vda', other) })
+  await one.destroy()
+  assert.deepEqual([await ownerOf(path), await ownerOf(base.path)], ['0:0', theirs])
+  await two.destroy()
+  await assertGivenBack(path, other, base.path)
+})
+
+test('settings that are wrong keep the root closed and say what is wrong', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  await mkdir(join(root.folder, 'root/etc'), { recursive: true })
+  const settings = join(root.folder, 'root/etc/qemu.json')
+  for (const [text, message] of [
+    ['{', /is not JSON/],
+    ['{"securty": []}', /there is no setting 'securty'/],
+    [
+      '{"security": ["smack"]}',
+      /setting 'security' must be equal to one of the allowed values: dac, selinux, apparmor/,
+    ],
+    ['{"security": ["dac", "dac"]}', /setting 'security' must NOT have duplicate items/],
+  ] as const) {
+    await writeFile(settings, text)
+    await assert.rejects(reopen(root), virError('VIR_ERR_CONF_SYNTAX', message))
+  }
+  await writeFile(settings, '{"security": ["dac"], "user": "nobody-of-this-name"}')
+  await assert.rejects(reopen(root), virError('VIR_ERR_CONFIG_UNSUPPORTED', /'dac' cannot be used/))
+  await writeFile(settings, '{"security": "none"}')
+  await reopen(root)
+})
