@@ -77,9 +77,9 @@ export class DiskStream implements AsyncDisposable {
 
   /** Made by `Domain.stream()`: listens first, then starts the stream. */
   static async start(domain: Domain, session: Session, name: string, options: StreamOptions): Promise<DiskStream> {
+    const disk = await resolveDisk(domain, name)
     const events = listen(domain, session)
     try {
-      const disk = await resolveDisk(domain, name)
       await domain.streamDisk(disk, 0, VIR_STREAM_DISK_START, options)
       return new DiskStream(domain, session, disk, events, options.signal)
     } catch (error) {
@@ -147,9 +147,13 @@ export class DiskStream implements AsyncDisposable {
   }
 
   async #follow(): Promise<void> {
+    let missed = false
     for await (const event of this.#events) {
-      if (event.kind === 'overflow') await this.#catchUp()
+      if (event.kind === 'overflow') missed = true
       else this.#take(event)
+      if (missed && this.#ending === undefined && this.#events.length === 0) {
+        missed = !(await this.#catchUp())
+      }
       if (this.#ending !== undefined) break
     }
     this.#end({
@@ -179,12 +183,14 @@ export class DiskStream implements AsyncDisposable {
     return { error: fail('VIR_ERR_OPERATION_ABORTED', text) }
   }
 
-  /** Events were lost: the end of the stream may have been one of them. */
-  async #catchUp(): Promise<void> {
+  /** Events were lost, perhaps the end of the stream: asks. False when new events have come that may tell. */
+  async #catchUp(): Promise<boolean> {
     const state = await this.info().catch(() => undefined)
     if (state !== undefined) this.#advance(state)
-    else if (this.#events.length === 0)
+    else if (this.#events.length > 0) return false
+    else
       this.#end({ error: fail('VIR_ERR_OPERATION_FAILED', `how the stream of disk '${this.disk}' ended is not known`) })
+    return true
   }
 
   #advance({ offset, size }: StreamProgress): void {

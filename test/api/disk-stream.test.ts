@@ -2,8 +2,10 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
-import { Connect, VIR_STREAM_DISK_STOP } from '../../src/index.js'
+import type { DomainEvent, StreamDiskState } from '../../src/index.js'
+import { Connect, VIR_DOMAIN_BLOCK_JOB_COMPLETED, VIR_STREAM_DISK_STOP } from '../../src/index.js'
 import type { Domain } from '../../src/index.js'
+import { ref, scripted } from './scripted-driver.js'
 
 /** bytes/s that keep the test driver's 64 MiB busy for half a minute */
 const SLOW = 2 * 1024 * 1024
@@ -137,4 +139,51 @@ test('an aborted signal is not an event listener for ever', async (t) => {
   abort.abort()
   await aborted
   assert.deepEqual(await dom.streamDiskInfo(), [])
+})
+
+const completed: DomainEvent = {
+  kind: 'block-job',
+  domain: ref,
+  disk: 'vda',
+  path: '/i',
+  type: 1,
+  status: VIR_DOMAIN_BLOCK_JOB_COMPLETED,
+}
+const resumed: DomainEvent = { kind: 'lifecycle', domain: ref, event: 4, detail: 0 }
+
+/** A stream of a driver that says only what the test lets it say. */
+async function silentStream(states: StreamDiskState[]) {
+  const xml = "<domain type='test'><name>guest</name><memory>1</memory><os><type>hvm</type></os></domain>"
+  const { conn, emit } = await scripted({
+    domainGetXMLDesc: () => Promise.resolve(xml),
+    domainStreamDisk: () => Promise.resolve(0),
+    domainStreamDiskInfo: () => Promise.resolve(states),
+  })
+  return { emit, stream: await (await conn.domainLookupByName('guest')).stream('vda') }
+}
+
+test('the end is heard however many other events come before it', async () => {
+  const { emit, stream } = await silentStream([])
+  for (let count = 0; count < 3000; count += 1) emit(resumed)
+  emit(completed)
+  await stream.finished
+})
+
+test('a stream whose end was lost among too many events does not wait for ever', async () => {
+  const { emit, stream } = await silentStream([])
+  emit(completed)
+  for (let count = 0; count < 3000; count += 1) emit(resumed)
+  await assert.rejects(stream.finished, { code: 'VIR_ERR_OPERATION_FAILED', message: /is not known/ })
+})
+
+test('a stream that still runs after too many events goes on', async () => {
+  const state = { path: 'virtio-disk0', disk: 'vda', mode: 'full', bandwidth: 0, status: 'running' } as const
+  const { emit, stream } = await silentStream([{ ...state, offset: 5, size: 9 }])
+  for (let count = 0; count < 3000; count += 1) emit(resumed)
+  for await (const { offset } of stream) {
+    assert.equal(offset, 5)
+    break
+  }
+  emit(completed)
+  await stream.finished
 })

@@ -130,9 +130,9 @@ test('Ctrl-C and kill -9 in the middle of --wait leave the stream running, and i
 test('event waits for the end of a stream that another process began', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const sh = await shell(t)
-  await definePlain(sh)
+  await definePlain(sh, 32 * MiB)
   await sh.ok('start', 'guest', '--paused')
-  await sh.ok('blockpull', 'guest', 'vda', '--bandwidth', '16')
+  await sh.ok('blockpull', 'guest', 'vda', '--bandwidth', '2')
   const heard = await sh.ok('event', '--event', 'block-job', '--domain', 'guest', '--timeout', '60')
   assert.match(
     heard,
