@@ -186,10 +186,11 @@ export function ioThrottleArguments(disk: DiskDef): (Record<string, number | str
   }
 }
 
+/** The object that has the block backend: for two kinds of disk it is one inside of the device. */
 function throttleTarget(disk: DiskDef): string {
   const alias = aliasOf(disk, `disk '${disk.target}'`)
   if (disk.bus === 'virtio') return `/machine/peripheral/${alias}/virtio-backend`
-  return alias
+  return disk.bus === 'usb' ? `/machine/peripheral/${alias}/${alias}.0/legacy[0]` : alias
 }
 
 const throttleNames: Record<string, string> = {

@@ -9,6 +9,7 @@ import type { DomainDef, StorageSource } from '../../src/conf/domain-def.js'
 import { native } from '../../src/native.js'
 import type { BlockdevOptions } from '../../src/qemu/blockdev.js'
 import { QemuCapabilities } from '../../src/qemu/capabilities.js'
+import { ioThrottleArguments } from '../../src/qemu/command-disk.js'
 import { buildCommand, commandEnvironment } from '../../src/qemu/command.js'
 import { QmpSchema } from '../../src/qemu/qmp-schema.js'
 import { QmpClient } from '../../src/qmp/client.js'
@@ -59,12 +60,32 @@ async function startAndQuit(t: TestContext, argv: string[], def: DomainDef, fold
     const client = await QmpClient.connect(connect(path), { timeout: 60_000 })
     const status = await client.execute('query-status', undefined, { timeout: 10_000 })
     assert.deepEqual(status, { singlestep: false, running: false, status: 'prelaunch' })
+    await throttleDisks(client, def)
     const ended = once(child, 'exit')
     await client.execute('quit', undefined, { timeout: 10_000 })
     assert.deepEqual(await ended, [0, null])
   } catch (error) {
-    throw new Error(`QEMU said: ${words}`, { cause: error })
+    throw new Error(`${String(error)}; QEMU said: ${words}`, { cause: error })
   }
+}
+
+/** Each disk that has a medium takes limits. */
+async function throttleDisks(client: QmpClient, def: DomainDef): Promise<void> {
+  const disks = def.disks.filter((disk) => disk.source !== undefined)
+  for (const disk of disks) {
+    const args = ioThrottleArguments({
+      ...disk,
+      iotune: { total_bytes_sec: MiB, write_iops_sec: 5, write_iops_sec_max: 7 },
+    })
+    await client.execute('block_set_io_throttle', args, { timeout: 10_000 })
+  }
+  const blocks = (await client.execute('query-block', undefined, { timeout: 10_000 })) as BlockDevice[]
+  const limited = blocks.filter(({ inserted }) => inserted?.bps === MiB && inserted.iops_wr_max === 7)
+  assert.equal(limited.length, disks.length)
+}
+
+interface BlockDevice {
+  inserted?: { bps: number; iops_wr_max?: number }
 }
 
 // --- the files that the definitions name -----------------------------------------------------------------------
