@@ -1,11 +1,17 @@
 // Open-file-description locks: they belong to the open file, not to the process, so a descriptor that is passed to
 // another process takes its lock along, and closing another descriptor of the same file doesn't drop them.
 #include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cerrno>
 
 #include "addon.h"
 #include "errors.h"
+
+#ifndef SYS_pidfd_getfd
+#define SYS_pidfd_getfd 438
+#endif
 
 namespace {
 
@@ -59,10 +65,22 @@ Napi::Value TestLock(const Napi::CallbackInfo& info) {
   return found;
 }
 
+Napi::Value CopyFd(const Napi::CallbackInfo& info) {
+  const int pid = Descriptor(info[0]);
+  const int process = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+  if (process < 0) ThrowErrno(info.Env(), errno, "pidfd_open");
+  const int copy = static_cast<int>(syscall(SYS_pidfd_getfd, process, Descriptor(info[1]), 0));
+  const int error = errno;
+  close(process);
+  if (copy < 0) ThrowErrno(info.Env(), error, "pidfd_getfd");
+  return Napi::Number::New(info.Env(), copy);
+}
+
 }  // namespace
 
 void InitLocks(Napi::Env env, Napi::Object exports) {
   exports.Set("lockFile", Napi::Function::New(env, LockFile, "lockFile"));
   exports.Set("unlockFile", Napi::Function::New(env, UnlockFile, "unlockFile"));
   exports.Set("testLock", Napi::Function::New(env, TestLock, "testLock"));
+  exports.Set("copyFd", Napi::Function::New(env, CopyFd, "copyFd"));
 }

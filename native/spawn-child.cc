@@ -6,10 +6,12 @@
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <climits>
+#include <cstring>
 
 const char kSelinuxExecPath[] = "/proc/thread-self/attr/exec";
 const char kApparmorExecPath[] = "/proc/thread-self/attr/apparmor/exec";
@@ -92,6 +94,11 @@ void MapDescriptors(SpawnPlan& plan) {
   const int pipe = fcntl(plan.errorPipe, F_DUPFD_CLOEXEC, above);
   if (pipe < 0) Fail(plan, "fcntl");
   plan.errorPipe = pipe;
+  if (plan.control >= 0) {
+    plan.control = fcntl(plan.control, F_DUPFD_CLOEXEC, above);
+    if (plan.control < 0) Fail(plan, "fcntl");
+    close(plan.controlOther);  // so that a parent that dies is the end of the stream
+  }
   for (size_t i = 0; i < plan.fds.size(); i++) {
     plan.moved[i] = fcntl(plan.fds[i].source, F_DUPFD_CLOEXEC, above);
     if (plan.moved[i] < 0) Fail(plan, "fcntl");
@@ -129,6 +136,50 @@ void SetIdentity(const SpawnPlan& plan) {
   if (plan.setUid && syscall(SYS_setresuid, plan.uid, plan.uid, plan.uid) != 0) Fail(plan, "setresuid");
 }
 
+constexpr time_t kConnectSeconds = 10;
+
+// Stays open in the program, under whichever number is free.
+int Connect(const SpawnPlan& plan) {
+  const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  if (fd < 0) Fail(plan, "socket");
+  timeval patience{kConnectSeconds, 0};
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+  int result;
+  do {
+    result = connect(fd, reinterpret_cast<const sockaddr*>(&plan.connectTo), plan.connectLength);
+  } while (result != 0 && errno == EINTR);
+  if (result != 0) Fail(plan, "connect", FailedPath::connection);
+  patience = {};
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+  return fd;
+}
+
+// Tells the parent that this process is there, and waits until it may go on.
+void Hold(const SpawnPlan& plan) {
+  const int connection = plan.connects ? Connect(plan) : -1;
+  char byte = 1;
+  iovec part{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))]{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  if (connection >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof connection);
+    memcpy(CMSG_DATA(header), &connection, sizeof connection);
+  }
+  if (sendmsg(plan.control, &message, MSG_NOSIGNAL) != 1) _exit(127);
+  ssize_t got;
+  do {
+    got = read(plan.control, &byte, 1);
+  } while (got < 0 && errno == EINTR);
+  if (got != 1) _exit(127);  // nobody is left who could want this program
+}
+
 }  // namespace
 
 void RunSpawnChild(SpawnPlan& plan) {
@@ -136,6 +187,7 @@ void RunSpawnChild(SpawnPlan& plan) {
   if (plan.newSession && setsid() < 0) Fail(plan, "setsid");
   if (plan.setUmask) umask(plan.mask);
   MapDescriptors(plan);
+  if (plan.control >= 0) Hold(plan);
   SetLabels(plan);
   SetIdentity(plan);
   // as the user that the program runs as: a directory that it may not enter is an error here

@@ -1,5 +1,7 @@
 #pragma once
+#include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/un.h>
 
 #include <string>
 #include <vector>
@@ -29,10 +31,15 @@ struct SpawnPlan {
   mode_t mask = 0;
   bool newSession = false;
   int errorPipe = -1;  // close-on-exec
+  int control = -1;       // our end of a pair of sockets when it is to stop before exec; close-on-exec
+  int controlOther = -1;  // the parent's end
+  bool connects = false;
+  sockaddr_un connectTo{};
+  socklen_t connectLength = 0;
 };
 
 // What a child that failed writes into its error pipe. `syscall` points to a literal, `what` says which path belongs to it.
-enum class FailedPath { none, file, cwd, selinux, apparmor };
+enum class FailedPath { none, file, cwd, selinux, apparmor, connection };
 struct SpawnFailure {
   int error;
   const char* syscall;

@@ -8,6 +8,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <cstddef>
+#include <cstring>
+#include <map>
+#include <mutex>
 
 #include "addon.h"
 #include "children.h"
@@ -118,11 +122,12 @@ int ChildMain(void* argument) {
 }
 
 // Starts the child on a stack of its own. It shares our memory until exec, which spares copying the page tables of a
-// large process; a child that changes its user gets a copy, because another user must not see ours for a moment.
+// large process; a child that changes its user gets a copy, because another user must not see ours for a moment,
+// and so does one that stops before exec, since who shares stops us.
 pid_t StartChild(SpawnPlan& plan) {
   void* stack = mmap(nullptr, kStackSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
   if (stack == MAP_FAILED) return -1;
-  const bool share = !plan.setUid && !plan.setGid && !plan.setGroups;
+  const bool share = !plan.setUid && !plan.setGid && !plan.setGroups && plan.control < 0;
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
@@ -136,32 +141,67 @@ pid_t StartChild(SpawnPlan& plan) {
   return pid;
 }
 
-std::string PathOf(const SpawnPlan& plan, FailedPath path) {
+// What an error of the child may name.
+struct Paths {
+  std::string file;
+  std::string cwd;
+  std::string connection;
+};
+
+const std::string& PathOf(const Paths& paths, FailedPath path) {
+  static const std::string none, selinux(kSelinuxExecPath), apparmor(kApparmorExecPath);
   switch (path) {
     case FailedPath::file:
-      return plan.file;
+      return paths.file;
     case FailedPath::cwd:
-      return plan.cwd;
+      return paths.cwd;
+    case FailedPath::connection:
+      return paths.connection;
     case FailedPath::selinux:
-      return kSelinuxExecPath;
+      return selinux;
     case FailedPath::apparmor:
-      return kApparmorExecPath;
+      return apparmor;
     case FailedPath::none:
       break;
   }
-  return "";
+  return none;
 }
 
-Napi::Value Spawn(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  if (!info[0].IsObject()) throw Napi::TypeError::New(env, "options must be an object");
+void Reap(pid_t pid) {
+  while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+  }
+}
+
+// Waits until the child has become the program, or throws what it failed with. Closes the pipe.
+void AwaitExec(Napi::Env env, pid_t pid, int errorPipe, const Paths& paths) {
+  SpawnFailure failure{};
+  ssize_t got;
+  do {
+    got = read(errorPipe, &failure, sizeof failure);
+  } while (got < 0 && errno == EINTR);
+  close(errorPipe);
+  if (got == 0) {  // exec closed the pipe
+    RememberChild(pid);
+    return;
+  }
+  Reap(pid);
+  ThrowErrno(env, failure.error, std::string("spawn ") + failure.syscall, PathOf(paths, failure.path));
+}
+
+void ReadOptions(const Napi::CallbackInfo& info, SpawnPlan& plan, Strings& strings) {
+  if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "options must be an object");
   const auto options = info[0].As<Napi::Object>();
-  SpawnPlan plan;
-  Strings strings;
   ReadStrings(options, plan, strings);
   ReadFds(options, plan);
   ReadIdentity(options, plan);
   ReadRest(options, plan);
+}
+
+Napi::Value Spawn(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  SpawnPlan plan;
+  Strings strings;
+  ReadOptions(info, plan, strings);
 
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) ThrowErrno(env, errno, "spawn pipe2");
@@ -169,26 +209,139 @@ Napi::Value Spawn(const Napi::CallbackInfo& info) {
   const pid_t pid = StartChild(plan);
   const int cloneError = errno;
   close(ends[1]);
-  SpawnFailure failure{};
-  ssize_t got = 0;
-  if (pid > 0) {
-    do {
-      got = read(ends[0], &failure, sizeof failure);
-    } while (got < 0 && errno == EINTR);
+  if (pid < 0) {
+    close(ends[0]);
+    ThrowErrno(env, cloneError, "spawn clone");
   }
-  close(ends[0]);
-  if (pid < 0) ThrowErrno(env, cloneError, "spawn clone");
-  if (got == 0) {  // exec closed the pipe
-    RememberChild(pid);
-    return Napi::Number::New(env, pid);
+  AwaitExec(env, pid, ends[0], {plan.file, plan.cwd, ""});
+  return Napi::Number::New(env, pid);
+}
+
+// --- children that stop before exec ---
+
+struct HeldChild {
+  int errorPipe;
+  int control;
+  Paths paths;
+};
+
+std::mutex heldGuard;
+
+std::map<pid_t, HeldChild>& HeldChildren() {
+  static auto* held = new std::map<pid_t, HeldChild>();
+  return *held;
+}
+
+HeldChild TakeHeld(Napi::Env env, const Napi::Value& value) {
+  const std::lock_guard lock(heldGuard);
+  const auto found = HeldChildren().find(static_cast<pid_t>(Id(value, "pid")));
+  if (found == HeldChildren().end()) ThrowErrno(env, ESRCH, "resume");
+  HeldChild child = found->second;
+  HeldChildren().erase(found);
+  return child;
+}
+
+void ReadConnection(const Napi::Value& value, SpawnPlan& plan) {
+  if (value.IsUndefined()) return;
+  const std::string path = SystemString(value, "path");
+  if (path.empty()) ThrowErrno(value.Env(), EINVAL, "connect");
+  if (path.size() >= sizeof plan.connectTo.sun_path) ThrowErrno(value.Env(), ENAMETOOLONG, "connect", path);
+  plan.connects = true;
+  plan.connectTo.sun_family = AF_UNIX;
+  std::memcpy(plan.connectTo.sun_path, path.c_str(), path.size() + 1);
+  plan.connectLength = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size() + 1);
+}
+
+// The first word of a held child, with its connection: false when it ended before it could say it.
+bool ReceiveConnection(int control, int& connection) {
+  char byte;
+  iovec part{&byte, 1};
+  alignas(cmsghdr) char buffer[CMSG_SPACE(sizeof(int))]{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = buffer;
+  message.msg_controllen = sizeof buffer;
+  ssize_t got;
+  do {
+    got = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
+  } while (got < 0 && errno == EINTR);
+  if (got != 1) return false;
+  const cmsghdr* header = CMSG_FIRSTHDR(&message);
+  if (header != nullptr) std::memcpy(&connection, CMSG_DATA(header), sizeof connection);
+  return true;
+}
+
+Napi::Value SpawnHeld(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  SpawnPlan plan;
+  Strings strings;
+  ReadOptions(info, plan, strings);
+  ReadConnection(info[1], plan);
+
+  int ends[2];
+  int pair[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) ThrowErrno(env, errno, "spawn pipe2");
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
+    const int error = errno;
+    close(ends[0]);
+    close(ends[1]);
+    ThrowErrno(env, error, "spawn socketpair");
   }
-  while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+  plan.errorPipe = ends[1];
+  plan.controlOther = pair[0];
+  plan.control = pair[1];
+  const pid_t pid = StartChild(plan);
+  const int cloneError = errno;
+  close(ends[1]);
+  close(pair[1]);
+  int connection = -1;
+  const Paths paths{plan.file, plan.cwd, plan.connectTo.sun_path};
+  if (pid > 0 && ReceiveConnection(pair[0], connection)) {
+    const std::lock_guard lock(heldGuard);
+    HeldChildren().insert_or_assign(pid, HeldChild{ends[0], pair[0], paths});
+  } else {
+    close(pair[0]);
+    if (pid < 0) {
+      close(ends[0]);
+      ThrowErrno(env, cloneError, "spawn clone");
+    }
+    AwaitExec(env, pid, ends[0], paths);
+    ThrowErrno(env, ESRCH, "spawn");  // killed by someone
   }
-  ThrowErrno(env, failure.error, std::string("spawn ") + failure.syscall, PathOf(plan, failure.path));
+  Napi::Object answer = Napi::Object::New(env);
+  answer.Set("pid", Napi::Number::New(env, pid));
+  if (connection >= 0) answer.Set("connection", Napi::Number::New(env, connection));
+  return answer;
+}
+
+void ResumeHeld(const Napi::CallbackInfo& info) {
+  const HeldChild child = TakeHeld(info.Env(), info[0]);
+  const char byte = 1;
+  const ssize_t sent = send(child.control, &byte, 1, MSG_NOSIGNAL);
+  const int error = errno;
+  close(child.control);
+  const auto pid = static_cast<pid_t>(Id(info[0], "pid"));
+  if (sent == 1) return AwaitExec(info.Env(), pid, child.errorPipe, child.paths);
+  close(child.errorPipe);  // killed by someone
+  Reap(pid);
+  ThrowErrno(info.Env(), error, "resume");
+}
+
+void DropHeld(const Napi::CallbackInfo& info) {
+  const HeldChild child = TakeHeld(info.Env(), info[0]);
+  const auto pid = static_cast<pid_t>(Id(info[0], "pid"));
+  kill(pid, SIGKILL);
+  close(child.control);
+  close(child.errorPipe);
+  Reap(pid);
 }
 
 }  // namespace
 
 void InitSpawn(Napi::Env env, Napi::Object exports) {
   exports.Set("spawn", Napi::Function::New(env, Spawn, "spawn"));
+  exports.Set("spawnHeld", Napi::Function::New(env, SpawnHeld, "spawnHeld"));
+  exports.Set("resumeHeld", Napi::Function::New(env, ResumeHeld, "resumeHeld"));
+  exports.Set("dropHeld", Napi::Function::New(env, DropHeld, "dropHeld"));
 }

@@ -68,6 +68,17 @@ export interface PeerCredentials {
 export interface NativeAddon {
   /** fork + exec; returns the pid. Failing steps in the child (setuid, exec, …) throw here, with the syscall's name. */
   spawn(options: SpawnOptions): number
+  /**
+   * As `spawn`, but the child stops before it takes its labels, its user and the program: at a number that is that of the
+   * program later. `connect`: path of a unix socket to which the child itself connects before it stops (its peer sees
+   * the child's pid, and our user); the connection stays open in the program, and `connection` is a copy of it. The
+   * child ends when we do. Watch it once it goes on.
+   */
+  spawnHeld(options: SpawnOptions, connect?: string): { pid: number; connection?: number }
+  /** Lets a held child go on, and answers once it is the program. Throws as `spawn` does. ESRCH when there is none. */
+  resumeHeld(pid: number): void
+  /** Ends a held child. ESRCH when there is none. */
+  dropHeld(pid: number): void
   /** Watches any process by pid, and reaps it if spawn() started it; `onExit` runs once, on the event loop, also for a process that is not our child. ESRCH when there is none. */
   watchProcess(pid: number, onExit: (exit: ProcessExit) => void): ProcessWatch
 
@@ -94,6 +105,8 @@ export interface NativeAddon {
   unlockFile(fd: number, start: number, length: number): void
   /** F_OFD_GETLK: the conflicting lock that another description holds; its pid is -1 for OFD locks. */
   testLock(fd: number, lock: FileLock): (FileLock & { pid: number }) | undefined
+  /** A copy of another process's descriptor (pidfd_getfd, Linux 5.6): the same open file, with its locks. EPERM when we may not trace it. */
+  copyFd(pid: number, fd: number): number
 
   /** value, or undefined when the attribute is not set; symbolic links are not followed */
   getxattr(path: string, name: string): Uint8Array | undefined
