@@ -1,6 +1,6 @@
 /** Commands that stream disks. */
 import type { Domain } from '../api/domain.js'
-import type { StreamDiskState, StreamOptions } from '../driver.js'
+import type { StreamDiskState, StreamEngine, StreamOptions } from '../driver.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
 import type { Context } from './context.js'
 import { DETACHED, follow } from './follow.js'
@@ -13,9 +13,13 @@ import type { Values } from './values.js'
 function streamOptions(options: Values): StreamOptions {
   const bandwidth = parseBandwidth(options.text('bandwidth'), options.flag('bytes'))
   const base = options.text('base')
+  const engine = options.text('engine')
   return {
     ...(bandwidth > 0 && { bandwidth }),
     ...(base !== undefined && { base }),
+    ...(options.flag('idle') && { policy: 'idle' as const }),
+    // what is no engine is refused below, with the names of those that are
+    ...(engine !== undefined && { engine: engine as StreamEngine | 'auto' }),
   }
 }
 
@@ -45,7 +49,9 @@ async function waitFor(context: Context, domain: Domain, disk: string, options: 
 async function one(context: Context, domain: Domain, disk: string, options: Values): Promise<void> {
   const offset = options.count('offset') ?? 0
   const failure = `Failed to stream a unit of disk '${disk}' of domain '${domain.name}'`
-  const next = await context.attempt(failure, () => domain.streamDisk(disk, offset, VIR_STREAM_DISK_ONE))
+  const unit = options.count('unit')
+  const how = unit === undefined ? {} : { unit }
+  const next = await context.attempt(failure, () => domain.streamDisk(disk, offset, VIR_STREAM_DISK_ONE, how))
   if (options.flag('json')) context.printJson({ offset: next })
   else context.print(String(next))
 }
@@ -71,6 +77,7 @@ function checkUsage(options: Values): void {
   if (!wait && options.flag('attach')) throw new UsageError('option --attach requires --wait')
   if (!options.flag('one') && options.text('offset') !== undefined)
     throw new UsageError('option --offset requires --one')
+  if (!options.flag('one') && options.text('unit') !== undefined) throw new UsageError('option --unit requires --one')
 }
 
 const streamDiskCommand: CommandSpec = {
@@ -82,13 +89,19 @@ const streamDiskCommand: CommandSpec = {
     ['--start', 'stream the whole disk in the background (the default)'],
     ['--stop', 'stop the stream; what was copied stays, and a new stream goes on from there'],
     ['--one', 'stream one unit, and print the offset of the next'],
-    ['--offset <bytes>', 'with --one: where the unit begins; default: 0'],
+    ['--offset <bytes>', 'with --one: where to look for the unit; default: 0'],
+    ['--unit <bytes>', 'with --one: how large it is, at most 32 MiB; default: 512 KiB'],
     ['--attach', 'with --wait: follow the stream that runs already'],
     [
       '--bandwidth <number>',
       'at most so many MiB/s (bytes/s with --bytes; or with a unit, as 500K, 2G); default: no limit',
     ],
     ['--bytes', 'the bandwidth is in bytes/s'],
+    ['--idle', "only in the gaps of the guest's own I/O, as long as a process has the tree open"],
+    [
+      '--engine <name>',
+      "'job': QEMU's own job, one request at a time; 'pull': many requests at once, for bases with latency; default: 'auto', 'pull' for remote bases",
+    ],
     ['--base <path>', 'keep this image of the backing chain as backing image; default: none is kept'],
     ['--wait', 'wait for the end: with a progress bar on a terminal, with lines elsewhere'],
     ['--verbose', 'taken for the sake of blockpull: --wait shows progress anyway'],
@@ -105,6 +118,7 @@ const streamDiskCommand: CommandSpec = {
     ['stream-disk web1 vda --bandwidth 50', 'stream it in the background, at most 50 MiB/s'],
     ['stream-disk web1 vda --wait --timeout 3600', 'for an hour at most'],
     ['stream-disk web1 vda --stop', 'stop it'],
+    ['stream-disk web1 vda --one --offset 1048576', 'one unit at or behind 1 MiB; prints the offset for the next'],
   ],
   exit: [[String(DETACHED), 'Ctrl-C while waiting; the stream goes on']],
   seeAlso: ['stream-info', 'blockpull', 'event'],
