@@ -22,7 +22,9 @@ export type {
   LockDriver,
   LockHolder,
   LockOwner,
+  LabelTarget,
   LockResource,
+  ProcessLabel,
   SecurityDriver,
   StreamDiskState,
   StreamOptions,
@@ -31,6 +33,8 @@ export { errorCodes, errorDomains } from './error-codes.gen.js'
 export { VirError } from './error.js'
 export type { VirErrorCode, VirErrorDomain } from './error.js'
 export * from './stream-flags.js'
+export { securityDriver } from './security/load.js'
+export type { SecurityDriverOptions } from './security/load.js'
 export { createOverlay } from './storage/overlay.js'
 export type { OverlayRequest } from './storage/overlay.js'
 export type { StorageSource } from './conf/domain-def.js'

@@ -5,8 +5,8 @@ import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { Connect } from '../src/index.js'
 import { run } from '../src/util/run.js'
-import { processesOf } from './support/domain.js'
-import { patternImage, temporaryFolder } from './support/images.js'
+import { diskXml, plainXml, processesOf } from './support/domain.js'
+import { overlay, patternImage, temporaryFolder } from './support/images.js'
 import { requires } from './support/requires.js'
 
 const repository = fileURLToPath(new URL('../..', import.meta.url))
@@ -29,7 +29,7 @@ test('each example is under 40 lines and imports the package by its name', () =>
 })
 
 test('an example without arguments says how it is used', async () => {
-  for (const name of ['stream-a-disk', 'watch-events', 'start-from-template'])
+  for (const name of ['stream-a-disk', 'watch-events', 'start-from-template', 'security-driver'])
     await assert.rejects(example(name), new RegExp(`usage: ${name} URI`))
 })
 
@@ -60,4 +60,24 @@ test('start-from-template starts a domain on a thin image and makes it whole, on
   assert.equal(await domain.isActive(), true)
   await domain.destroy()
   await run('qemu-img', ['compare', '-f', 'raw', '-F', 'qcow2', path, image])
+})
+
+test('security-driver says what QEMU gets and takes back, and refuses images from elsewhere, on real QEMU', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const folder = await temporaryFolder(t)
+  const uri = `qemu:///embed?root=${join(folder, 'root')}`
+  const { path: base } = await patternImage(folder, 4 * MiB)
+  const image = await overlay(folder, base)
+  {
+    await using conn = await Connect.open(uri)
+    await conn.domainDefineXML(plainXml({ name: 'fenced', devices: diskXml('vda', image) }))
+  }
+  const { stdout } = await example('security-driver', uri, 'fenced', folder)
+  const lines = stdout.trimEnd().split('\n')
+  assert.deepEqual(lines.slice(0, 2), [`fenced gets disk ${image}`, `fenced gets backing ${base}, read-only`])
+  const [newest, oldest] = lines.slice(-2)
+  assert.ok(newest?.startsWith(`fenced had ${base} since 20`), newest)
+  assert.ok(oldest?.startsWith(`fenced had ${image} since 20`), oldest)
+  await assert.rejects(example('security-driver', uri, 'fenced', join(folder, 'root')), /VIR_ERR_OPERATION_DENIED/)
+  assert.deepEqual(processesOf(folder), [])
 })

@@ -3,7 +3,10 @@ import type { DomainDef } from '../conf/domain-def.js'
 import type { LabelTarget } from './security-driver.js'
 
 /** A path in quotes, where only the marks of patterns mean something. */
-const quoted = (path: string): string => `"${path.replace(/[\\"*?[\]{}^,@]/g, '\\$&')}"`
+function quoted(path: string): string {
+  const octal = (char: string): string => `\\${char.charCodeAt(0).toString(8).padStart(3, '0')}`
+  return `"${path.replace(/[\\"*?[\]{}^,@]/g, '\\$&').replace(/[\x00-\x1f\x7f]/g, octal)}"`
+}
 
 /** One rule for each thing that a QEMU gets; several lines for a folder. QEMU locks images, hence k. */
 export function fileRule(target: Pick<LabelTarget, 'path' | 'kind' | 'readonly'>, isDirectory: boolean): string {
