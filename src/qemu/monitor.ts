@@ -186,6 +186,10 @@ export class Monitor {
   setVncPassword(password: string): Promise<unknown> {
     return this.#run('set_password', { protocol: 'vnc', password }, QUERY)
   }
+  /** The cable of a network device: plugged in or not. */
+  setLink(name: string, up: boolean): Promise<unknown> {
+    return this.#run('set_link', { name, up }, QUERY)
+  }
   /** A command as the user wrote it; resolves to QEMU's whole reply object as text. */
   async passThrough(command: string, args: object | undefined): Promise<unknown> {
     return this.#run(command, args, CONTROL)
@@ -216,6 +220,11 @@ export class Monitor {
   /** `options`: all of the node's, also those that stay as they are */
   blockdevReopen(options: BlockdevOptions): Promise<unknown> {
     return this.#run('blockdev-reopen', { options: [options] }, CONTROL)
+  }
+
+  /** `args`: see `ioThrottleArguments` */
+  blockSetIoThrottle(args: object): Promise<unknown> {
+    return this.#run('block_set_io_throttle', args, CONTROL)
   }
 
   // --- block jobs ---

@@ -1,7 +1,7 @@
 /** From a definition to a running QEMU, and back to nothing when a step fails. */
 import { copyFileSync, existsSync, mkdirSync, rmSync, writeFileSync, constants as fsConstants } from 'node:fs'
 import { dirname, join } from 'node:path'
-import type { ChardevDef, DiskDef, DomainDef } from '../conf/domain-def.js'
+import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import type { ProcessExit, ProcessWatch } from '../native.js'
@@ -16,7 +16,7 @@ import type { QemuCapabilities } from './capabilities.js'
 import { buildCommand, commandEnvironment, commandSecretFiles } from './command.js'
 import { prepareDefinition } from './definition.js'
 import { beginBootStreams } from './boot-streams.js'
-import { pinProcess } from './cpu-affinity.js'
+import { configure } from './configure.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
 import { finishLive } from './exit.js'
@@ -180,7 +180,7 @@ async function bringUp(
         runDir: qemuDir(runDir),
         ...(options.load && { incoming: 'defer' as const }),
       }),
-    env: commandEnvironment(def),
+    env: { LC_ALL: 'C', PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...commandEnvironment(def) },
     runDir,
     logFile,
     listen: (path, backlog) => access.listen(path, backlog),
@@ -233,29 +233,6 @@ export function makeLive(qemu: Qemu, vm: Vm, parts: LiveParts): Live {
   }
   parts.access.persist = () => saveStatus(vm, live)
   return live
-}
-
-/** What is said to a QEMU over its monitor before the guest begins, and what it has to tell. */
-async function configure(live: Live): Promise<void> {
-  const { def, monitor } = live
-  if (def.vcpu.cpuset !== undefined) await pinProcess(live.pid, def.vcpu.cpuset)
-  await monitor.setAction({
-    shutdown: def.onPoweroff === 'restart' || def.onPoweroff === 'preserve' ? 'pause' : 'poweroff',
-    reboot: def.onReboot === 'destroy' ? 'shutdown' : 'reset',
-    panic: def.onCrash === 'restart' || def.onCrash === 'preserve' ? 'pause' : 'shutdown',
-  })
-  const chardevs = await monitor.queryChardev()
-  for (const device of [...def.serials, ...def.consoles, ...def.channels]) notePty(device, chardevs)
-  const [console, serial] = [def.consoles[0], def.serials[0]]
-  if (console !== undefined && serial !== undefined && console.targetType === 'serial') console.source = serial.source
-  for (const graphics of def.graphics)
-    if (graphics.type === 'vnc' && graphics.passwd !== undefined) await monitor.setVncPassword(graphics.passwd)
-}
-
-function notePty(device: ChardevDef, chardevs: { label: string; filename: string }[]): void {
-  if (device.source.type !== 'pty') return
-  const found = chardevs.find((candidate) => candidate.label === `char${device.alias ?? ''}`)
-  if (found?.filename.startsWith('pty:') === true) device.source.path = found.filename.slice('pty:'.length)
 }
 
 async function begin(qemu: Qemu, vm: Vm, live: Live, options: StartOptions): Promise<void> {

@@ -77,6 +77,9 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     blockdevAdd: () => monitor.blockdevAdd({ driver: 'file', 'node-name': 'n', filename: '/x' }),
     blockdevDel: () => monitor.blockdevDel('n'),
     blockdevReopen: () => monitor.blockdevReopen({ driver: 'qcow2', 'node-name': 'n', file: 'm', backing: null }),
+    blockSetIoThrottle: () =>
+      monitor.blockSetIoThrottle({ id: 'x', bps: 1, bps_rd: 0, bps_wr: 0, iops: 0, iops_rd: 0, iops_wr: 0 }),
+    setLink: () => monitor.setLink('net0', false),
     queryJobs: () => monitor.queryJobs(),
     queryBlockJobs: () => monitor.queryBlockJobs(),
     blockStream: () =>
