@@ -88,7 +88,9 @@ async function obstacle(live: Live, job: BlockJob, trouble: Place['trouble']): P
 
 async function flushWhenDue(qemu: Qemu, live: Live, job: BlockJob, flushedAt: Map<BlockJob, number>): Promise<void> {
   const now = performance.now()
-  const last = flushedAt.get(job) ?? 0
+  // at the first look the stream has just begun; a short one is over before a flush is due
+  const last = flushedAt.get(job) ?? now - INTERVAL
+  flushedAt.set(job, last)
   if (job.movedAt <= last || now - last < FLUSH_INTERVAL) return
   flushedAt.set(job, now)
   await live.exports
