@@ -1,5 +1,5 @@
 /**
- * All benchmarks, or those that are named: `npm run bench -- [stream] [start] [overhead] [xml] [--rounds N] [--size MIB]`.
+ * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [start] [overhead] [xml] [--rounds N] [--size MIB]`.
  * Writes tables in Markdown. Nothing is held against a limit: a busy machine is no failure.
  */
 import { cpus, release, totalmem } from 'node:os'
@@ -7,6 +7,7 @@ import { parseArgs } from 'node:util'
 import { runProgram } from '../scripts/program.js'
 import { run } from '../src/util/run.js'
 import { MiB, type Bench } from './bench.js'
+import { benchEngines } from './engines.js'
 import { benchOverhead } from './overhead.js'
 import { markdown, median, type Table } from './report.js'
 import { benchStart } from './start.js'
@@ -15,6 +16,7 @@ import { benchTexts, benchXml } from './xml.js'
 
 export const benches: Readonly<Record<string, { bench: Bench; rounds: number; mib: number }>> = {
   stream: { bench: benchStream, rounds: 5, mib: 1024 },
+  engines: { bench: benchEngines, rounds: 5, mib: 512 },
   start: { bench: benchStart, rounds: 3, mib: 512 },
   overhead: { bench: benchOverhead, rounds: 15, mib: 16 },
   xml: { bench: (_t, { rounds }) => Promise.resolve([xmlTable(rounds)]), rounds: 5, mib: 1 },
