@@ -48,7 +48,10 @@ describe("libvirt's test data", { skip: missing }, () => {
     }
   })
 
-  const slow = process.env['CORPUS_QEMU'] === '1' ? false : 'runs where CORPUS_QEMU=1 is set besides LIBVIRT_SOURCE: it takes minutes'
+  const slow =
+    process.env['CORPUS_QEMU'] === '1'
+      ? false
+      : 'runs where CORPUS_QEMU=1 is set besides LIBVIRT_SOURCE: it takes minutes'
   test('real QEMU takes as many command lines as recorded', { skip: slow }, async (t) => {
     const qemu = await qemuResult(result.defs, (text) => t.diagnostic(text))
     const now = numbersOf(result, { files: 0, identical: 0 }, qemu)
