@@ -14,7 +14,7 @@ export interface LockOwner {
   /** number of the running domain; -1 when it does not run (offline streams) */
   readonly id: number
   /** the process that opens the images: QEMU, or what is about to become it. A lock must not outlive it. */
-  readonly pid?: number
+  readonly pid: number
 }
 
 export interface LockResource {

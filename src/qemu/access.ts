@@ -3,17 +3,17 @@
  * labels; taken back in reverse order. What was done is in the domain's status before QEMU gets it, so that any later
  * process can take it back.
  */
-import { chmodSync, closeSync, existsSync, mkdirSync, openSync, rmSync, statSync } from 'node:fs'
+import { chmodSync, closeSync, existsSync, mkdirSync, openSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import type { ChardevDef, DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import type { Lease, LockDriver, LockResource } from '../locking/lock-driver.js'
+import type { Lease, LockDriver, LockHolder, LockOwner, LockResource } from '../locking/lock-driver.js'
 import { failFrom, messageOf } from '../error.js'
 import { native } from '../native.js'
 import type { LabelTarget, ProcessLabel } from '../security/security-driver.js'
 import type { LabelEntry, LabelJournal, SecurityStack } from '../security/security-stack.js'
 import { Undo } from '../util/undo.js'
 import { chainOf } from './block-graph.js'
-import { qemuDir } from './process.js'
+import { type Gate, qemuDir } from './process.js'
 import type { Root } from './root.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -45,6 +45,10 @@ export class Access {
   readonly #warn: (text: string) => void
   readonly #record: AccessRecord
   readonly #journal: LabelJournal
+  /** while the process is about to become QEMU */
+  #holder: LockHolder | undefined
+  /** of QEMU; undefined before it is there */
+  pid: number | undefined
   /** writes the domain's status; set by whoever knows how far the domain is */
   persist: () => void = () => undefined
 
@@ -68,35 +72,89 @@ export class Access {
   }
 
   /**
-   * Everything that the definition names, and the domain's own folder. Answers what QEMU is to run as. When a step fails,
-   * all of it is taken back.
+   * Everything that the definition names, and the domain's own folder, but with a lock manager no images: those wait for the
+   * `gate`. Answers what QEMU is to run as. When a step fails, all of it is taken back.
    */
   async grant(place: AccessPlace, running: readonly DomainDef[]): Promise<ProcessLabel> {
     const { security } = this.#policy
     await using undo = new Undo()
     await security.generateLabels(this.#def, running)
     undo.add(() => this.revoke())
-    for (const disk of this.#def.disks) for (const image of chainOf(disk)) await this.grantImage(disk, image)
+    if (this.#policy.locks === undefined) await this.#grantImages()
     const label = security.isEmpty ? {} : await this.#grantRest(place)
     undo.commit()
     return label
   }
 
+  /**
+   * With a lock manager: lets the process that is about to become QEMU have its images, since locks are tied to a process.
+   * Without one: undefined.
+   */
+  async gate(): Promise<Gate | undefined> {
+    const { locks } = this.#policy
+    if (locks === undefined) return undefined
+    const images = this.#def.disks.flatMap((disk) => chainOf(disk).map((image) => ({ disk, image })))
+    const targets = images.flatMap(({ disk, image }) => imageTarget(disk, image) ?? [])
+    const holder = await locks.hold?.(targets.map(lockResource))
+    return {
+      inherit: holder?.inherit ?? [],
+      connect: holder?.connect,
+      admit: async (pid, connection) => {
+        this.pid = pid
+        this.#holder = holder
+        await holder?.attach?.(this.#owner(pid), connection)
+        await this.#grantImages()
+      },
+      close: () => {
+        this.#holder = undefined
+        holder?.close()
+      },
+    }
+  }
+
+  async #grantImages(): Promise<void> {
+    for (const disk of this.#def.disks) for (const image of chainOf(disk)) await this.grantImage(disk, image)
+  }
+
   /** An image of a disk: its own, or one below it. Nothing for what comes over the network. */
   async grantImage(disk: DiskDef, image: StorageSource): Promise<void> {
-    if (image.type === 'network') return
-    const target = imageTarget(disk, image, image.path)
-    const { locks, security } = this.#policy
+    const target = imageTarget(disk, image)
+    if (target === undefined) return
     await using undo = new Undo()
-    if (locks !== undefined) {
-      const { name, uuid, id = -1 } = this.#def
-      const lease = await locks.acquire({ name, uuid, id }, [lockResource(target)])
-      this.#record.leases.push(lease)
-      this.persist()
-      undo.add(() => this.#takeBack([], [lease]))
-    }
-    await security.setImageLabel(this.#def, target, this.#journal)
+    const lease = await this.#lock(lockResource(target))
+    if (lease !== undefined) undo.add(() => this.#takeBack([], [lease]))
+    await this.#policy.security.setImageLabel(this.#def, target, this.#journal)
     undo.commit()
+  }
+
+  async #lock(resource: LockResource): Promise<Lease | undefined> {
+    const { locks } = this.#policy
+    if (locks === undefined) return undefined
+    if (this.pid === undefined)
+      throw fail('VIR_ERR_INTERNAL_ERROR', `there is no process to lock '${resource.path}' for`)
+    const lease = await locks.acquire(this.#owner(this.pid), [resource], undefined, this.#holder)
+    this.#record.leases.push(lease)
+    this.persist()
+    return lease
+  }
+
+  #owner(pid: number): LockOwner {
+    const { name, uuid, id = -1 } = this.#def
+    return { name, uuid, id, pid }
+  }
+
+  /**
+   * For a domain that an earlier process started: what was lost meanwhile (the lock manager broke down) is locked anew.
+   * VIR_ERR_RESOURCE_BUSY when another has it by now.
+   */
+  async confirmLocks(): Promise<void> {
+    const { locks } = this.#policy
+    for (const lease of locks === undefined ? [] : [...this.#record.leases]) {
+      if ((await locks?.inquire(lease)) !== false) continue
+      for (const { path } of lease.resources) this.#warn(`the lock of '${path}' was lost`)
+      this.#record.leases.splice(this.#record.leases.indexOf(lease), 1)
+      for (const resource of lease.resources) await this.#lock(resource)
+    }
   }
 
   /** Images that a disk no longer reads, after a stream. */
@@ -116,7 +174,7 @@ export class Access {
         if (label !== undefined) labels.push(label)
       }
       const reads = ({ resources }: Lease): boolean =>
-        resources.some((resource) => resource.path === path && resource.mode === 'read-only')
+        resources.some((resource) => (resource.alias ?? resource.path) === path && resource.mode === 'read-only')
       const lease = this.#record.leases.find((candidate) => reads(candidate) && !leases.includes(candidate))
       if (lease !== undefined) leases.push(lease)
     }
@@ -178,11 +236,13 @@ export class Access {
   }
 }
 
-function imageTarget(disk: DiskDef, image: StorageSource, path: string): LabelTarget {
+/** Undefined for what comes over the network. */
+function imageTarget(disk: DiskDef, image: StorageSource): LabelTarget | undefined {
+  if (image.type === 'network') return undefined
   const top = image === disk.source
   const own = image.seclabels ?? []
   return {
-    path,
+    path: image.path,
     kind: top ? 'disk' : 'backing',
     readonly: !top || disk.readonly || disk.device === 'cdrom',
     shared: top && disk.shareable,
@@ -191,7 +251,17 @@ function imageTarget(disk: DiskDef, image: StorageSource, path: string): LabelTa
 }
 
 function lockResource({ path, readonly, shared }: LabelTarget): LockResource {
-  return { path, mode: readonly ? 'read-only' : shared ? 'shared' : 'exclusive' }
+  const real = realPath(path)
+  const mode = readonly ? 'read-only' : shared ? 'shared' : 'exclusive'
+  return { path: real, ...(real !== path && { alias: path }), mode }
+}
+
+function realPath(path: string): string {
+  try {
+    return realpathSync(path)
+  } catch {
+    return path // what is not there QEMU will say
+  }
 }
 
 /** Files behind a character device. QEMU makes sockets and pseudo terminals itself. */

@@ -1,7 +1,7 @@
 /** `qemu:///embed?root=/abs/dir`: the QEMU driver inside this process, with a tree of its own under root. */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { DriverHost, HypervisorDriver, HypervisorOps } from '../driver.js'
+import type { DriverHost, HypervisorDriver, HypervisorOps, LockDriver } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
 import { securityDriver, securityDriverNames } from '../security/drivers.js'
 import { SecurityStack } from '../security/security-stack.js'
@@ -84,7 +84,14 @@ async function accessPolicy(root: Root, host: DriverHost): Promise<AccessPolicy>
   const known = securityDriverNames.map((name) => securityDriver(name, options))
   const security = new SecurityStack(drivers, (text) => host.logger.warn(text), known)
   await security.probe()
-  return { security, locks: host.lockManager }
+  return { security, locks: await lockManager(host) }
+}
+
+async function lockManager({ lockManager: locks }: DriverHost): Promise<LockDriver | undefined> {
+  const reason = await locks?.probe?.()
+  if (reason !== undefined)
+    throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `lock manager '${locks?.name ?? ''}' cannot be used: ${reason}`)
+  return locks
 }
 
 /** Domains marked for it are started at the first opening of the root after the host has booted. */

@@ -1,8 +1,8 @@
 import { closeSync, existsSync, fstatSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { failFrom, messageOf } from '../error.js'
-import { native, type ProcessExit, type ProcessWatch } from '../native.js'
+import { failFrom, messageOf, VirError } from '../error.js'
+import { native, type ProcessExit, type ProcessWatch, type SpawnOptions } from '../native.js'
 import type { ProcessLabel } from '../security/security-driver.js'
 import { Monitor, type MonitorEvents } from './monitor.js'
 
@@ -40,8 +40,21 @@ export interface Launch {
   listen?: (path: string, backlog: number) => number
   /** what QEMU runs as; default: what we do */
   label?: ProcessLabel
+  /** who lets it have its images once it is there; absent: nobody need */
+  gate?: Gate | undefined
   events: MonitorEvents
   onExit: (exit: ProcessExit) => void
+}
+/** Between the birth of a process and its becoming QEMU. */
+export interface Gate {
+  /** as in `Launch` */
+  readonly inherit: readonly number[]
+  /** path of a unix socket that the process itself connects to */
+  readonly connect: string | undefined
+  /** The process is there, stopped, perhaps with its connection, of which this is a copy. When this rejects, it is ended. */
+  admit(pid: number, connection: number | undefined): Promise<void>
+  /** It has become QEMU, or is gone. */
+  close(): void
 }
 export interface Launched {
   pid: number
@@ -57,12 +70,14 @@ export async function launch(options: Launch): Promise<Launched> {
   const listener = listen(monitorSocket(options.runDir), 1)
   let pid: number
   try {
-    pid = spawnQemu(options, log, listener)
+    pid = await spawnQemu(options, log, listener)
   } catch (error) {
+    if (error instanceof VirError) throw error
     throw fail('VIR_ERR_INTERNAL_ERROR', `cannot start '${options.binary}': ${messageOf(error)}`, error)
   } finally {
     native.close(listener) // QEMU has its own copy: when it dies, who waits for the greeting learns at once
     closeSync(log)
+    options.gate?.close()
   }
   const process = native.watchProcess(pid, options.onExit)
   try {
@@ -74,7 +89,7 @@ export async function launch(options: Launch): Promise<Launched> {
   }
 }
 
-function spawnQemu(options: Launch, log: number, listener: number): number {
+async function spawnQemu(options: Launch, log: number, listener: number): Promise<number> {
   const stdin = openSync('/dev/null', 'r')
   const args = [options.binary, ...options.args(listener), '-pidfile', pidFile(options.runDir)]
   try {
@@ -82,7 +97,8 @@ function spawnQemu(options: Launch, log: number, listener: number): number {
       log,
       `${new Date().toISOString()}: starting up virstream, domain '${options.domain}'\n${args.join(' ')}\n`,
     )
-    return native.spawn({
+    const inherit = [listener, ...(options.inherit ?? []), ...(options.gate?.inherit ?? [])]
+    const plan: SpawnOptions = {
       file: options.binary,
       args,
       env: options.env,
@@ -91,15 +107,28 @@ function spawnQemu(options: Launch, log: number, listener: number): number {
         { source: stdin, target: 0 },
         { source: log, target: 1 },
         { source: log, target: 2 },
-        ...[listener, ...(options.inherit ?? [])].map((fd) => ({ source: fd, target: fd })),
+        ...inherit.map((fd) => ({ source: fd, target: fd })),
       ],
       umask: 0o077,
       newSession: true,
       ...options.label,
-    })
+    }
+    return options.gate === undefined ? native.spawn(plan) : await spawnGated(plan, options.gate)
   } finally {
     closeSync(stdin)
   }
+}
+
+async function spawnGated(plan: SpawnOptions, gate: Gate): Promise<number> {
+  const { pid, connection } = native.spawnHeld(plan, gate.connect)
+  try {
+    await gate.admit(pid, connection)
+  } catch (error) {
+    native.dropHeld(pid)
+    throw error
+  }
+  native.resumeHeld(pid)
+  return pid
 }
 
 /** What QEMU wrote since it was started, without our own two lines. */

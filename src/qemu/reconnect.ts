@@ -4,6 +4,7 @@ import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { native } from '../native.js'
 import { probeImage } from '../storage/probe.js'
+import { processStartTime } from '../util/process-start-time.js'
 import { Access } from './access.js'
 import { chainOf, cutConfigChain, isDetached, readGuards } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
@@ -18,7 +19,7 @@ import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
 import { makeLive, Pending } from './start.js'
-import { type DomainStatus, loadStatuses, processStartTime, removeRunDir, saveStatus, writeStatus } from './status.js'
+import { type DomainStatus, loadStatuses, removeRunDir, saveStatus, writeStatus } from './status.js'
 import { deleteTap } from './tap.js'
 import { type Live, Vm } from './vm.js'
 
@@ -88,7 +89,20 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   vm.state = status.state
   qemu.add(vm)
   pending.attach(live)
-  if (!monitor.isClosed) await catchUp(qemu, vm, live)
+  if (monitor.isClosed) return
+  await catchUp(qemu, vm, live)
+  await keepLocks(qemu, vm, live)
+}
+
+/** A guest that has lost a lock to someone else must not write any more: it is paused, for its owner to decide. */
+async function keepLocks(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
+  try {
+    await live.access.confirmLocks()
+  } catch (error) {
+    qemu.host.logger.error({ err: error, domain: vm.name }, 'a lock was lost and cannot be had again: the guest is paused')
+    live.pauseReason = c.VIR_DOMAIN_PAUSED_IOERROR
+    await live.monitor.stop()
+  }
 }
 
 /** A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. */

@@ -7,6 +7,7 @@ import { failFrom, messageOf } from '../error.js'
 import type { ProcessExit, ProcessWatch } from '../native.js'
 import type { QmpEvent } from '../qmp/framing.js'
 import { resolveBackingChain } from '../storage/chain.js'
+import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import { Access } from './access.js'
 import { assignAliases, assignSourceIndexes } from './alias.js'
@@ -29,7 +30,7 @@ import { killHard, launch, qemuDir } from './process.js'
 import type { Qemu } from './qemu.js'
 import { settleLater } from './settle.js'
 import { createTap, deleteTap } from './tap.js'
-import { processStartTime, removeRunDir, saveStarting, saveStatus } from './status.js'
+import { removeRunDir, saveStarting, saveStatus } from './status.js'
 import type { Live, Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -185,6 +186,7 @@ async function bringUp(
     logFile,
     listen: (path, backlog) => access.listen(path, backlog),
     label,
+    gate: await access.gate(),
     events: pending.events,
     onExit: (exit) => pending.onExit(exit),
   })
@@ -232,6 +234,7 @@ export function makeLive(qemu: Qemu, vm: Vm, parts: LiveParts): Live {
     markEnded: resolve,
   }
   parts.access.persist = () => saveStatus(vm, live)
+  parts.access.pid = parts.pid
   return live
 }
 

@@ -12,6 +12,7 @@ import {
   VIR_DOMAIN_START_PAUSED,
   type ConnectEvent,
   type Domain,
+  type OpenOptions,
   type VirErrorCode,
 } from '../../src/index.js'
 import { Guest, guestFiles, GUEST_MEMORY_KIB, type GuestFiles } from './guest.js'
@@ -22,17 +23,18 @@ export interface TestRoot {
   folder: string
   uri: string
   conn: Connect
+  options: OpenOptions
 }
 
 /**
  * A connection to a root of its own; at the end of the test every domain in it is destroyed, it is closed and its folder
  * removed. What the domains need (servers) is asked for afterwards: hooks of a test run in their order.
  */
-export async function testRoot(t: Cleanup): Promise<TestRoot> {
+export async function testRoot(t: Cleanup, options: OpenOptions = {}): Promise<TestRoot> {
   const folder = await mkdtemp(join(process.env['VIRSTREAM_TEST_DIR'] ?? tmpdir(), 'virstream-test-'))
   const uri = `qemu:///embed?root=${join(folder, 'root')}`
-  const conn = await Connect.open(uri)
-  const root = { folder, uri, conn }
+  const conn = await Connect.open(uri, options)
+  const root = { folder, uri, conn, options }
   t.after(async () => {
     await root.conn.close().catch(() => undefined)
     killLeftovers(folder)
@@ -69,7 +71,7 @@ function killLeftovers(folder: string): void {
 /** Closes the connection and opens the root again, as a new process would. */
 export async function reopen(root: TestRoot): Promise<void> {
   await root.conn.close()
-  root.conn = await Connect.open(root.uri)
+  root.conn = await Connect.open(root.uri, root.options)
 }
 
 /** What is expected of a call that fails, for `assert.rejects`. */

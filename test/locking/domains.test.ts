@@ -1,0 +1,134 @@
+import assert from 'node:assert/strict'
+import { readFileSync, symlinkSync } from 'node:fs'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { lockDriver, VIR_DOMAIN_SHUTOFF, type Domain, type Lease } from '../../src/index.js'
+import { run, RunError } from '../../src/util/run.js'
+import {
+  diskXml,
+  plainXml,
+  qemuPid,
+  reopen,
+  runDirOf,
+  startPlain,
+  testRoot,
+  until,
+  virError,
+  type TestRoot,
+} from '../support/domain.js'
+import { overlay, patternImage, temporaryFolder } from '../support/images.js'
+import { requires } from '../support/requires.js'
+
+const MiB = 1024 * 1024
+const qemu = ['program:qemu-system-x86_64', 'program:qemu-img'] as const
+
+const busy = (path: string, name: string): object =>
+  virError('VIR_ERR_RESOURCE_BUSY', new RegExp(`image '${path}' is in use by domain '${name}' \\(process \\d+`))
+
+function leasesOf(root: TestRoot, dom: Domain): Lease[] {
+  const status = JSON.parse(readFileSync(join(runDirOf(root, dom), 'status.json'), 'utf8')) as {
+    access?: { leases: Lease[] }
+  }
+  return status.access?.leases ?? []
+}
+
+const isOff = async (dom: Domain): Promise<boolean> => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF
+
+test('two domains of two roots on one image: the second is refused, until the first is gone', async (t) => {
+  if (!requires(t, ...qemu)) return
+  const lockManager = await lockDriver('ofd', { directory: join(await temporaryFolder(t), 'locks') })
+  const [a, b] = [await testRoot(t, { lockManager }), await testRoot(t, { lockManager })]
+  const base = await patternImage(a.folder, 4 * MiB)
+  const image = await overlay(a.folder, base.path)
+  const link = join(b.folder, 'link.qcow2')
+  symlinkSync(image, link)
+
+  const one = await startPlain(a, { name: 'one', devices: diskXml('vda', image) })
+  const modes = leasesOf(a, one).map(({ resources: [resource] }) => resource)
+  assert.deepEqual(modes, [
+    { path: image, mode: 'exclusive' },
+    { path: base.path, mode: 'read-only' },
+  ])
+  await assert.rejects(startPlain(b, { name: 'two', devices: diskXml('vda', link) }), busy(image, 'one'))
+  const two = await b.conn.domainLookupByName('two')
+  assert.equal(await isOff(two), true)
+
+  // another overlay of the same base is no conflict
+  const other = await overlay(b.folder, base.path)
+  await (await startPlain(b, { name: 'three', devices: diskXml('vda', other) })).destroy()
+
+  process.kill(qemuPid(a, one), 'SIGKILL')
+  await until('the domain is off', () => isOff(one))
+  await two.create()
+  await assert.rejects(one.create(), busy(image, 'two'))
+  await two.destroy()
+  await one.create()
+})
+
+test('shareable disks go together, but not with one that is not', async (t) => {
+  if (!requires(t, ...qemu)) return
+  const root = await testRoot(t, { lockManager: await lockDriver('ofd', { directory: await temporaryFolder(t) }) })
+  const { path } = await patternImage(root.folder, 4 * MiB)
+  const shareable = { devices: diskXml('vda', path, { format: 'raw', extra: '<shareable/>' }) }
+  await startPlain(root, { name: 'one', ...shareable })
+  await startPlain(root, { name: 'two', ...shareable })
+  const alone = { name: 'three', devices: diskXml('vda', path, { format: 'raw' }) }
+  await assert.rejects(startPlain(root, alone), busy(path, 'one'))
+})
+
+test('a domain keeps its locks while no process of ours is there, and the next process frees them', async (t) => {
+  if (!requires(t, ...qemu)) return
+  const directory = await temporaryFolder(t)
+  const root = await testRoot(t, { lockManager: await lockDriver('ofd', { directory }) })
+  const image = (await patternImage(root.folder, 4 * MiB)).path
+  const devices = diskXml('vda', image, { format: 'raw' })
+
+  // started by a process that is killed
+  const index = fileURLToPath(new URL('../../src/index.js', import.meta.url))
+  await root.conn.close()
+  const script = `import { Connect, lockDriver, VIR_DOMAIN_START_PAUSED } from '${index}'
+    const lockManager = await lockDriver('ofd', { directory: '${directory}' })
+    const conn = await Connect.open('${root.uri}', { lockManager })
+    const dom = await conn.domainDefineXML(\`${plainXml({ name: 'one', devices })}\`)
+    await dom.create(VIR_DOMAIN_START_PAUSED)
+    process.kill(process.pid, 'SIGKILL')`
+  await assert.rejects(run(process.execPath, ['--input-type=module', '-e', script]), (error) => {
+    assert.ok(error instanceof RunError)
+    assert.equal(error.reason, 'signal', error.message)
+    return true
+  })
+  const other = await testRoot(t, { lockManager: await lockDriver('ofd', { directory }) })
+  const two = await other.conn.domainDefineXML(plainXml({ name: 'two', devices }))
+  await assert.rejects(two.create(), busy(image, 'one'))
+
+  await reopen(root)
+  const one = await root.conn.domainLookupByName('one')
+  await assert.rejects(two.create(), busy(image, 'one'))
+  await one.destroy()
+  await two.create()
+  await two.destroy()
+
+  // its QEMU dies while nobody watches
+  await one.create()
+  await root.conn.close()
+  process.kill(qemuPid(root, one), 'SIGKILL')
+  await until('the lock is free', () =>
+    two.create().then(
+      () => true,
+      () => false,
+    ),
+  )
+  await reopen(root)
+})
+
+test('what a QEMU that cannot start had is free at once', async (t) => {
+  if (!requires(t, ...qemu)) return
+  const lockManager = await lockDriver('ofd', { directory: await temporaryFolder(t) })
+  const root = await testRoot(t, { lockManager })
+  const { path } = await patternImage(root.folder, 4 * MiB)
+  const broken = { name: 'one', devices: diskXml('vda', path, { format: 'raw' }) }
+  const args = `<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-nonsense'/></qemu:commandline>`
+  await assert.rejects(startPlain(root, { ...broken, extra: args }), virError('VIR_ERR_INTERNAL_ERROR', /nonsense/))
+  await startPlain(root, { ...broken, name: 'two' })
+})
