@@ -50,6 +50,13 @@ test('the benchmark of streams runs and tells of every way', async (t) => {
   }
 })
 
+test('the benchmark of engines runs on every base', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:nbdkit')) return
+  const [table] = await benchNamed('engines')(t, { rounds: 1, size: 8 * MiB })
+  assert.equal(table?.rows.length, 6)
+  for (const column of [1, 2, 3, 4, 5]) assertNumbers(table.rows, column)
+})
+
 test('the benchmark of starts runs and tells of every link', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-nbd', 'program:nbdkit')) return
   const [table] = await benchNamed('start')(t, { rounds: 1, size: 16 * MiB })
