@@ -17,7 +17,7 @@ const imports: Readonly<Record<string, readonly string[]>> = {
   api: ['conf', 'util'],
   qemu: ['conf', 'storage', 'qmp', 'nbd', 'security', 'locking', 'util'],
   'test-driver': ['conf', 'util'],
-  cli: ['api', 'conf', 'storage', 'util'],
+  cli: ['api', 'conf', 'qemu', 'util'],
   bin: ['cli'],
 }
 

@@ -1,5 +1,6 @@
 /** Commands that tell of a domain. */
 import { parseDomainXml } from '../conf/parse.js'
+import { VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP } from '../qemu/monitor-flags.js'
 import { domainArgument, jsonOption } from './spec.js'
 import type { CommandSpec } from './spec.js'
 import { reasonWord, stateWord } from './words.js'
@@ -109,8 +110,7 @@ const monitorCommand: CommandSpec = {
     options.exclusive('hmp', 'pretty')
     options.exclusive('hmp', 'return-value')
     const domain = await context.domain(what)
-    // VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-    const flags = options.flag('hmp') ? 1 : 0
+    const flags = options.flag('hmp') ? VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP : 0
     const failure = `Failed to run the monitor command on domain '${domain.name}'`
     const answer = await context.attempt(failure, () => domain.qemuMonitorCommand(words.join(' '), flags))
     if (options.flag('return-value')) {

@@ -167,4 +167,16 @@ export function inspection(each: Each): void {
       await dom.destroy()
     },
   )
+
+  each('the console of a running domain is a stream of bytes, one that is not there is refused', async (opened) => {
+    const dom = await define(opened)
+    await dom.create(c.VIR_DOMAIN_START_PAUSED)
+    const console = await dom.openConsole()
+    assert.equal(console.writable, true)
+    const closed = new Promise((resolve) => console.once('close', resolve))
+    console.destroy()
+    await closed
+    await refused(dom.openConsole('serial9'), 'VIR_ERR_INTERNAL_ERROR', /'serial9'/)
+    await dom.destroy()
+  })
 }

@@ -1,5 +1,8 @@
 /** States, reasons, events, saved states and wrong calls. */
 import assert from 'node:assert/strict'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import * as c from '../../src/index.js'
 import { define, listen, paused, refused, running, sequence, shutOff, until } from './support.js'
 import type { Each } from './support.js'
@@ -117,6 +120,32 @@ export function savedStates(each: Each): void {
     await dom.create()
     assert.deepEqual(await dom.getState(), running(c.VIR_DOMAIN_RUNNING_BOOTED))
     await dom.destroy()
+  })
+
+  each('a domain that was saved to a file goes on from there, running or paused as is asked', async (opened) => {
+    const { conn } = opened
+    const folder = await mkdtemp(join(tmpdir(), 'virstream-saved-'))
+    const file = join(folder, 'domain.save')
+    try {
+      const dom = await define(opened)
+      const heard = listen(conn, dom)
+      await dom.create()
+      await dom.save(file)
+      assert.deepEqual(await dom.getState(), shutOff(c.VIR_DOMAIN_SHUTOFF_SAVED))
+      const again = await conn.domainRestore(file)
+      assert.equal(again.uuid, dom.uuid)
+      assert.deepEqual(await again.getState(), running(c.VIR_DOMAIN_RUNNING_RESTORED))
+      await refused(conn.domainRestore(file), 'VIR_ERR_OPERATION_INVALID', /already active/)
+      await again.destroy()
+      await conn.domainRestore(file, undefined, c.VIR_DOMAIN_SAVE_PAUSED)
+      assert.equal((await dom.getState()).state, c.VIR_DOMAIN_PAUSED)
+      await dom.destroy()
+      const events = await heard()
+      assert.ok(events.includes(`${c.VIR_DOMAIN_EVENT_STOPPED}/${c.VIR_DOMAIN_EVENT_STOPPED_SAVED}`))
+      assert.ok(events.includes(`${c.VIR_DOMAIN_EVENT_STARTED}/${c.VIR_DOMAIN_EVENT_STARTED_RESTORED}`))
+    } finally {
+      await rm(folder, { recursive: true })
+    }
   })
 
   each('a domain without a definition has no managed saved state', async ({ conn, newDomainXml }) => {
