@@ -1,7 +1,7 @@
 import { closeSync, constants, openSync } from 'node:fs'
 import { connect } from 'node:net'
-import { Duplex } from 'node:stream'
-import { ReadStream, WriteStream } from 'node:tty'
+import type { Duplex } from 'node:stream'
+import { ReadStream } from 'node:tty'
 import type { ChardevDef, DomainDef } from '../conf/domain-def.js'
 import { VIR_DOMAIN_CONSOLE_FORCE } from '../constants.gen.js'
 import type { HypervisorOps } from '../driver.js'
@@ -26,9 +26,8 @@ function findDevice(def: DomainDef, alias: string | undefined): ChardevDef {
 function openPty(path: string): Duplex {
   const fd = openSync(path, constants.O_RDWR | constants.O_NOCTTY)
   try {
-    const readable = new ReadStream(fd)
-    readable.setRawMode(true)
-    return Duplex.from({ readable, writable: new WriteStream(fd) })
+    // a tty.ReadStream is a socket: it writes as well
+    return new ReadStream(fd).setRawMode(true)
   } catch (error) {
     closeSync(fd)
     throw error

@@ -1,11 +1,9 @@
 import type { DiskDef } from '../conf/domain-def.js'
+import type { Copied } from './copied.js'
+import { DISK_SIZE, GRANULE } from './copied.js'
 
-/** bytes of every disk here */
-export const DISK_SIZE = 64 * 1024 * 1024
 /** bytes/s of a stream without a limit */
 const FULL_SPEED = 256 * 1024 * 1024
-/** bytes that are copied in one go at least */
-const GRANULE = 64 * 1024
 /** ms between two steps */
 const INTERVAL = 20
 
@@ -18,12 +16,19 @@ export class Pull {
   /** bytes/s, 0: no limit */
   bandwidth: number
   offset = 0
+  readonly #copied: Copied
   readonly #timer: NodeJS.Timeout
   #budget = 0
 
   /** `onTick` after every step, also after the one that reaches the end. */
-  constructor(disk: DiskDef, base: string | undefined, bandwidth: number, onTick: (pull: Pull) => void) {
+  constructor(
+    disk: DiskDef,
+    copied: Copied,
+    { base, bandwidth }: { base: string | undefined; bandwidth: number },
+    onTick: (pull: Pull) => void,
+  ) {
     this.disk = disk
+    this.#copied = copied
     this.base = base
     this.bandwidth = bandwidth
     this.#timer = setInterval(() => {
@@ -42,9 +47,10 @@ export class Pull {
 
   #step(): void {
     this.#budget += ((this.bandwidth || FULL_SPEED) * INTERVAL) / 1000
-    const granules = Math.floor(this.#budget / GRANULE)
-    this.#budget -= granules * GRANULE
-    this.offset = Math.min(this.size, this.offset + granules * GRANULE)
+    // what is copied already is passed at once
+    this.offset = this.#copied.next(this.offset)
+    for (; this.#budget >= GRANULE && !this.isComplete; this.#budget -= GRANULE)
+      this.offset = this.#copied.next(this.#copied.copy(this.offset, GRANULE))
     if (this.isComplete) this.freeze()
   }
 }

@@ -4,7 +4,7 @@ import { PassThrough } from 'node:stream'
 import { formatDomainXml } from '../conf/format.js'
 import * as c from '../constants.gen.js'
 import type { DomainBlockStats, DomainInfo, HypervisorOps } from '../driver.js'
-import { DISK_SIZE } from './pull.js'
+import { DISK_SIZE } from './copied.js'
 import type { TestDomain, World } from './world.js'
 import { fail, findDisk, noDomain } from './world.js'
 
@@ -155,9 +155,9 @@ export function queryOps(world: World): QueryOps {
     domainIsPersistent: async (ref) => world.require(ref).config !== undefined,
     async domainGetBlockInfo(ref, name) {
       const domain = world.require(ref)
-      const { target, source } = findDisk(domain.def, name)
-      if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
-      const copied = source.backingStore ? (domain.live?.pulls.get(target)?.offset ?? 0) : DISK_SIZE
+      const disk = findDisk(domain.def, name)
+      if (disk.source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' has no medium`)
+      const copied = disk.source.backingStore ? domain.copiedOf(disk).total : DISK_SIZE
       return { capacity: DISK_SIZE, allocation: copied, physical: copied }
     },
     async domainBlockStats(ref, name) {

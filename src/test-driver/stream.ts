@@ -3,17 +3,24 @@ import type { DiskDef, StorageSource } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import type { DomainRef, HypervisorOps, StreamDiskState, StreamOptions } from '../driver.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START } from '../stream-flags.js'
+import { DISK_SIZE } from './copied.js'
 import { Pull } from './pull.js'
 import type { Live, TestDomain, World } from './world.js'
 import { fail, findDisk, sourcePath } from './world.js'
 
 /** ms between two events of a stream that moves */
 const PROGRESS_INTERVAL = 100
+/** bytes of VIR_STREAM_DISK_ONE */
+const DEFAULT_UNIT = 512 * 1024
 
 function chainOf(disk: DiskDef): StorageSource[] {
   const chain: StorageSource[] = []
   for (let image = disk.source; image; image = image.backingStore ?? undefined) chain.push(image)
   return chain
+}
+
+function checkFree(live: Live, { target }: DiskDef): void {
+  if (live.pulls.has(target)) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' already in active block job`)
 }
 
 function checkStreamable(disk: DiskDef): void {
@@ -29,11 +36,10 @@ function checkStreamable(disk: DiskDef): void {
   throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no backing image, there is nothing to stream`)
 }
 
-function emitPull(world: World, ref: DomainRef, { disk }: Pull, status: number, error?: string): void {
+function emitPull(world: World, ref: DomainRef, disk: DiskDef, status: number): void {
   const path = sourcePath(disk.source)
   const type = c.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL
-  const event = { kind: 'block-job', domain: ref, disk: disk.target, path, type, status } as const
-  world.host.emit(error === undefined ? event : { ...event, error })
+  world.host.emit({ kind: 'block-job', domain: ref, disk: disk.target, path, type, status })
 }
 
 /** The images between the disk's own and `base` are no longer part of the chain. */
@@ -43,27 +49,25 @@ function cutChain(disk: DiskDef | undefined, base: string | undefined): void {
   disk.source.backingStore = below ?? null
 }
 
-function complete(world: World, domain: TestDomain, live: Live, pull: Pull): void {
-  const { target } = pull.disk
-  live.pulls.delete(target)
-  cutChain(pull.disk, pull.base)
+/** All is copied: the link goes from both definitions, and it is told. */
+function detach(world: World, domain: TestDomain, disk: DiskDef, base: string | undefined): void {
+  const { target } = disk
+  const path = sourcePath(disk.source)
+  cutChain(disk, base)
   cutChain(
-    domain.config?.disks.find(
-      (disk) => disk.target === target && sourcePath(disk.source) === sourcePath(pull.disk.source),
-    ),
-    pull.base,
+    domain.config?.disks.find((other) => other.target === target && sourcePath(other.source) === path),
+    base,
   )
-  const { size } = pull
+  const size = DISK_SIZE
   world.host.emit({ kind: 'stream-progress', domain: domain.ref, disk: target, offset: size, size })
-  emitPull(world, domain.ref, pull, c.VIR_DOMAIN_BLOCK_JOB_COMPLETED)
+  emitPull(world, domain.ref, disk, c.VIR_DOMAIN_BLOCK_JOB_COMPLETED)
 }
 
 function start(world: World, domain: TestDomain, name: string, { base, bandwidth = 0, policy }: StreamOptions): void {
   if (policy === 'idle') throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "policy 'idle' is not supported by this driver")
   const live = domain.requireLive()
   const disk = findDisk(live.def, name)
-  if (live.pulls.has(disk.target))
-    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
+  checkFree(live, disk)
   checkStreamable(disk)
   const chain = chainOf(disk).slice(1)
   if (base !== undefined && !chain.some((image) => sourcePath(image) === base)) {
@@ -73,14 +77,40 @@ function start(world: World, domain: TestDomain, name: string, { base, bandwidth
   let told = 0
   const onTick = (pull: Pull): void => {
     if (pull.isComplete) {
-      complete(world, domain, live, pull)
+      live.pulls.delete(disk.target)
+      detach(world, domain, disk, base)
     } else if (performance.now() - told >= PROGRESS_INTERVAL && pull.offset > 0) {
       told = performance.now()
       const { offset, size } = pull
       world.host.emit({ kind: 'stream-progress', domain: domain.ref, disk: disk.target, offset, size })
     }
   }
-  live.pulls.set(disk.target, new Pull(disk, base, bandwidth, onTick))
+  live.pulls.set(disk.target, new Pull(disk, domain.copiedOf(disk), { base, bandwidth }, onTick))
+}
+
+/** Copies one unit at or behind `offset`; answers where the next one is. When nothing is left the link goes. */
+function streamUnit(
+  world: World,
+  domain: TestDomain,
+  name: string,
+  offset: number,
+  { unit = DEFAULT_UNIT, base }: StreamOptions,
+): number {
+  const live = domain.requireLive()
+  const disk = findDisk(live.def, name)
+  checkFree(live, disk)
+  if (base !== undefined)
+    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', 'single units are streamed from the whole backing chain, not to a base')
+  checkStreamable(disk)
+  const size = DISK_SIZE
+  if (offset > size)
+    throw fail('VIR_ERR_INVALID_ARG', `offset '${offset}' is behind the end of disk '${disk.target}', ${size} bytes`)
+  const copied = domain.copiedOf(disk)
+  const begin = copied.next(offset)
+  const end = begin === size ? size : copied.copy(begin, unit)
+  if (begin < size) world.host.emit({ kind: 'stream-unit', domain: domain.ref, disk: disk.target, offset: end, size })
+  if (copied.next(0) === size) detach(world, domain, disk, undefined)
+  return copied.next(end)
 }
 
 function requirePull(live: Live, name: string): Pull {
@@ -95,14 +125,14 @@ function stop(world: World, domain: TestDomain, name: string): void {
   const pull = requirePull(live, name)
   pull.freeze()
   live.pulls.delete(pull.disk.target)
-  emitPull(world, domain.ref, pull, c.VIR_DOMAIN_BLOCK_JOB_CANCELED)
+  emitPull(world, domain.ref, pull.disk, c.VIR_DOMAIN_BLOCK_JOB_CANCELED)
 }
 
 /** The domain ends, and its streams with it. */
 export function endPulls(world: World, domain: TestDomain, live: Live): void {
   for (const pull of live.pulls.values()) {
     pull.freeze()
-    emitPull(world, domain.ref, pull, c.VIR_DOMAIN_BLOCK_JOB_CANCELED)
+    emitPull(world, domain.ref, pull.disk, c.VIR_DOMAIN_BLOCK_JOB_CANCELED)
   }
   live.pulls.clear()
 }
@@ -126,8 +156,8 @@ type StreamOps = Pick<
 /* eslint-disable @typescript-eslint/require-await -- operations are async, and nothing here has to wait */
 export function streamOps(world: World): StreamOps {
   return {
-    async domainStreamDisk(ref, disk, _offset, flags, options) {
-      if (flags === VIR_STREAM_DISK_ONE) throw fail('VIR_ERR_NO_SUPPORT', 'this driver does not stream single units')
+    async domainStreamDisk(ref, disk, offset, flags, options) {
+      if (flags === VIR_STREAM_DISK_ONE) return streamUnit(world, world.require(ref), disk, offset, options)
       if (flags === VIR_STREAM_DISK_START) start(world, world.require(ref), disk, options)
       else stop(world, world.require(ref), disk)
       return 0

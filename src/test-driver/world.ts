@@ -2,6 +2,7 @@ import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
 import { VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_UNKNOWN } from '../constants.gen.js'
 import type { DomainRef, DomainState, DriverHost } from '../driver.js'
 import { failFrom } from '../error.js'
+import { Copied } from './copied.js'
 import type { Pull } from './pull.js'
 
 export const fail = failFrom('VIR_FROM_TEST')
@@ -32,6 +33,8 @@ export class TestDomain {
   config: DomainDef | undefined
   live: Live | undefined
   managedSave: Saved | undefined
+  /** by path of the image: what of it has been copied from its backing images */
+  readonly #copied = new Map<string, Copied>()
   autostart = false
   state: DomainState = { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_UNKNOWN }
 
@@ -49,6 +52,13 @@ export class TestDomain {
     const def = this.live?.def ?? this.config
     if (def === undefined) throw noDomain(`uuid '${this.uuid}' (${this.name})`)
     return def
+  }
+
+  copiedOf(disk: DiskDef): Copied {
+    const path = sourcePath(disk.source)
+    const copied = this.#copied.get(path) ?? new Copied()
+    this.#copied.set(path, copied)
+    return copied
   }
 
   requireLive(): Live {

@@ -61,7 +61,7 @@ export function streams(each: Each): void {
     await refused(dom.stream('vdz'), 'VIR_ERR_INVALID_ARG', /invalid path 'vdz'/)
     await refused(dom.stream('drive-virtio-disk0'), 'VIR_ERR_INVALID_ARG', /invalid path/)
     await refused(dom.stream('vda', { base: '/no/such/image' }), 'VIR_ERR_INVALID_ARG', /'\/no\/such\/image'/)
-    await refused(dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_ONE), 'VIR_ERR_NO_SUPPORT')
+    await refused(dom.streamDisk('sda', 0, c.VIR_STREAM_DISK_ONE), 'VIR_ERR_OPERATION_INVALID', /no medium/)
     await dom.destroy()
   })
 
@@ -74,6 +74,46 @@ export function streams(each: Each): void {
     ])
     assert.deepEqual(results.map(({ status }) => status).toSorted(), ['fulfilled', 'rejected'])
     assert.equal((await dom.streamDiskInfo()).length, 1)
+    await dom.destroy()
+  })
+
+  each(
+    'unit by unit a disk is streamed to its end, which drops the backing link as a whole stream does',
+    async (opened) => {
+      const dom = await define(opened, 'thin')
+      await dom.create(c.VIR_DOMAIN_START_PAUSED)
+      const { capacity } = await dom.blockInfo('vda')
+      const unit = capacity / 8
+      const events = opened.conn.domainEvents({ domain: dom, kinds: ['stream-unit', 'block-job'] })
+      const offsets = [0]
+      for (let offset = 0; offset < capacity; offsets.push(offset)) {
+        assert.match(await dom.getXMLDesc(), /<backingStore type/)
+        offset = await dom.streamDisk('vda', offset, c.VIR_STREAM_DISK_ONE, { unit })
+      }
+      assert.deepEqual(
+        offsets,
+        offsets.toSorted((a, b) => a - b),
+      )
+      assert.ok(offsets.length > 2)
+      assert.equal(offsets.at(-1), capacity)
+      events.close()
+      const heard: string[] = []
+      for await (const event of events) heard.push(event.kind)
+      assert.deepEqual([heard[0], heard.at(-1)], ['stream-unit', 'block-job'])
+      assert.doesNotMatch(await dom.getXMLDesc(), /<backingStore type/)
+      assert.doesNotMatch(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
+      await refused(dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_ONE), 'VIR_ERR_OPERATION_INVALID', /no backing image/)
+      await dom.destroy()
+    },
+  )
+
+  each('a unit behind the end of the disk, or while a stream runs, is refused', async (opened) => {
+    const dom = await define(opened, 'thin')
+    await dom.create(c.VIR_DOMAIN_START_PAUSED)
+    const { capacity } = await dom.blockInfo('vda')
+    await refused(dom.streamDisk('vda', capacity + 1, c.VIR_STREAM_DISK_ONE), 'VIR_ERR_INVALID_ARG', /behind the end/)
+    await dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_START, { bandwidth: 1 })
+    await refused(dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_ONE), 'VIR_ERR_OPERATION_INVALID', /active block job/)
     await dom.destroy()
   })
 }
