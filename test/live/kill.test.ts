@@ -1,0 +1,288 @@
+/** kill -9, of QEMU and of our own process, in the middle of things; and what the next process makes of it. */
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { chmod, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { test } from 'node:test'
+import * as c from '../../src/index.js'
+import {
+  agentOf,
+  assertNothingRuns,
+  diskXml,
+  guestXml,
+  lifecycleOf,
+  plainXml,
+  powerOff,
+  processesOf,
+  qemuPid,
+  recordEvents,
+  reopen,
+  startGuest,
+  startPlain,
+  testRoot,
+  until,
+  virError,
+} from '../support/domain.js'
+import { driverProcess } from '../support/driver-process.js'
+import { backingOf, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
+import { checkPattern } from '../support/pattern.js'
+import { findProgram, requires } from '../support/requires.js'
+
+const MiB = 1024 * 1024
+const CRASHED = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_CRASHED }
+const STOPPED_CRASHED = `${c.VIR_DOMAIN_EVENT_STOPPED}/${c.VIR_DOMAIN_EVENT_STOPPED_CRASHED}`
+
+/** Does it run? One that ended but was not waited for by its parent (us) does not. */
+function alive(pid: number): boolean {
+  try {
+    return !/\) Z /.test(readFileSync(`/proc/${pid}/stat`, 'utf8'))
+  } catch {
+    return false
+  }
+}
+
+test('a QEMU that is killed in mid-stream costs some seconds of progress and nothing else', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 64 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const dom = await startPlain(root, { name: 'killed', devices: diskXml('vda', path) })
+  const events = recordEvents(root.conn)
+  const bandwidth = 8 * MiB
+  const stream = await dom.stream('vda', { bandwidth })
+  await until('40 MiB are copied', async () => ((await stream.info())?.offset ?? 0) >= 40 * MiB)
+  const reached = (await stream.info())?.offset ?? 0
+  process.kill(qemuPid(root, dom), 'SIGKILL')
+  await assert.rejects(stream.finished, virError('VIR_ERR_OPERATION_FAILED', /QEMU of domain 'killed' is gone/))
+  await until('the domain is shut off', async () => !(await dom.isActive()))
+
+  assert.deepEqual(await dom.getState(), CRASHED)
+  assert.deepEqual(lifecycleOf(events), [STOPPED_CRASHED])
+  const jobs = events.flatMap((event) => (event.kind === 'block-job' ? [event.status] : []))
+  assert.deepEqual(jobs, [c.VIR_DOMAIN_BLOCK_JOB_FAILED])
+  assertNothingRuns(root)
+  await checkImage(path)
+  assert.equal(await backingOf(path), base.path)
+  const kept = await ownBytes(path)
+  t.diagnostic(`kept ${kept / MiB} of ${reached / MiB} MiB`)
+  assert.ok(kept >= reached - 4.5 * bandwidth && kept > 0, `${kept} of ${reached} bytes were kept`)
+
+  await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  await (
+    await dom.stream('vda')
+  ).finished
+  await dom.destroy()
+  await checkImage(path)
+  assert.equal(await backingOf(path), undefined)
+  assert.equal((await checkPattern(path, 'qcow2', base.seed)).bad, 0)
+})
+
+test('when our process is killed in mid-stream the guest works on, and the next one finishes the stream', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 64 * MiB)
+  const path = await overlay(root.folder, base.path)
+  await root.conn.domainDefineXML(await guestXml(root.folder, { devices: diskXml('vda', path) }))
+  await root.conn.close()
+  const first = driverProcess(t, root.uri, { name: 'guest', do: 'create', bandwidth: 4 * MiB })
+  assert.equal(await first.said, 'ready')
+  const guest = await agentOf(t, root.folder)
+  await guest.base('vda', base.seed, base.size)
+  await guest.work('vda', 'slowly')
+  await first.kill()
+  await delay(500)
+
+  await reopen(root)
+  const dom = await root.conn.domainLookupByName('guest')
+  assert.equal((await dom.getState()).state, c.VIR_DOMAIN_RUNNING)
+  const [state] = await dom.streamDiskInfo()
+  assert.ok(state !== undefined && state.offset > 0 && state.offset < state.size, JSON.stringify(state))
+  assert.deepEqual([state.disk, state.bandwidth, state.status], ['vda', 4 * MiB, 'running'])
+  await assert.rejects(dom.stream('vda'), virError('VIR_ERR_OPERATION_INVALID', /already in active block job/))
+  const stream = await dom.attachStream('vda')
+  await stream.setBandwidth(0)
+  await stream.finished
+  assert.equal(await backingOf(path), undefined)
+  assert.doesNotMatch(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
+  await guest.stop()
+  const { bad, err } = await guest.verify('vda')
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  const events = recordEvents(root.conn)
+  await powerOff(dom, guest)
+  assert.ok(lifecycleOf(events).includes(`${c.VIR_DOMAIN_EVENT_STOPPED}/${c.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN}`))
+  assert.deepEqual((await dom.getState()).reason, c.VIR_DOMAIN_SHUTOFF_SHUTDOWN)
+})
+
+test('a stream that ends when nobody is there to settle it is settled by the next process', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 16 * MiB)
+  const path = await overlay(root.folder, base.path)
+  await root.conn.domainDefineXML(plainXml({ name: 'ended', devices: diskXml('vda', path) }))
+  await root.conn.close()
+  const first = driverProcess(t, root.uri, { name: 'ended', do: 'create-paused', bandwidth: 8 * MiB })
+  assert.equal(await first.said, 'ready')
+  first.child.kill('SIGSTOP')
+  await until('the image needs no base', async () => (await backingOf(path)) === undefined)
+  await delay(200)
+  await first.kill()
+  await rm(base.path)
+
+  await reopen(root)
+  const dom = await root.conn.domainLookupByName('ended')
+  assert.equal(await dom.isActive(), true)
+  assert.deepEqual(await dom.streamDiskInfo(), [])
+  assert.match(await dom.getXMLDesc(0), /<backingStore\/>/)
+  const nodes = await dom.qemuMonitorCommand('{"execute":"query-named-block-nodes"}')
+  assert.ok(!nodes.includes(base.path), nodes)
+  await dom.destroy()
+  await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  assert.equal((await checkImageOf(dom, path, base.seed)).bad, 0)
+})
+
+async function checkImageOf(dom: c.Domain, path: string, seed: number) {
+  await dom.destroy()
+  await checkImage(path)
+  return await checkPattern(path, 'qcow2', seed)
+}
+
+test('a stream that ended and a QEMU that was killed, both unseen: the definition has no base any more', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 16 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const chain = `<backingStore type='file'><format type='raw'/><source file='${base.path}'/><backingStore/></backingStore>`
+  const dom = await startPlain(root, { name: 'unseen', devices: diskXml('vda', path, { extra: chain }) })
+  const pid = qemuPid(root, dom)
+  await dom.stream('vda', { bandwidth: 8 * MiB })
+  assert.match(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
+  await root.conn.close()
+  await until('the image needs no base', async () => (await backingOf(path)) === undefined)
+  process.kill(pid, 'SIGKILL')
+  await until('QEMU is gone', () => !alive(pid))
+  await rm(base.path)
+
+  await reopen(root)
+  const again = await root.conn.domainLookupByName('unseen')
+  assert.deepEqual(await again.getState(), CRASHED)
+  assert.doesNotMatch(await again.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
+  assertNothingRuns(root)
+  await again.create(c.VIR_DOMAIN_START_PAUSED)
+  assert.equal((await checkImageOf(again, path, base.seed)).bad, 0)
+})
+
+test('a QEMU that is killed while nobody watches is found crashed, its traces removed', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 16 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const persistent = await startPlain(root, { name: 'persistent', devices: diskXml('vda', path) })
+  const transient = await root.conn.domainCreateXML(plainXml({ name: 'transient', devices: '' }))
+  await persistent.stream('vda', { bandwidth: MiB })
+  const pids = [qemuPid(root, persistent), qemuPid(root, transient)]
+  await root.conn.close()
+  for (const pid of pids) process.kill(pid, 'SIGKILL')
+  await until('both are gone', () => !pids.some(alive))
+
+  await reopen(root)
+  const domains = await root.conn.listAllDomains()
+  assert.deepEqual(
+    domains.map((dom) => dom.name),
+    ['persistent'],
+  )
+  const dom = await root.conn.domainLookupByName('persistent')
+  assert.deepEqual(await dom.getState(), CRASHED)
+  assertNothingRuns(root)
+  assert.match(await backingOf(path).then(String), /base-7\.raw/)
+  await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  await (
+    await dom.stream('vda')
+  ).finished
+})
+
+test('a guest that powers off while nobody watches is found shut down', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  const { dom, guest } = await startGuest(t, root, { name: 'quiet', devices: '' })
+  const pid = qemuPid(root, dom)
+  await root.conn.close()
+  await guest.command('poweroff').catch(() => undefined)
+  await until('QEMU is gone', () => !alive(pid))
+  await reopen(root)
+  const again = await root.conn.domainLookupByName('quiet')
+  assert.deepEqual(await again.getState(), { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_SHUTDOWN })
+  assertNothingRuns(root)
+})
+
+test('a process that is killed while it starts a domain leaves nothing that runs', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  // comes up slowly, but only as a guest
+  const emulator = join(root.folder, 'slow-qemu')
+  const qemu = findProgram('qemu-system-x86_64') ?? ''
+  await writeFile(emulator, `#!/bin/sh\ncase "$*" in *-pidfile*) sleep 1.5;; esac\nexec ${qemu} "$@"\n`)
+  await chmod(emulator, 0o755)
+  const xml = plainXml({ name: 'early', devices: `<emulator>${emulator}</emulator>` })
+  await root.conn.domainDefineXML(xml)
+  await root.conn.close()
+  const first = driverProcess(t, root.uri, { name: 'early', do: 'create-paused' })
+  const status = join(root.folder, 'root/run/qemu/1/status.json')
+  await until('QEMU is being started', () => processesOf(root.folder).some((pid) => isStarting(pid)))
+  assert.match(readFileSync(status, 'utf8'), /"phase":"starting"/)
+  await first.kill()
+
+  await reopen(root)
+  const dom = await root.conn.domainLookupByName('early')
+  assert.equal(await dom.isActive(), false)
+  await until('nothing of it runs', () => processesOf(root.folder).length === 0, 10_000)
+  assertNothingRuns(root)
+  await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  assert.equal(await dom.isActive(), true)
+})
+
+function isStarting(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('-pidfile')
+  } catch {
+    return false
+  }
+}
+
+test('a root that is in use: the second process is told at once which one has it', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  const held = new RegExp(`root '.*' is in use by process '${process.pid}'`)
+  const began = performance.now()
+  await assert.rejects(c.Connect.open(root.uri), virError('VIR_ERR_OPERATION_INVALID', held))
+  assert.ok(performance.now() - began < 1_000)
+  const second = driverProcess(t, root.uri, { name: '', do: 'open' })
+  assert.match(await second.said, held)
+
+  await root.conn.close()
+  const third = driverProcess(t, root.uri, { name: '', do: 'open' })
+  assert.equal(await third.said, 'ready')
+  const byThird = new RegExp(`is in use by process '${third.pid}'`)
+  await assert.rejects(c.Connect.open(root.uri), virError('VIR_ERR_OPERATION_INVALID', byThird))
+  await third.kill()
+  await reopen(root)
+})
+
+test('domains run on when the connection is closed, and keep their ids', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  const one = await startPlain(root, { name: 'one', devices: '' })
+  const two = await startPlain(root, { name: 'two', devices: '' })
+  const before = await one.getXMLDesc(0)
+  await one.resume()
+  await reopen(root)
+  const found = await root.conn.domainLookupByName('one')
+  assert.deepEqual([found.id, found.uuid], [one.id, one.uuid])
+  assert.equal(await found.getXMLDesc(0), before)
+  assert.equal((await found.getState()).state, c.VIR_DOMAIN_RUNNING)
+  assert.equal((await (await root.conn.domainLookupByID(two.id)).getState()).state, c.VIR_DOMAIN_PAUSED)
+  const three = await startPlain(root, { name: 'three', devices: '' })
+  assert.ok(three.id > two.id)
+  await found.destroy()
+  assert.deepEqual((await found.getState()).reason, c.VIR_DOMAIN_SHUTOFF_DESTROYED)
+})

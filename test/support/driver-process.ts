@@ -1,0 +1,55 @@
+/**
+ * A process of its own that uses the driver, to be killed by a test: `node driver-process.js URI DOMAIN create BANDWIDTH`
+ * starts the domain and a stream of vda (BANDWIDTH bytes/s; 'none': no stream), `… open` only opens the root. It says
+ * 'ready' when that is done, or 'error: …', and then stays.
+ */
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { fileURLToPath } from 'node:url'
+import { createInterface } from 'node:readline'
+import { Connect, VIR_DOMAIN_START_PAUSED, VIR_STREAM_DISK_START } from '../../src/index.js'
+import type { Cleanup } from './images.js'
+
+export interface DriverProcess {
+  child: ChildProcess
+  pid: number
+  /** its first line */
+  said: Promise<string>
+  kill: () => Promise<void>
+}
+
+export type Task = { name: string; do: 'create' | 'create-paused'; bandwidth?: number } | { name: string; do: 'open' }
+
+/** Starts one; it is ended with the test at the latest. */
+export function driverProcess(t: Cleanup, uri: string, task: Task): DriverProcess {
+  const bandwidth = task.do === 'open' ? undefined : task.bandwidth
+  const args = [fileURLToPath(import.meta.url), uri, task.name, task.do, String(bandwidth ?? 'none')]
+  const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
+  const exited = once(child, 'exit')
+  const said = once(createInterface(child.stdout), 'line').then(([line]) => String(line))
+  const kill = async (): Promise<void> => {
+    child.kill('SIGKILL')
+    await exited
+  }
+  t.after(kill)
+  return { child, pid: child.pid ?? 0, said, kill }
+}
+
+async function main(uri: string, name: string, what: string, bandwidth: string): Promise<void> {
+  const conn = await Connect.open(uri)
+  if (what === 'open') return
+  const dom = await conn.domainLookupByName(name)
+  await dom.create(what === 'create-paused' ? VIR_DOMAIN_START_PAUSED : 0)
+  if (bandwidth !== 'none') await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: Number(bandwidth) })
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const [uri = '', name = '', what = '', bandwidth = ''] = process.argv.slice(2)
+  setInterval(() => undefined, 60_000)
+  try {
+    await main(uri, name, what, bandwidth)
+    console.log('ready')
+  } catch (error) {
+    console.log(`error: ${String(error)}`)
+  }
+}
