@@ -96,9 +96,10 @@ export function isDeviceOf(disk: DiskDef, qdev: string | undefined): boolean {
 export async function isDetached(monitor: Monitor, disk: DiskDef, base: StorageSource | undefined): Promise<boolean> {
   const device = (await monitor.queryBlock()).find((candidate) => isDeviceOf(disk, candidate.qdev))
   if (device?.inserted === undefined) return false
-  // filters count; below the own image there is at most the guard of the base
+  // filters count; no guard stands above a base that is to stay
   const filters = device.inserted['node-name'] === copyOnReadNodeName(disk) ? 1 : 0
-  return device.inserted.backing_file_depth - filters <= (base === undefined ? 0 : 1)
+  const staying = base === undefined ? 0 : 1 + chainBelow(base).length
+  return device.inserted.backing_file_depth - filters <= staying
 }
 
 /** Removes the nodes of images that the disk no longer reads. A node that is still in use is left, and reported. */
