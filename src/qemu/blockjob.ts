@@ -38,6 +38,8 @@ export class BlockJob {
   movedAt = performance.now()
   /** why it stands still; undefined while it moves */
   waiting: string | undefined
+  /** all is copied, and what is copied is being written down before the image lets go of its base */
+  finalizing = false
   /** someone who holds the domain's job settles it when it ends */
   awaited = false
   /** policy 'idle': the guest has something to do */
@@ -63,13 +65,21 @@ export class BlockJob {
   }
 }
 
+/** Is there anything left of it that takes time? A job that waits for its last step takes no orders but to end. */
+export const isMoving = (job: BlockJob): boolean => job.status !== 'pending' && job.status !== 'concluded'
+
 /** The block jobs of one running domain: at most one for each disk, registered before QEMU is told to begin it. */
 export class BlockJobs {
   readonly #byDisk = new Map<string, BlockJob>()
+  readonly #onPending: (job: BlockJob) => void
   readonly #onConcluded: (job: BlockJob) => void
 
-  /** `onConcluded`: a job ended and nobody waits for it under the domain's job; whoever is called settles it. */
-  constructor(onConcluded: (job: BlockJob) => void) {
+  /**
+   * `onPending`: a job has done its work and waits to be finalized. `onConcluded`: a job ended and nobody waits for it
+   * under the domain's job; whoever is called settles it.
+   */
+  constructor(onPending: (job: BlockJob) => void, onConcluded: (job: BlockJob) => void) {
+    this.#onPending = onPending
     this.#onConcluded = onConcluded
   }
 
@@ -122,6 +132,7 @@ export class BlockJobs {
 
   #changeStatus(job: BlockJob, status: string): void {
     job.status = status
+    if (status === 'pending') this.#onPending(job)
     if (status !== 'concluded') return
     job.concluded()
     if (!job.awaited) this.#onConcluded(job)

@@ -2,7 +2,7 @@
  * Policy 'idle': a stream runs in the gaps of the guest's own I/O. The guest's requests are counted (query-blockstats, which
  * does not count the stream's); as soon as there are new ones the stream rests, after two quiet looks it goes on.
  */
-import type { BlockJob } from './blockjob.js'
+import { type BlockJob, isMoving } from './blockjob.js'
 import type { BlockStatsEntry } from './monitor.js'
 import type { Qemu } from './qemu.js'
 import type { Live, Vm } from './vm.js'
@@ -55,7 +55,7 @@ async function setResting(live: Live, job: BlockJob, resting: boolean): Promise<
     job.resting = resting
     return
   }
-  if (job.resting === resting || job.record.phase !== 'job' || job.status === 'concluded') return
+  if (job.resting === resting || job.record.phase !== 'job' || !isMoving(job)) return
   job.resting = resting
   await live.monitor.blockJobSetSpeed(job.record.id, resting ? RESTING : job.record.bandwidth)
 }

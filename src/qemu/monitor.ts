@@ -235,9 +235,15 @@ export class Monitor {
   queryBlockJobs(): Promise<BlockJobInfo[]> {
     return this.#run('query-block-jobs', undefined, QUERY) as Promise<BlockJobInfo[]>
   }
-  /** `auto-dismiss: false`: an ended job can still be asked how it went, also by a process that comes later. */
+  /**
+   * `auto-finalize: false`: before the image lets go of its base the job waits, pending, until it is told to.
+   * `auto-dismiss: false`: an ended job can still be asked how it went, also by a process that comes later.
+   */
   blockStream(args: BlockStreamArguments): Promise<unknown> {
-    return this.#run('block-stream', { ...args, 'auto-dismiss': false }, CONTROL)
+    return this.#run('block-stream', { ...args, 'auto-finalize': false, 'auto-dismiss': false }, CONTROL)
+  }
+  jobFinalize(id: string): Promise<unknown> {
+    return this.#run('job-finalize', { id }, CONTROL)
   }
   jobCancel(id: string): Promise<unknown> {
     return this.#run('job-cancel', { id }, QUERY)

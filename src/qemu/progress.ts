@@ -1,5 +1,6 @@
 /** Follows the streams of a running domain: where they are, what they wait for, what is safe on disk. */
 import type { BlockJob } from './blockjob.js'
+import { finalizeLater } from './finalize.js'
 import { linkProblem, remoteImages } from './link-watch.js'
 import type { BlockJobInfo } from './monitor.js'
 import type { Qemu } from './qemu.js'
@@ -48,6 +49,10 @@ export async function look(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
     if (job.advance(place.offset, place.size)) {
       const { offset, size, record } = job
       qemu.host.emit({ kind: 'stream-progress', domain: vm.ref, disk: record.disk, offset, size })
+    }
+    if (job.status === 'pending') {
+      finalizeLater(qemu, vm, live, job)
+      continue
     }
     job.waiting = await obstacle(live, job, place.trouble)
     if (place.trouble === 'nospace' && job.puller === undefined)

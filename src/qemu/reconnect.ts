@@ -11,6 +11,7 @@ import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
 import { beginPull } from './engines.js'
 import { setState } from './events.js'
+import { finalizeLater } from './finalize.js'
 import { watchIdleness } from './idle.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { Monitor } from './monitor.js'
@@ -130,18 +131,20 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
       PAUSED_STATES[status]?.reason ?? c.VIR_DOMAIN_PAUSED_UNKNOWN,
     )
   const infos = await live.monitor.queryJobs()
+  const statusOf = (job: BlockJob): string | undefined => infos.find(({ id }) => id === job.record.id)?.status
   for (const job of live.blockJobs.all) {
-    const info = infos.find((candidate) => candidate.id === job.record.id)
-    if (info === undefined && job.record.phase === 'pull') {
-      await goOnPulling(qemu, vm, live, job)
-      continue
-    }
-    if (info === undefined) await resolveLost(live, job)
-    if (info === undefined || info.status === 'concluded')
-      await vm.jobs.run('settle', () => settle(qemu, vm, live, job))
-    else await resumeFollowing(qemu, live, job, info.status)
+    const status = statusOf(job)
+    if (status !== 'concluded' && (status !== undefined || job.record.phase === 'pull')) continue
+    if (status === undefined) await resolveLost(live, job)
+    await vm.jobs.run('settle', () => settle(qemu, vm, live, job))
   }
+  // asks for all nodes, so no job may end meanwhile: those that run go on below
   live.guards = await readGuards(live.monitor, live.def)
+  for (const job of live.blockJobs.all) {
+    const status = statusOf(job)
+    if (status === undefined) await goOnPulling(qemu, vm, live, job)
+    else await resumeFollowing(qemu, vm, live, job, status)
+  }
   if (live.blockJobs.all.length > 0) follow(qemu, vm, live)
   watchIdleness(qemu, vm, live)
   saveStatus(vm, live)
@@ -155,13 +158,14 @@ const PAUSED_STATES: Record<string, { state: number; reason: number }> = {
   'guest-panicked': { state: c.VIR_DOMAIN_CRASHED, reason: c.VIR_DOMAIN_CRASHED_PANICKED },
 }
 
-async function resumeFollowing(qemu: Qemu, live: Live, job: BlockJob, status: string): Promise<void> {
+async function resumeFollowing(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, status: string): Promise<void> {
   job.status = status
   const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
   if (disk === undefined) return
   await live.exports
     .open(disk)
     .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
+  if (status === 'pending') finalizeLater(qemu, vm, live, job)
 }
 
 /** The process that pulled is gone; what it pulled is there. */

@@ -20,6 +20,7 @@ import { beginBootStreams } from './boot-streams.js'
 import { configure } from './configure.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
+import { finalizeLater } from './finalize.js'
 import { finishLive } from './exit.js'
 import { chooseFirmware } from './firmware.js'
 import { remoteImages } from './link-watch.js'
@@ -228,7 +229,10 @@ export function makeLive(qemu: Qemu, vm: Vm, parts: LiveParts): Live {
   })
   const live: Live = {
     ...parts,
-    blockJobs: new BlockJobs((job) => settleLater(qemu, vm, live, job)),
+    blockJobs: new BlockJobs(
+      (job) => finalizeLater(qemu, vm, live, job),
+      (job) => settleLater(qemu, vm, live, job),
+    ),
     exports: new NbdExports(parts.monitor, parts.runDir, (path, backlog) => parts.access.listen(path, backlog)),
     ended,
     markEnded: resolve,

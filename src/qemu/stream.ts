@@ -11,7 +11,7 @@ import type {
 } from '../driver.js'
 import { failFrom } from '../error.js'
 import { addGuard, removeGuard } from './block-graph.js'
-import type { BlockJob } from './blockjob.js'
+import { type BlockJob, isMoving } from './blockjob.js'
 import { beginJob, beginPull, stopPull } from './engines.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
@@ -179,7 +179,7 @@ export function streamOps(qemu: Qemu): StreamOps {
     domainBlockJobSetSpeed: (ref, disk, bandwidth) =>
       modify(qemu, ref, async (vm, live) => {
         const job = requireJob(live, disk)
-        if (job.record.phase === 'job') await live.monitor.blockJobSetSpeed(job.record.id, bandwidth)
+        if (job.record.phase === 'job' && isMoving(job)) await live.monitor.blockJobSetSpeed(job.record.id, bandwidth)
         job.puller?.setBandwidth(bandwidth)
         job.record.bandwidth = bandwidth
         saveStatus(vm, live)

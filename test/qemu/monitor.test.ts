@@ -93,6 +93,7 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
         'filter-node-name': 'stream-vda',
       }),
     jobCancel: () => monitor.jobCancel('j'),
+    jobFinalize: () => monitor.jobFinalize('j'),
     jobDismiss: () => monitor.jobDismiss('j'),
     blockJobResume: () => monitor.blockJobResume('j'),
     blockJobSetSpeed: () => monitor.blockJobSetSpeed('j', 0),
