@@ -235,10 +235,7 @@ export class Monitor {
   queryBlockJobs(): Promise<BlockJobInfo[]> {
     return this.#run('query-block-jobs', undefined, QUERY) as Promise<BlockJobInfo[]>
   }
-  /**
-   * `auto-finalize: false`: before the image lets go of its base the job waits, pending, until it is told to.
-   * `auto-dismiss: false`: an ended job can still be asked how it went, also by a process that comes later.
-   */
+  /** Waits before it drops the base until it is told to, and once ended can be asked how it went until it is dismissed. */
   blockStream(args: BlockStreamArguments): Promise<unknown> {
     return this.#run('block-stream', { ...args, 'auto-finalize': false, 'auto-dismiss': false }, CONTROL)
   }
@@ -271,10 +268,8 @@ export class Monitor {
   blockExportDel(id: string): Promise<unknown> {
     return this.#run('block-export-del', { id, mode: 'hard' }, CONTROL)
   }
-  queryBlockExports(): Promise<{ id: string; type: string; 'node-name': string; 'shutting-down': boolean }[]> {
-    return this.#run('query-block-exports', undefined, QUERY) as Promise<
-      { id: string; type: string; 'node-name': string; 'shutting-down': boolean }[]
-    >
+  queryBlockExports(): Promise<{ id: string }[]> {
+    return this.#run('query-block-exports', undefined, QUERY) as Promise<{ id: string }[]>
   }
 
   // --- state to a file or from one ---

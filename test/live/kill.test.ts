@@ -1,9 +1,9 @@
 /** kill -9, of QEMU and of our own process, in the middle of things; and what the next process makes of it. */
 import assert from 'node:assert/strict'
-import { readFileSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, readSync } from 'node:fs'
 import { chmod, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as delay } from 'node:timers/promises'
+import { setImmediate, setTimeout as delay } from 'node:timers/promises'
 import { test } from 'node:test'
 import * as c from '../../src/index.js'
 import {
@@ -114,7 +114,7 @@ test('when our process is killed in mid-stream the guest works on, and the next 
   assert.deepEqual((await dom.getState()).reason, c.VIR_DOMAIN_SHUTOFF_SHUTDOWN)
 })
 
-test('a stream that ends when nobody is there to settle it is settled by the next process', async (t) => {
+test('a stream that has copied all when nobody is there is finished by the next process', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const root = await testRoot(t)
   const base = await patternImage(root.folder, 16 * MiB)
@@ -124,30 +124,60 @@ test('a stream that ends when nobody is there to settle it is settled by the nex
   const first = driverProcess(t, root.uri, { name: 'ended', do: 'create-paused', bandwidth: 8 * MiB })
   assert.equal(await first.said, 'ready')
   first.child.kill('SIGSTOP')
-  await until('the image needs no base', async () => (await backingOf(path)) === undefined)
-  await delay(200)
+  await delay(3_500)
   await first.kill()
-  await rm(base.path)
+  assert.equal(await backingOf(path), base.path)
 
   await reopen(root)
   const dom = await root.conn.domainLookupByName('ended')
   assert.equal(await dom.isActive(), true)
-  assert.deepEqual(await dom.streamDiskInfo(), [])
+  await until('the stream has ended', async () => (await dom.streamDiskInfo()).length === 0)
+  assert.equal(await backingOf(path), undefined)
+  await rm(base.path)
   assert.match(await dom.getXMLDesc(0), /<backingStore\/>/)
   const nodes = await dom.qemuMonitorCommand('{"execute":"query-named-block-nodes"}')
   assert.ok(!nodes.includes(base.path), nodes)
   await dom.destroy()
   await dom.create(c.VIR_DOMAIN_START_PAUSED)
-  assert.equal((await checkImageOf(dom, path, base.seed)).bad, 0)
-})
-
-async function checkImageOf(dom: c.Domain, path: string, seed: number) {
   await dom.destroy()
   await checkImage(path)
-  return await checkPattern(path, 'qcow2', seed)
+  assert.equal((await checkPattern(path, 'qcow2', base.seed)).bad, 0)
+})
+
+test('a QEMU that is killed the moment its image lets go of the base has lost nothing', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 16 * MiB)
+  for (let round = 0; round < 3; round++) {
+    const path = await overlay(root.folder, base.path, { name: `round-${round}.qcow2` })
+    const dom = await startPlain(root, { name: `round-${round}`, devices: diskXml('vda', path) })
+    const pid = qemuPid(root, dom)
+    await dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_START)
+    await withoutBackingFile(path)
+    process.kill(pid, 'SIGKILL')
+    await until('the domain is shut off', async () => !(await dom.isActive()))
+    assert.doesNotMatch(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
+    await checkImage(path)
+    const { bad, first } = await checkPattern(path, 'qcow2', base.seed)
+    assert.deepEqual({ round, bad, first }, { round, bad: 0, first: -1 })
+  }
+})
+
+/** Resolves in the moment when the header of a qcow2 image names no backing file any more (bytes 8 to 15: where its name is). */
+async function withoutBackingFile(path: string): Promise<void> {
+  const fd = openSync(path, 'r')
+  const offset = Buffer.alloc(8)
+  try {
+    do {
+      await setImmediate()
+      readSync(fd, offset, 0, 8, 8)
+    } while (offset.readBigUInt64BE() !== 0n)
+  } finally {
+    closeSync(fd)
+  }
 }
 
-test('a stream that ended and a QEMU that was killed, both unseen: the definition has no base any more', async (t) => {
+test('a stream that has copied all and a QEMU that was killed, both unseen: base and content are there', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const root = await testRoot(t)
   const base = await patternImage(root.folder, 16 * MiB)
@@ -156,20 +186,26 @@ test('a stream that ended and a QEMU that was killed, both unseen: the definitio
   const dom = await startPlain(root, { name: 'unseen', devices: diskXml('vda', path, { extra: chain }) })
   const pid = qemuPid(root, dom)
   await dom.stream('vda', { bandwidth: 8 * MiB })
-  assert.match(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
   await root.conn.close()
-  await until('the image needs no base', async () => (await backingOf(path)) === undefined)
+  await delay(3_500)
   process.kill(pid, 'SIGKILL')
   await until('QEMU is gone', () => !alive(pid))
-  await rm(base.path)
 
   await reopen(root)
   const again = await root.conn.domainLookupByName('unseen')
   assert.deepEqual(await again.getState(), CRASHED)
-  assert.doesNotMatch(await again.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
+  assert.equal(await backingOf(path), base.path)
+  assert.match(await again.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
   assertNothingRuns(root)
   await again.create(c.VIR_DOMAIN_START_PAUSED)
-  assert.equal((await checkImageOf(again, path, base.seed)).bad, 0)
+  await (
+    await again.stream('vda')
+  ).finished
+  await rm(base.path)
+  await again.destroy()
+  assert.doesNotMatch(await again.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
+  await checkImage(path)
+  assert.equal((await checkPattern(path, 'qcow2', base.seed)).bad, 0)
 })
 
 test('a QEMU that is killed while nobody watches is found crashed, its traces removed', async (t) => {
