@@ -1,5 +1,6 @@
 /** Commands that stream disks. */
 import type { Domain } from '../api/domain.js'
+import { parseDomainXml } from '../conf/parse.js'
 import type { StreamDiskState, StreamEngine, StreamOptions } from '../driver.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
 import type { Context } from './context.js'
@@ -23,8 +24,20 @@ function streamOptions(options: Values): StreamOptions {
   }
 }
 
+/** Has the disk a medium, but no backing image (any more)? */
+async function isWhole(domain: Domain, name: string): Promise<boolean> {
+  const { disks } = parseDomainXml(await domain.getXMLDesc())
+  const source = disks.find(({ target, alias }) => target === name || alias === name)?.source
+  return source !== undefined && !source.backingStore
+}
+
 async function waitFor(context: Context, domain: Domain, disk: string, options: Values): Promise<number | undefined> {
   const attach = options.flag('attach')
+  if (attach && (await isWhole(domain, disk))) {
+    if (options.flag('json')) context.printJson({ streaming: false })
+    else context.say(`Disk '${disk}' needs no backing image, nothing is left to stream`)
+    return undefined
+  }
   const failed = `Failed to stream disk '${disk}' of domain '${domain.name}'`
   const stream = await context.attempt(failed, () =>
     attach ? domain.attachStream(disk) : domain.stream(disk, streamOptions(options)),
@@ -91,7 +104,7 @@ const streamDiskCommand: CommandSpec = {
     ['--one', 'stream one unit, and print the offset of the next'],
     ['--offset <bytes>', 'with --one: where to look for the unit; default: 0'],
     ['--unit <bytes>', 'with --one: how large it is, at most 32 MiB; default: 512 KiB'],
-    ['--attach', 'with --wait: follow the stream that runs already'],
+    ['--attach', 'with --wait: follow the stream that runs already; fine when it has just ended well'],
     [
       '--bandwidth <number>',
       'at most so many MiB/s (bytes/s with --bytes; or with a unit, as 500K, 2G); default: no limit',
