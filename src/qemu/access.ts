@@ -3,15 +3,16 @@
  * labels; taken back in reverse order. What was done is in the domain's status before QEMU gets it, so that any later
  * process can take it back.
  */
-import { chmodSync, closeSync, existsSync, mkdirSync, openSync, realpathSync, rmSync, statSync } from 'node:fs'
+import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import type { ChardevDef, DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
+import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
 import type { Lease, LockDriver, LockHolder, LockOwner, LockResource } from '../locking/lock-driver.js'
 import { failFrom, messageOf } from '../error.js'
 import { native } from '../native.js'
 import type { LabelTarget, ProcessLabel } from '../security/security-driver.js'
 import type { LabelEntry, LabelJournal, SecurityStack } from '../security/security-stack.js'
 import { Undo } from '../util/undo.js'
+import { chardevSockets, fileTargets, imageTarget, lockResource, openTheWay, removeSocket } from './access-targets.js'
 import { chainOf } from './block-graph.js'
 import { type Gate, qemuDir } from './process.js'
 import type { Root } from './root.js'
@@ -22,6 +23,8 @@ const fail = failFrom('VIR_FROM_QEMU')
 export interface AccessPolicy {
   readonly security: SecurityStack
   readonly locks: LockDriver | undefined
+  /** what the lock driver said when it released an image, for the next time, by domain and path */
+  readonly lockStates: Map<string, string>
 }
 
 /** What is to be taken back when the domain ends; part of its status. */
@@ -49,6 +52,8 @@ export class Access {
   #holder: LockHolder | undefined
   /** of QEMU; undefined before it is there */
   pid: number | undefined
+  /** listening sockets that QEMU inherits, by the alias of their character device */
+  readonly listeners = new Map<string, number>()
   /** writes the domain's status; set by whoever knows how far the domain is */
   persist: () => void = () => undefined
 
@@ -76,14 +81,37 @@ export class Access {
    * `gate`. Answers what QEMU is to run as. When a step fails, all of it is taken back.
    */
   async grant(place: AccessPlace, running: readonly DomainDef[]): Promise<ProcessLabel> {
-    const { security } = this.#policy
+    const { security, locks } = this.#policy
     await using undo = new Undo()
-    await security.generateLabels(this.#def, running)
     undo.add(() => this.revoke())
-    if (this.#policy.locks === undefined) await this.#grantImages()
-    const label = security.isEmpty ? {} : await this.#grantRest(place)
+    await security.generateLabels(this.#def, running)
+    const label = await security.processLabel(this.#def)
+    if (!security.isEmpty) await this.#grantFiles(place, label)
+    if (locks === undefined) await this.#grantImages()
     undo.commit()
     return label
+  }
+
+  /** All but images. What QEMU makes itself gets a folder apart from our own files about it. */
+  async #grantFiles({ root, runDir, logFile }: AccessPlace, { uid }: ProcessLabel): Promise<void> {
+    mkdirSync(join(runDir, 'qemu'), { recursive: true, mode: 0o700 })
+    if (uid !== undefined && uid !== process.geteuid?.()) openTheWay(root, runDir)
+    const dir = qemuDir(runDir)
+    await this.grantRuntime(dir)
+    for (const target of fileTargets(this.#def, logFile)) await this.#label(target)
+    for (const { alias, path } of chardevSockets(this.#def, dir)) {
+      if (!path.startsWith(`${dir}/`)) this.#record.sockets.push(path)
+      this.persist()
+      removeSocket(path)
+      this.listeners.set(alias, this.listen(path, 1))
+      await this.grantRuntime(path)
+    }
+  }
+
+  /** QEMU has the sockets that were made for it, or never will. */
+  closeListeners(): void {
+    for (const fd of this.listeners.values()) native.close(fd)
+    this.listeners.clear()
   }
 
   /**
@@ -114,6 +142,7 @@ export class Access {
 
   async #grantImages(): Promise<void> {
     for (const disk of this.#def.disks) for (const image of chainOf(disk)) await this.grantImage(disk, image)
+    await this.#policy.security.labelsSet(this.#def)
   }
 
   /** An image of a disk: its own, or one below it. Nothing for what comes over the network. */
@@ -132,7 +161,8 @@ export class Access {
     if (locks === undefined) return undefined
     if (this.pid === undefined)
       throw fail('VIR_ERR_INTERNAL_ERROR', `there is no process to lock '${resource.path}' for`)
-    const lease = await locks.acquire(this.#owner(this.pid), [resource], undefined, this.#holder)
+    const state = this.#policy.lockStates.get(stateKey(this.#def, resource.path))
+    const lease = await locks.acquire(this.#owner(this.pid), [resource], state, this.#holder)
     this.#record.leases.push(lease)
     this.persist()
     return lease
@@ -158,24 +188,20 @@ export class Access {
   }
 
   /** Images that a disk no longer reads, after a stream. */
-  async revokeImages(images: readonly StorageSource[]): Promise<void> {
+  async revokeImages(disk: DiskDef, images: readonly StorageSource[]): Promise<void> {
     const labels: LabelEntry[] = []
     const leases: Lease[] = []
-    for (const { path } of images.flatMap((image) => (image.type === 'network' ? [] : [image]))) {
+    for (const target of images.flatMap((image) => imageTarget(disk, image) ?? [])) {
       // one for each use: another disk may have the same image below it
       for (const driver of new Set(this.#record.labels.map((entry) => entry.driver))) {
-        const label = this.#record.labels.find(
-          (entry) =>
-            entry.driver === driver &&
-            entry.target.path === path &&
-            entry.target.kind === 'backing' &&
-            !labels.includes(entry),
-        )
+        const isOne = (entry: LabelEntry): boolean =>
+          entry.driver === driver && entry.target.path === target.path && entry.target.kind === target.kind
+        const label = this.#record.labels.find((entry) => isOne(entry) && !labels.includes(entry))
         if (label !== undefined) labels.push(label)
       }
-      const reads = ({ resources }: Lease): boolean =>
-        resources.some((resource) => (resource.alias ?? resource.path) === path && resource.mode === 'read-only')
-      const lease = this.#record.leases.find((candidate) => reads(candidate) && !leases.includes(candidate))
+      const { path, mode } = lockResource(target)
+      const locks = ({ resources: [one] }: Lease): boolean => one?.path === path && one.mode === mode
+      const lease = this.#record.leases.find((candidate) => locks(candidate) && !leases.includes(candidate))
       if (lease !== undefined) leases.push(lease)
     }
     await this.#takeBack(labels, leases)
@@ -183,7 +209,7 @@ export class Access {
 
   /** A file in the domain's own folder, made for this run. */
   async grantRuntime(path: string): Promise<void> {
-    await this.#label(path, 'runtime')
+    await this.#label({ path, kind: 'runtime', readonly: false, shared: false, seclabels: [] })
   }
 
   /** A listening unix socket, mode 0600, that QEMU will inherit: only we connect to it. */
@@ -193,95 +219,40 @@ export class Access {
 
   /** The process is gone: everything is taken back, newest first. What fails is logged. */
   async revoke(): Promise<void> {
+    this.closeListeners()
     for (const path of this.#record.sockets.splice(0)) rmSync(path, { force: true })
     await this.#takeBack([...this.#record.labels], [...this.#record.leases])
     await this.#policy.security.releaseLabels(this.#def)
   }
 
   async #takeBack(labels: readonly LabelEntry[], leases: readonly Lease[]): Promise<void> {
-    await this.#policy.security.restore(this.#def, [...labels], this.#journal)
+    await this.#policy.security.restore(this.#def, labels, this.#journal)
     for (const lease of leases.toReversed()) {
-      const paths = lease.resources.map(({ path }) => `'${path}'`).join(', ')
-      if (this.#policy.locks === undefined) this.#warn(`the lock of ${paths} is left: there is no lock manager now`)
-      await this.#policy.locks
-        ?.release(lease)
-        .catch((error: unknown) => this.#warn(`the lock of ${paths} is left: ${messageOf(error)}`))
+      await this.#release(lease)
       this.#record.leases.splice(this.#record.leases.indexOf(lease), 1)
     }
     if (leases.length > 0) this.persist()
   }
 
-  async #grantRest(place: AccessPlace): Promise<ProcessLabel> {
-    const { kernel, initrd, dtb, nvram } = this.#def.os
-    for (const path of [kernel, initrd, dtb]) if (path !== undefined) await this.#label(path, 'boot', true)
-    if (nvram?.path !== undefined) await this.#label(nvram.path, 'nvram')
-    const { serials, consoles, channels } = this.#def
-    for (const path of new Set([...serials, ...channels, ...consoles].flatMap(filesOf))) {
-      makeFile(path)
-      await this.#label(path, 'chardev')
+  async #release(lease: Lease): Promise<void> {
+    const { locks, lockStates } = this.#policy
+    if (locks === undefined) this.#warn(`the lock of ${pathsOf(lease)} is left: there is no lock manager now`)
+    try {
+      const state = await locks?.release(lease)
+      for (const { path } of lease.resources) {
+        if (state === undefined) lockStates.delete(stateKey(this.#def, path))
+        else lockStates.set(stateKey(this.#def, path), state)
+      }
+    } catch (error) {
+      this.#warn(`the lock of ${pathsOf(lease)} is left: ${messageOf(error)}`)
     }
-    makeFile(place.logFile)
-    await this.#label(place.logFile, 'log')
-    const label = await this.#policy.security.processLabel(this.#def)
-    if (label.uid !== undefined && label.uid !== process.geteuid?.()) openTheWay(place)
-    // what QEMU makes itself lies apart from our own files about it
-    mkdirSync(join(place.runDir, 'qemu'), { mode: 0o700 })
-    await this.#label(qemuDir(place.runDir), 'runtime')
-    return label
   }
 
-  async #label(path: string, kind: LabelTarget['kind'], readonly = false): Promise<void> {
-    const target: LabelTarget = { path, kind, readonly, shared: false, seclabels: [] }
-    await this.#policy.security.setImageLabel(this.#def, target, this.#journal)
+  #label(target: LabelTarget): Promise<void> {
+    return this.#policy.security.setImageLabel(this.#def, target, this.#journal)
   }
 }
 
-/** Undefined for what comes over the network. */
-function imageTarget(disk: DiskDef, image: StorageSource): LabelTarget | undefined {
-  if (image.type === 'network') return undefined
-  const top = image === disk.source
-  const own = image.seclabels ?? []
-  return {
-    path: image.path,
-    kind: top ? 'disk' : 'backing',
-    readonly: !top || disk.readonly || disk.device === 'cdrom',
-    shared: top && disk.shareable,
-    seclabels: top ? own : [...own, ...(disk.source?.seclabels ?? [])],
-  }
-}
+const pathsOf = ({ resources }: Lease): string => resources.map(({ path }) => `'${path}'`).join(', ')
 
-function lockResource({ path, readonly, shared }: LabelTarget): LockResource {
-  const real = realPath(path)
-  const mode = readonly ? 'read-only' : shared ? 'shared' : 'exclusive'
-  return { path: real, ...(real !== path && { alias: path }), mode }
-}
-
-function realPath(path: string): string {
-  try {
-    return realpathSync(path)
-  } catch {
-    return path // what is not there QEMU will say
-  }
-}
-
-/** Files behind a character device. QEMU makes sockets and pseudo terminals itself. */
-function filesOf({ source, log }: ChardevDef): string[] {
-  const own = source.type === 'file' || source.type === 'dev' ? [source.path] : []
-  return log === undefined ? own : [...own, log.file]
-}
-
-/** QEMU would make it, but its user may not be able to. */
-function makeFile(path: string): void {
-  if (existsSync(path)) return
-  try {
-    closeSync(openSync(path, 'a', 0o600))
-  } catch (error) {
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot make '${path}': ${messageOf(error)}`, error)
-  }
-}
-
-/** Another user may pass through the folders above what is his, without seeing what else is there. */
-function openTheWay({ root, runDir }: AccessPlace): void {
-  const below = ['', 'run', 'run/qemu', 'lib', 'lib/qemu', 'lib/qemu/nvram'].map((name) => join(root.path, name))
-  for (const dir of [...below, runDir]) chmodSync(dir, statSync(dir).mode | 0o011)
-}
+const stateKey = (def: DomainDef, path: string): string => `${def.uuid} ${path}`

@@ -8,10 +8,15 @@ const fail = failFrom('VIR_FROM_QEMU')
 export const chardevSocketPath = (runDir: string, alias: string): string => `${runDir}/${alias}.sock`
 
 /** Serial ports, channels and consoles with their host ends. */
-export function chardevsCommand(def: DomainDef, caps: CommandCaps, runDir: string): string[] {
+export function chardevsCommand(
+  def: DomainDef,
+  caps: CommandCaps,
+  runDir: string,
+  listeners?: ReadonlyMap<string, number>,
+): string[] {
   const build = (kind: string, chr: ChardevDef, props: (id: string) => Props & { driver: string }): string[] => {
     const id = aliasOf(chr, kind)
-    return [...chardev(`char${id}`, chr.source, runDir, id, chr.log), ...device(caps, props(id))]
+    return [...chardev(`char${id}`, chr.source, runDir, id, chr.log, listeners?.get(id)), ...device(caps, props(id))]
   }
   return [
     ...def.serials.flatMap((chr) => build('serial port', chr, (id) => serialProps(def, chr, id))),
@@ -54,15 +59,19 @@ const portProps = (def: DomainDef, chr: ChardevDef, driver: string, id: string):
   id,
 })
 
-/** `-chardev`, which takes no JSON. `alias` names the socket of a source that has no path. */
+/** `-chardev`, which takes no JSON. `alias` names the socket of a source that has no path, `listener` one that QEMU inherits. */
 export function chardev(
   id: string,
   source: ChardevSource,
   runDir: string,
   alias: string,
   log?: ChardevDef['log'],
+  listener?: number,
 ): string[] {
-  const [backend, ...options] = backendOptions(source, chardevSocketPath(runDir, alias))
+  const [backend, ...options] =
+    listener === undefined
+      ? backendOptions(source, chardevSocketPath(runDir, alias))
+      : ['socket', `fd=${listener}`, 'server=on', 'wait=off']
   const logOptions = log ? [`logfile=${escapeComma(log.file)}`, ...(log.append ? [`logappend=${log.append}`] : [])] : []
   return ['-chardev', [backend, `id=${escapeComma(id)}`, ...options, ...logOptions].join(',')]
 }

@@ -29,6 +29,8 @@ export interface CommandContext {
   vncPort?: number
   /** inherited descriptors of tap devices by the alias of their interface */
   tapFds?: TapFds
+  /** listening unix sockets that QEMU inherits, by the alias of their character device */
+  listeners?: ReadonlyMap<string, number>
   /** directory of certificates for NBD images with tls='yes' */
   nbdTlsDir?: string
   /** 'defer': the guest's state comes over the monitor's `migrate-incoming` */
@@ -69,7 +71,7 @@ export function buildCommand(def: DomainDef, context: CommandContext): string[] 
     ...(tls ? nbdTls(caps, context.nbdTlsDir) : []),
     ...disksCommand(def, caps, tls ? { tlsCreds: nbdTlsId } : {}, secretPath),
     ...interfacesCommand(def, caps, context.tapFds ?? {}),
-    ...chardevsCommand(def, caps, runDir),
+    ...chardevsCommand(def, caps, runDir, context.listeners),
     ...inputsCommand(def, caps),
     ...graphicsCommand(def, context),
     ...videosCommand(def, caps),

@@ -84,7 +84,7 @@ async function accessPolicy(root: Root, host: DriverHost): Promise<AccessPolicy>
   const known = securityDriverNames.map((name) => securityDriver(name, options))
   const security = new SecurityStack(drivers, (text) => host.logger.warn(text), known)
   await security.probe()
-  return { security, locks: await lockManager(host) }
+  return { security, locks: await lockManager(host), lockStates: new Map() }
 }
 
 async function lockManager({ lockManager: locks }: DriverHost): Promise<LockDriver | undefined> {

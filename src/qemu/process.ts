@@ -79,12 +79,19 @@ export async function launch(options: Launch): Promise<Launched> {
     closeSync(log)
     options.gate?.close()
   }
-  const process = native.watchProcess(pid, options.onExit)
+  let markExited!: () => void
+  const exited = new Promise<void>((resolve) => (markExited = resolve))
+  const process = native.watchProcess(pid, (exit) => {
+    markExited()
+    options.onExit(exit)
+  })
   try {
     const monitor = await Monitor.connect(monitorSocket(options.runDir), options.domain, options.events, START_TIMEOUT)
     return { pid, process, monitor }
   } catch (error) {
     process.kill(SIGKILL)
+    // what it was let have may not be taken back while it still uses it
+    await within(exited, TERM_GRACE)
     throw explainStartFailure(error, logTail(options.logFile, logStart))
   }
 }

@@ -100,7 +100,10 @@ async function keepLocks(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
   try {
     await live.access.confirmLocks()
   } catch (error) {
-    qemu.host.logger.error({ err: error, domain: vm.name }, 'a lock was lost and cannot be had again: the guest is paused')
+    qemu.host.logger.error(
+      { err: error, domain: vm.name },
+      'a lock was lost and cannot be had again: the guest is paused',
+    )
     live.pauseReason = c.VIR_DOMAIN_PAUSED_IOERROR
     await live.monitor.stop()
   }

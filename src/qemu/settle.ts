@@ -47,9 +47,9 @@ export async function settle(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Pro
   await live.exports.remove(job.record.disk).catch((error: unknown) => warn(messageOf(error)))
   if (disk !== undefined) {
     await deleteNodes(live.monitor, live.guards, disk, dropped, warn)
+    await live.access.revokeImages(disk, dropped)
     await addGuard(live.monitor, live.guards, disk).catch((error: unknown) => warn(messageOf(error)))
   }
-  await live.access.revokeImages(dropped)
   if (vm.live === live) saveStatus(vm, live)
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
   return end

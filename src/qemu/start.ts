@@ -180,17 +180,20 @@ async function bringUp(
         accel: def.virtType === 'kvm' ? 'kvm' : 'tcg',
         monitorFd,
         runDir: qemuDir(runDir),
+        listeners: access.listeners,
         ...(options.load && { incoming: 'defer' as const }),
       }),
     env: { LC_ALL: 'C', PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...commandEnvironment(def) },
     runDir,
     logFile,
     listen: (path, backlog) => access.listen(path, backlog),
+    inherit: [...access.listeners.values()],
     label,
     gate: await access.gate(),
     events: pending.events,
     onExit: (exit) => pending.onExit(exit),
   })
+  access.closeListeners()
   const live = makeLive(qemu, vm, {
     def,
     guards: initialGuards(def, caps),

@@ -83,15 +83,16 @@ export function apparmorDriver(options: ApparmorOptions = {}): SecurityDriver {
       if (target.kind === 'backing' && at >= 0) await writeRules(def, lines.toSpliced(at, 1))
     },
 
-    async processLabel(def) {
+    processLabel(def) {
       const apparmorProfile = seclabelOf(def, MODEL)?.label
-      if (apparmorProfile === undefined) return {}
-      if (isOurs(def)) {
-        const host = { binary: realpathSync(def.emulator ?? ''), hasAbstraction: existsSync(ABSTRACTION) }
-        writeFileSync(profile(def), profileText(def, apparmorProfile, rulesFile(def), host), { mode: 0o600 })
-        await load('replace', profile(def))
-      }
-      return { apparmorProfile }
+      return Promise.resolve(apparmorProfile === undefined ? {} : { apparmorProfile })
+    },
+
+    async labelsSet(def) {
+      if (!isOurs(def)) return
+      const host = { binary: realpathSync(def.emulator ?? ''), hasAbstraction: existsSync(ABSTRACTION) }
+      writeFileSync(profile(def), profileText(def, `libvirt-${def.uuid}`, rulesFile(def), host), { mode: 0o600 })
+      await load('replace', profile(def))
     },
 
     async releaseLabel(def) {

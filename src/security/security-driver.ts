@@ -51,12 +51,18 @@ export interface SecurityDriver {
    */
   generateLabel?(def: DomainDef, running: readonly DomainDef[]): Promise<void>
 
+  /** What the QEMU of this domain is to run as. */
+  processLabel?(def: DomainDef): Promise<ProcessLabel>
+
   /**
    * Before QEMU may touch `target`, once for each image and each domain that uses it. Before it changes anything that is to
    * be restored, the driver calls `note` with all that it will need for that: the text is on disk when `note` returns, so
    * that it is there after a crash of any process. Without a note there is no restoring.
    */
   setImageLabel?(def: DomainDef, target: LabelTarget, note: (state: string) => void): Promise<void>
+
+  /** All that the definition names is labelled, and QEMU is about to begin. Later ones may come while it runs. */
+  labelsSet?(def: DomainDef): Promise<void>
 
   /**
    * QEMU no longer uses `target`: the domain ended, however, or a stream made the image superfluous. Others may use it
@@ -72,9 +78,6 @@ export interface SecurityDriver {
   setSocketLabel?(def: DomainDef): void
   clearSocketLabel?(def: DomainDef): void
 
-  /** When all is labelled and QEMU is about to be spawned. */
-  processLabel?(def: DomainDef): Promise<ProcessLabel>
-
-  /** The domain has ended and everything is restored; undoes what `generateLabel` and `processLabel` left on the host. */
+  /** The domain has ended and everything is restored; undoes what else was left on the host. */
   releaseLabel?(def: DomainDef): Promise<void>
 }

@@ -123,6 +123,11 @@ export class SecurityStack {
     return all
   }
 
+  /** QEMU is about to begin. */
+  async labelsSet(def: DomainDef): Promise<void> {
+    for (const driver of this.#drivers) await driver.labelsSet?.(def)
+  }
+
   /** The domain has ended and everything else is undone. */
   async releaseLabels(def: DomainDef): Promise<void> {
     for (const driver of this.#drivers.toReversed()) {

@@ -1,16 +1,25 @@
 /** QEMU as another user than we are: what it uses is his as long as it runs, and only as long. */
 import assert from 'node:assert/strict'
-import { chmod, mkdir, readFile, stat, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { existsSync } from 'node:fs'
+import { chmod, mkdir, readFile, readlink, stat, writeFile } from 'node:fs/promises'
+import { basename, join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { native } from '../../src/native.js'
-import { VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_XML_INACTIVE, type Domain } from '../../src/index.js'
+import {
+  Connect,
+  type Domain,
+  type LockDriver,
+  VIR_DOMAIN_SHUTOFF,
+  VIR_DOMAIN_XML_INACTIVE,
+  VirError,
+} from '../../src/index.js'
 import { run } from '../../src/util/run.js'
 import {
   agentOf,
   assertNothingRuns,
   diskXml,
   guestXml,
+  plainXml,
   powerOff,
   reopen,
   runDirOf,
@@ -76,8 +85,6 @@ test('a guest runs as another user on images of root, is streamed, and everythin
   if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const { root, folder, theirs, user } = await dacRoot(t)
   const { base, path } = await privateImages(folder)
-  // the guest's serial line is a socket that QEMU makes itself
-  await chmod(folder, 0o777)
   const dom = await root.conn.domainDefineXML(await guestXml(folder, { devices: diskXml('vda', path) }))
   await dom.create()
   const guest = await agentOf(t, folder)
@@ -202,4 +209,139 @@ test('settings that are wrong keep the root closed and say what is wrong', async
   await assert.rejects(reopen(root), virError('VIR_ERR_CONFIG_UNSUPPORTED', /'dac' cannot be used/))
   await writeFile(settings, '{"security": "none"}')
   await reopen(root)
+})
+
+test('locks come before labels and go after them, each while the process stands still or is gone', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder, theirs, user } = await dacRoot(t)
+  const { base, path } = await privateImages(folder)
+  const said: string[] = []
+  const lockManager: LockDriver = {
+    name: 'witness',
+    async acquire(owner, resources, state) {
+      const [{ path, mode } = { path: '', mode: '' }] = resources
+      const program = await readlink(`/proc/${owner.pid}/exe`)
+      said.push(`${mode} ${basename(path)} of ${await ownerOf(path)}, ${program === process.execPath}, ${state ?? ''}`)
+      return { owner, resources, data: mode }
+    },
+    async release({ owner, resources, data }) {
+      const [{ path } = { path: '' }] = resources
+      const running = existsSync(`/proc/${owner.pid}/exe`) ? 'running' : 'gone'
+      said.push(`released ${basename(path)} of ${await ownerOf(path)}, ${running}`)
+      return data === 'exclusive' ? 'mine' : undefined
+    },
+    inquire: ({ data }) => Promise.resolve(data !== undefined),
+  }
+  await root.conn.close()
+  root.conn = await Connect.open(root.uri, { lockManager })
+  const dom = await startPlain(root, { devices: diskXml('vda', path) })
+  const pid = await pidOf(root, dom)
+  assert.match(await readlink(`/proc/${pid}/exe`), /qemu/)
+  assert.match(await readFile(`/proc/${pid}/status`, 'utf8'), new RegExp(`^Uid:\\t${user.uid}\\t`, 'm'))
+  const names = [basename(path), basename(base.path)]
+  assert.deepEqual(said.splice(0), [`exclusive ${names[0]} of 0:0, true, `, `read-only ${names[1]} of 0:0, true, `])
+  assert.equal(await ownerOf(path), theirs)
+  await (
+    await dom.stream('vda')
+  ).finished
+  assert.deepEqual(said.splice(0), [`released ${names[1]} of 0:0, running`])
+  await dom.destroy()
+  assert.deepEqual(said.splice(0), [`released ${names[0]} of 0:0, gone`])
+  await dom.create()
+  assert.deepEqual(said.splice(0), [`exclusive ${names[0]} of 0:0, true, mine`])
+})
+
+test('an image that is locked elsewhere keeps the domain from starting, and nothing is changed', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder } = await dacRoot(t)
+  const { base, path } = await privateImages(folder)
+  const released: string[] = []
+  const lockManager: LockDriver = {
+    name: 'refuser',
+    acquire(owner, resources) {
+      if (resources[0]?.mode === 'read-only')
+        return Promise.reject(new VirError('VIR_ERR_RESOURCE_BUSY', 'VIR_FROM_LOCKING', 'held by another'))
+      return Promise.resolve({ owner, resources })
+    },
+    release({ resources }) {
+      released.push(...resources.map((resource) => resource.path))
+      return Promise.resolve(undefined)
+    },
+    inquire: () => Promise.resolve(true),
+  }
+  await root.conn.close()
+  root.conn = await Connect.open(root.uri, { lockManager })
+  await assert.rejects(
+    startPlain(root, { devices: diskXml('vda', path) }),
+    virError('VIR_ERR_RESOURCE_BUSY', /held by another/),
+  )
+  assert.deepEqual(released, [path])
+  await assertGivenBack(path, base.path)
+  assertNothingRuns(root)
+})
+
+test('when our process is killed in mid-stream the next one finishes it and gives everything back', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder, theirs } = await dacRoot(t)
+  const { base, path } = await privateImages(folder, 16 * MiB)
+  await root.conn.domainDefineXML(plainXml({ devices: diskXml('vda', path) }))
+  await root.conn.close()
+  const index = new URL('../../src/index.js', import.meta.url).href
+  const script = `import { Connect } from '${index}'
+    const conn = await Connect.open('${root.uri}')
+    const dom = await conn.domainLookupByName('guest')
+    await dom.create(1)
+    await dom.stream('vda', { bandwidth: ${2 * MiB} })
+    process.kill(process.pid, 'SIGKILL')`
+  await assert.rejects(run(process.execPath, ['--input-type=module', '-e', script]), { reason: 'signal' })
+  assert.deepEqual([await ownerOf(path), await ownerOf(base.path)], [theirs, theirs])
+  root.conn = await Connect.open(root.uri)
+  const dom = await root.conn.domainLookupByName('guest')
+  const stream = await dom.attachStream('vda')
+  await stream.setBandwidth(0)
+  await stream.finished
+  await assertGivenBack(base.path)
+  await dom.destroy()
+  await assertGivenBack(path)
+  await checkImage(path)
+})
+
+test('when our process is killed while it starts a domain, at whatever point, the next one leaves no trace', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder } = await dacRoot(t)
+  const { base, path } = await privateImages(folder, MiB)
+  await root.conn.domainDefineXML(plainXml({ devices: diskXml('vda', path) }))
+  await root.conn.close()
+  const index = new URL('../../src/index.js', import.meta.url).href
+  // dies at the Nth label (of the folder, the log, the disk, its base): before, while or after it is set
+  const script = `import { Connect, securityDriver } from '${index}'
+    const [at, when] = process.argv.slice(1)
+    let count = 0
+    const die = (now) => now === when && count === Number(at) && process.kill(process.pid, 'SIGKILL')
+    const dac = await securityDriver('dac', JSON.parse(process.env.DAC))
+    const fuse = { ...dac, setImageLabel: async (def, target, note) => {
+      count++
+      die('before')
+      await dac.setImageLabel(def, target, (state) => { note(state); die('noted') })
+      die('after')
+    } }
+    const conn = await Connect.open('${root.uri}', { security: [fuse] })
+    await (await conn.domainLookupByName('guest')).create(1)`
+  const { user } = JSON.parse(await readFile(join(folder, 'root/etc/qemu.json'), 'utf8')) as { user: string }
+  const env = { ...process.env, DAC: JSON.stringify({ user }) }
+  for (const [at, when] of [
+    [1, 'after'],
+    [2, 'noted'],
+    [3, 'before'],
+    [3, 'noted'],
+    [4, 'noted'],
+    [4, 'after'],
+  ] as const) {
+    const args = ['--input-type=module', '-e', script, String(at), when]
+    await assert.rejects(run(process.execPath, args, { env }), { reason: 'signal' }, `${at} ${when}`)
+    root.conn = await Connect.open(root.uri)
+    await assertGivenBack(path, base.path)
+    assertNothingRuns(root)
+    await root.conn.close()
+  }
 })
