@@ -14,7 +14,7 @@ import { emitLifecycle } from './emit.js'
 import { checkFlags } from './flags.js'
 import type { Qemu } from './qemu.js'
 import { discardManagedSave, hasManagedSave } from './save.js'
-import { startVm } from './start.js'
+import { startVm, type StartOptions } from './start.js'
 import { checkSupported } from './supported.js'
 import { Vm } from './vm.js'
 
@@ -34,7 +34,7 @@ export async function readDefinition(qemu: Qemu, xml: string, validate: boolean)
 }
 
 /** The domain that a definition is about: name and UUID must both be new, or both of the same domain. */
-function match(qemu: Qemu, def: DomainDef): Vm | undefined {
+export function match(qemu: Qemu, def: DomainDef): Vm | undefined {
   const known = qemu.find(def.uuid)
   if (known !== undefined && known.name !== def.name) {
     const text = `domain '${known.name}' is already defined with uuid ${def.uuid}`
@@ -44,6 +44,13 @@ function match(qemu: Qemu, def: DomainDef): Vm | undefined {
   if (namesake !== undefined && namesake !== known)
     throw fail('VIR_ERR_OPERATION_FAILED', `domain '${def.name}' already exists with uuid ${namesake.uuid}`)
   return known
+}
+
+/** After the wait for the domain's job: nobody may have taken its name or UUID since `match`. */
+export function requireStill(qemu: Qemu, def: DomainDef, vm: Vm): void {
+  const now = match(qemu, def)
+  if (now !== undefined && now !== vm)
+    throw fail('VIR_ERR_OPERATION_FAILED', `domain '${def.name}' was defined anew meanwhile`)
 }
 
 async function define(qemu: Qemu, xml: string, flags: number): Promise<DomainRef> {
@@ -59,6 +66,7 @@ async function define(qemu: Qemu, xml: string, flags: number): Promise<DomainRef
     return vm.ref
   }
   await known.jobs.run('modify', () => {
+    requireStill(qemu, def, known)
     saveConfig(qemu.root, def)
     const detail = known.config === undefined ? c.VIR_DOMAIN_EVENT_DEFINED_ADDED : c.VIR_DOMAIN_EVENT_DEFINED_UPDATED
     known.config = def
@@ -73,31 +81,44 @@ async function define(qemu: Qemu, xml: string, flags: number): Promise<DomainRef
 export async function createTransient(qemu: Qemu, xml: string, flags: number): Promise<DomainRef> {
   checkFlags('domainCreateXML', flags)
   const def = await readDefinition(qemu, xml, (flags & c.VIR_DOMAIN_START_VALIDATE) !== 0)
-  const known = match(qemu, def)
-  if (known?.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${def.name}' is already active`)
-  const vm = known ?? new Vm(def.name, def.uuid)
+  return startAs(qemu, def, { paused: (flags & c.VIR_DOMAIN_START_PAUSED) !== 0 })
+}
+
+/** Starts the domain that `def` is about, one that is there or a new one, as one of its jobs. */
+export async function startAs(qemu: Qemu, def: DomainDef, options: StartOptions): Promise<DomainRef> {
+  const vm = match(qemu, def) ?? new Vm(def.name, def.uuid)
+  if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${def.name}' is already active`)
+  // at once: who comes next with the same name finds this one
   qemu.add(vm)
-  try {
-    await vm.jobs.run('create', async () => {
-      if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${def.name}' is already active`)
-      await startVm(qemu, vm, def, { paused: (flags & c.VIR_DOMAIN_START_PAUSED) !== 0 })
-    })
-  } catch (error) {
-    if (vm.config === undefined && vm.live === undefined) qemu.remove(vm)
-    throw error
-  }
+  await vm.jobs.run('create', async () => {
+    if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${def.name}' is already active`)
+    requireStill(qemu, def, vm)
+    // it is gone again when the call before this one could not start it
+    qemu.add(vm)
+    try {
+      await startVm(qemu, vm, def, options)
+    } catch (error) {
+      removeIfNothing(qemu, vm)
+      throw error
+    }
+  })
   return vm.ref
+}
+
+/** A domain that is neither defined nor runs is none. */
+function removeIfNothing(qemu: Qemu, vm: Vm): void {
+  if (vm.config === undefined && vm.live === undefined && qemu.find(vm.uuid) === vm) qemu.remove(vm)
 }
 
 function undefine(qemu: Qemu, vm: Vm, flags: number): void {
   const config = vm.config
   if (config === undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'cannot undefine transient domain')
-  if (hasManagedSave(qemu, vm)) {
-    if ((flags & c.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE) === 0)
-      throw fail('VIR_ERR_OPERATION_INVALID', 'Refusing to undefine while domain managed save image exists')
-    discardManagedSave(qemu, vm)
-  }
+  const saved = hasManagedSave(qemu, vm)
+  if (saved && (flags & c.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE) === 0)
+    throw fail('VIR_ERR_OPERATION_INVALID', 'Refusing to undefine while domain managed save image exists')
+  // may refuse, so nothing is removed before it
   removeVariableStore(qemu, config, flags)
+  if (saved) discardManagedSave(qemu, vm)
   deleteConfig(qemu.root, vm.name)
   vm.config = undefined
   vm.autostart = false

@@ -33,12 +33,14 @@ type LifecycleOps = Pick<
 
 /** Starts a defined domain; a managed saved state is resumed, unless the flags forget it. */
 export async function createVm(qemu: Qemu, vm: Vm, flags: number): Promise<void> {
-  const config = vm.requireConfig()
   if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain is already running`)
+  // it may have been undefined while this call waited
+  qemu.require(vm)
+  const config = vm.requireConfig()
   const paused = (flags & c.VIR_DOMAIN_START_PAUSED) !== 0
   if ((flags & c.VIR_DOMAIN_START_FORCE_BOOT) !== 0) discardManagedSave(qemu, vm)
-  if (hasManagedSave(qemu, vm)) await restoreManagedSave(qemu, vm, paused)
-  else await startVm(qemu, vm, config, { paused })
+  if (!hasManagedSave(qemu, vm) || !(await restoreManagedSave(qemu, vm, paused)))
+    await startVm(qemu, vm, config, { paused })
 }
 
 function refuseAgent(flags: number, agentFlag: number): void {
@@ -54,7 +56,12 @@ async function suspend(vm: Vm, live: Live): Promise<void> {
   if (state === c.VIR_DOMAIN_PMSUSPENDED) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is pmsuspended')
   if (state === c.VIR_DOMAIN_PAUSED) return
   live.pauseReason = c.VIR_DOMAIN_PAUSED_USER
-  await live.monitor.stop()
+  try {
+    await live.monitor.stop()
+  } catch (error) {
+    delete live.pauseReason
+    throw error
+  }
   vm.requireSame(live)
 }
 
@@ -67,8 +74,19 @@ async function resume(vm: Vm, live: Live): Promise<void> {
 }
 
 async function destroy(live: Live, flags: number): Promise<void> {
-  live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_DESTROYED, detail: c.VIR_DOMAIN_EVENT_STOPPED_DESTROYED }
-  await terminate(live.process, live.ended, (flags & c.VIR_DOMAIN_DESTROY_GRACEFUL) !== 0)
+  const before = live.exitCause
+  const cause = { reason: c.VIR_DOMAIN_SHUTOFF_DESTROYED, detail: c.VIR_DOMAIN_EVENT_STOPPED_DESTROYED }
+  live.exitCause = cause
+  try {
+    await terminate(live.process, live.ended, (flags & c.VIR_DOMAIN_DESTROY_GRACEFUL) !== 0)
+  } catch (error) {
+    // it runs on, and how it ends later is another story
+    if (live.exitCause === cause) {
+      if (before === undefined) delete live.exitCause
+      else live.exitCause = before
+    }
+    throw error
+  }
 }
 
 /** The ACPI power button, and a guest that comes up again when it has gone down. */

@@ -283,6 +283,9 @@ export class Monitor {
   migrateIncomingFd(name: string): Promise<unknown> {
     return this.#run('migrate-incoming', { uri: `fd:${name}` }, CONTROL)
   }
+  migrateCancel(): Promise<unknown> {
+    return this.#run('migrate_cancel', undefined, CONTROL)
+  }
   migrateSetUnlimited(): Promise<unknown> {
     return this.#run('migrate-set-parameters', { 'max-bandwidth': 2 ** 53 - 1 }, QUERY)
   }

@@ -1,5 +1,5 @@
 /** A saved domain on disk, in the layout of libvirt's own save images: header, XML, QEMU's migration stream. */
-import { closeSync, openSync, readSync, writeSync } from 'node:fs'
+import { closeSync, openSync, readSync, rmSync, writeFileSync, writeSync } from 'node:fs'
 import { endianness } from 'node:os'
 import { failFrom, messageOf } from '../error.js'
 
@@ -38,9 +38,10 @@ export function createSaveFile(path: string, xml: string, running: boolean): num
     throw fail('VIR_ERR_OPERATION_FAILED', `failed to create file '${path}': ${messageOf(error)}`, error)
   }
   try {
-    writeSync(fd, Buffer.concat([header, text]))
+    writeFileSync(fd, Buffer.concat([header, text]))
   } catch (error) {
     closeSync(fd)
+    rmSync(path, { force: true })
     throw fail('VIR_ERR_OPERATION_FAILED', `failed to write '${path}': ${messageOf(error)}`, error)
   }
   return fd
@@ -49,6 +50,17 @@ export function createSaveFile(path: string, xml: string, running: boolean): num
 /** All is written: only now is the file worth anything. */
 export function completeSaveFile(fd: number): void {
   writeSync(fd, Buffer.from(COMPLETE, 'latin1'), 0, COMPLETE.length, 0)
+}
+
+/** Did its writer not come to the end? What is no saved domain at all is none of this. */
+export function isIncomplete(path: string): boolean {
+  const fd = openSync(path, 'r')
+  try {
+    const magic = Buffer.alloc(PARTIAL.length)
+    return readSync(fd, magic, 0, magic.length, 0) < magic.length || magic.toString('latin1') === PARTIAL
+  } finally {
+    closeSync(fd)
+  }
 }
 
 /** Opens a saved domain. VIR_ERR_OPERATION_FAILED for what is none, or an incomplete one. */

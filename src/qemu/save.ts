@@ -4,17 +4,17 @@ import { isAbsolute, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { formatDomainXml } from '../conf/format.js'
 import * as c from '../constants.gen.js'
-import type { HypervisorOps } from '../driver.js'
-import { failFrom } from '../error.js'
-import { readDefinition } from './define.js'
+import type { DomainRef, HypervisorOps } from '../driver.js'
+import { failFrom, messageOf } from '../error.js'
+import { readDefinition, startAs } from './define.js'
 import { modify } from './vm-job.js'
 import { checkFlags } from './flags.js'
 import type { Monitor } from './monitor.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
-import { completeSaveFile, createSaveFile, openSaveFile } from './save-file.js'
-import { startVm } from './start.js'
-import { type Live, Vm } from './vm.js'
+import { completeSaveFile, createSaveFile, isIncomplete, openSaveFile, type SavedDomain } from './save-file.js'
+import { startVm, type StartOptions } from './start.js'
+import type { Live, Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -38,8 +38,18 @@ async function migrated(monitor: Monitor): Promise<void> {
   }
 }
 
+/** The guest runs on after a save that failed; an error here is not the one that the caller has to hear of. */
+async function goOn(qemu: Qemu, live: Live): Promise<void> {
+  try {
+    await live.monitor.migrateCancel()
+    await live.monitor.cont()
+  } catch (error) {
+    qemu.warn(`domain '${live.def.name}' stays paused after a save that failed: ${messageOf(error)}`)
+  }
+}
+
 /** Under the domain's job. */
-async function save(vm: Vm, live: Live, path: string, flags: number): Promise<void> {
+async function save(qemu: Qemu, vm: Vm, live: Live, path: string, flags: number): Promise<void> {
   if (live.blockJobs.all.length > 0) throw fail('VIR_ERR_OPERATION_INVALID', 'domain has active block job')
   const wasRunning = vm.state.state === c.VIR_DOMAIN_RUNNING
   const resumeRunning =
@@ -59,7 +69,8 @@ async function save(vm: Vm, live: Live, path: string, flags: number): Promise<vo
     fsyncSync(fd)
   } catch (error) {
     rmSync(path, { force: true })
-    if (vm.live === live && wasRunning) await live.monitor.cont()
+    delete live.pauseReason
+    if (vm.live === live && wasRunning) await goOn(qemu, live)
     throw error
   } finally {
     closeSync(fd)
@@ -68,40 +79,54 @@ async function save(vm: Vm, live: Live, path: string, flags: number): Promise<vo
   await terminate(live.process, live.ended, false)
 }
 
-/** Starts `vm` (or the domain that the file tells of) from a saved state. */
-async function restore(qemu: Qemu, path: string, paused: boolean | undefined, known?: Vm, xml?: string): Promise<Vm> {
-  const saved = openSaveFile(path)
-  try {
-    const def = await readDefinition(qemu, xml ?? saved.xml, false)
-    const vm = known ?? qemu.find(def.uuid) ?? new Vm(def.name, def.uuid)
-    if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is already active`)
-    if (vm.name !== def.name || vm.uuid !== def.uuid)
-      throw fail(
-        'VIR_ERR_OPERATION_FAILED',
-        `'${path}' holds domain '${def.name}' with uuid ${def.uuid}, not '${vm.name}'`,
-      )
-    const load = async (monitor: Monitor): Promise<void> => {
+/** How QEMU gets a saved state, and whether the guest then stands still: as `paused` says, else as it was. */
+function startOptions(saved: SavedDomain, paused: boolean | undefined): StartOptions {
+  return {
+    paused: paused ?? !saved.wasRunning,
+    pausedAsSaved: paused === undefined,
+    load: async (monitor) => {
       await monitor.getfd('vs-restore', saved.fd)
       await monitor.migrateIncomingFd('vs-restore')
       await migrated(monitor)
-    }
-    qemu.add(vm)
-    try {
-      await startVm(qemu, vm, def, { paused: paused ?? !saved.wasRunning, load })
-    } catch (error) {
-      if (vm.config === undefined) qemu.remove(vm)
-      throw error
-    }
-    return vm
+    },
+  }
+}
+
+/** Starts the domain that the file tells of from its saved state. */
+async function restore(qemu: Qemu, path: string, paused: boolean | undefined, xml?: string): Promise<DomainRef> {
+  const saved = openSaveFile(path)
+  try {
+    return await startAs(qemu, await readDefinition(qemu, xml ?? saved.xml, false), startOptions(saved, paused))
   } finally {
     closeSync(saved.fd)
   }
 }
 
-/** Under the domain's job: the saved state is used up once the guest runs from it. */
-export async function restoreManagedSave(qemu: Qemu, vm: Vm, paused: boolean): Promise<void> {
-  await restore(qemu, managedSavePath(qemu, vm), paused || undefined, vm)
+/**
+ * Under the domain's job: goes on from the managed saved state, which is used up once the guest runs. False when there is
+ * none to go on from: who wrote it died in the middle, and what is there is thrown away.
+ */
+export async function restoreManagedSave(qemu: Qemu, vm: Vm, paused: boolean): Promise<boolean> {
+  const path = managedSavePath(qemu, vm)
+  if (isIncomplete(path)) {
+    qemu.warn(`the managed saved state of domain '${vm.name}' is incomplete, it boots instead`)
+    discardManagedSave(qemu, vm)
+    return false
+  }
+  const saved = openSaveFile(path)
+  try {
+    const def = await readDefinition(qemu, saved.xml, false)
+    if (vm.name !== def.name || vm.uuid !== def.uuid)
+      throw fail(
+        'VIR_ERR_OPERATION_FAILED',
+        `'${path}' holds domain '${def.name}' with uuid ${def.uuid}, not '${vm.name}'`,
+      )
+    await startVm(qemu, vm, def, startOptions(saved, paused || undefined))
+  } finally {
+    closeSync(saved.fd)
+  }
   discardManagedSave(qemu, vm)
+  return true
 }
 
 /** What the flags say about the state to restore to; undefined: as it was. */
@@ -122,12 +147,12 @@ export function saveOps(qemu: Qemu): SaveOps {
       if (xml !== undefined)
         throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', 'saving with another definition is not supported')
       if (!isAbsolute(to)) throw fail('VIR_ERR_INVALID_ARG', `path '${to}' is not absolute`)
-      await modify(qemu, ref, (vm, live) => save(vm, live, to, flags), 'save')
+      await modify(qemu, ref, (vm, live) => save(qemu, vm, live, to, flags), 'save')
     },
 
     async domainRestore(from, xml, flags) {
       checkFlags('domainSave', flags)
-      return (await restore(qemu, from, wantPaused(flags), undefined, xml)).ref
+      return restore(qemu, from, wantPaused(flags), xml)
     },
 
     async domainManagedSave(ref, flags) {
@@ -135,7 +160,7 @@ export function saveOps(qemu: Qemu): SaveOps {
       await modify(qemu, ref, (vm, live) => {
         if (vm.config === undefined)
           throw fail('VIR_ERR_OPERATION_INVALID', 'cannot do managed save for transient domain')
-        return save(vm, live, managedSavePath(qemu, vm), flags)
+        return save(qemu, vm, live, managedSavePath(qemu, vm), flags)
       })
     },
 

@@ -39,6 +39,8 @@ const fail = failFrom('VIR_FROM_QEMU')
 export interface StartOptions {
   /** leave the guest stopped */
   paused: boolean
+  /** it stands still because it did when it was saved */
+  pausedAsSaved?: boolean
   /** QEMU waits for a state that `load` gives it, before the guest's first instruction */
   load?: (monitor: Monitor) => Promise<void>
 }
@@ -47,6 +49,7 @@ export interface StartOptions {
 export class Pending {
   #queue: QmpEvent[] = []
   #live: Live | undefined
+  #exit: ProcessExit | undefined
   readonly #qemu: Qemu
   readonly #vm: Vm
   constructor(qemu: Qemu, vm: Vm) {
@@ -66,11 +69,14 @@ export class Pending {
     }
   }
   onExit(exit: ProcessExit): void {
-    if (this.#live !== undefined) finishLive(this.#qemu, this.#vm, this.#live, exit)
+    if (this.#live === undefined) this.#exit = exit
+    else finishLive(this.#qemu, this.#vm, this.#live, exit)
   }
   attach(live: Live): void {
     this.#live = live
     for (const event of this.#queue.splice(0)) handleEvent(this.#qemu, this.#vm, live, event)
+    // it answered and was gone at once
+    if (this.#exit !== undefined) finishLive(this.#qemu, this.#vm, live, this.#exit)
   }
 }
 
@@ -93,6 +99,8 @@ export async function startVm(qemu: Qemu, vm: Vm, source: DomainDef, options: St
   def.id = id
   const live = await bringUp(qemu, vm, def, caps, options)
   try {
+    vm.requireSame(live)
+    saveStatus(vm, live)
     await configure(live)
     if (options.load !== undefined) await options.load(live.monitor)
     await begin(qemu, vm, live, options)
@@ -206,7 +214,6 @@ async function bringUp(
   vm.live = live
   vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_STARTING_UP }
   pending.attach(live)
-  saveStatus(vm, live)
   for (const { path } of secrets) rmSync(path, { force: true })
   undo.commit()
   return live
@@ -260,7 +267,10 @@ async function begin(qemu: Qemu, vm: Vm, live: Live, options: StartOptions): Pro
   saveStatus(vm, live)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STARTED, details.event)
   beginBootStreams(qemu, vm, live)
-  if (options.paused) emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED)
+  if (!options.paused) return
+  const asSaved = restored && options.pausedAsSaved === true
+  const detail = asSaved ? c.VIR_DOMAIN_EVENT_SUSPENDED_RESTORED : c.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, detail)
 }
 
 /** A guest with UEFI gets a variable store of its own, copied from the firmware's template at its first start. */
