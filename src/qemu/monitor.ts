@@ -35,6 +35,11 @@ export interface BlockJobInfo {
   ready: boolean
   status: string
 }
+/** query-migrate (MigrationInfo), what we read of it. */
+interface MigrationInfo {
+  status?: string
+  'error-desc'?: string
+}
 /** One device of query-block (BlockInfo), what we read of it. */
 export interface BlockDevice {
   device: string
@@ -289,15 +294,7 @@ export class Monitor {
   migrateSetUnlimited(): Promise<unknown> {
     return this.#run('migrate-set-parameters', { 'max-bandwidth': 2 ** 53 - 1 }, QUERY)
   }
-  queryMigrate(): Promise<{
-    status?: string
-    'error-desc'?: string
-    ram?: { transferred: number; total: number; remaining: number }
-  }> {
-    return this.#run('query-migrate', undefined, QUERY) as Promise<{
-      status?: string
-      'error-desc'?: string
-      ram?: { transferred: number; total: number; remaining: number }
-    }>
+  queryMigrate(): Promise<MigrationInfo> {
+    return this.#run('query-migrate', undefined, QUERY) as Promise<MigrationInfo>
   }
 }
