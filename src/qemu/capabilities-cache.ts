@@ -37,8 +37,8 @@ export class CapabilitiesCache {
   }
 
   /** `virsh capabilities`. */
-  async capabilitiesXml(): Promise<string> {
-    return capabilitiesXml(await this.get())
+  async capabilitiesXml(secmodels: readonly string[] = []): Promise<string> {
+    return capabilitiesXml(await this.get(), secmodels)
   }
 
   /** `virsh domcapabilities`. VIR_ERR_INVALID_ARG for an architecture, machine or type that the binary does not have. */

@@ -29,18 +29,19 @@ const document = (lines: string[]): string => lines.join('\n') + '\n'
 // --- the host --------------------------------------------------------------------------------------------------
 
 /** virConnectGetCapabilities, valid against libvirt's capability.rng. KVM is named only when a guest ran on it. */
-export async function capabilitiesXml(caps: QemuCapabilities): Promise<string> {
+export async function capabilitiesXml(caps: QemuCapabilities, secmodels: readonly string[] = []): Promise<string> {
   const kvm = await caps.kvmWorks()
-  return document(element('capabilities', {}, [hostElement(await readHost()), guestElement(caps, kvm)]))
+  return document(element('capabilities', {}, [hostElement(await readHost(), secmodels), guestElement(caps, kvm)]))
 }
 
-function hostElement(host: HostInfo): string[] {
+function hostElement(host: HostInfo, secmodels: readonly string[]): string[] {
   const uri = element('uri_transports', {}, [element('uri_transport', {}, 'tcp')])
   return element('host', {}, [
     ...(host.uuid === undefined ? [] : [element('uuid', {}, host.uuid)]),
     element('cpu', {}, [element('arch', {}, host.arch)]),
     element('migration_features', {}, [element('live'), uri]),
     element('topology', {}, [element('cells', { num: host.cells.length }, host.cells.map(cellElement))]),
+    ...secmodels.map((name) => element('secmodel', {}, [element('model', {}, name), element('doi', {}, 0)])),
   ])
 }
 

@@ -159,7 +159,7 @@ export function queryOps(qemu: Qemu): QueryOps {
     connectGetHostname: () => Promise.resolve(hostname()),
     connectGetVersion: async () => (await qemu.capabilities.get(undefined)).version,
     connectGetLibVersion: () => Promise.resolve(asNumber(packageVersion)),
-    connectGetCapabilities: () => qemu.capabilities.capabilitiesXml(),
+    connectGetCapabilities: () => qemu.capabilities.capabilitiesXml(qemu.access.security.names),
     connectGetDomainCapabilities: (emulator, arch, machine, virtType) =>
       qemu.capabilities.domainCapabilitiesXml(emulator, arch, machine, virtType),
     connectListAllDomains: (flags) =>

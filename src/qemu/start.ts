@@ -175,7 +175,8 @@ async function bringUp(
   access.persist()
   const secrets = commandSecretFiles(def, { runDir: qemuDir(runDir) })
   for (const { path, data } of secrets) {
-    writeFileSync(path, data, { mode: 0o600 })
+    // never through a link that another user has put there
+    writeFileSync(path, data, { mode: 0o600, flag: 'wx' })
     await access.grantRuntime(path)
   }
   const pending = new Pending(qemu, vm)

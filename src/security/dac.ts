@@ -1,5 +1,5 @@
 /** Users and groups as a security driver (libvirt's security_dac.c): QEMU runs as its own user, who owns what it uses. */
-import { chownSync, statSync } from 'node:fs'
+import { lchownSync, lstatSync } from 'node:fs'
 import type { DomainDef } from '../conf/domain-def.js'
 import { failFrom, messageOf } from '../error.js'
 import { FileLabels } from './file-labels.js'
@@ -109,13 +109,14 @@ function ownerOfLabel(label: string): Owner {
 }
 
 function ownerOfFile(path: string): Owner {
-  const { uid, gid } = statSync(path)
+  const { uid, gid } = lstatSync(path)
   return { uid, gid }
 }
 
+/** Never of what a link leads to: its folder may be another's. */
 function changeOwner(path: string, owner: Owner): void {
   try {
-    if (!sameOwner(ownerOfFile(path), owner)) chownSync(path, owner.uid, owner.gid)
+    if (!sameOwner(ownerOfFile(path), owner)) lchownSync(path, owner.uid, owner.gid)
   } catch (error) {
     throw fail(
       'VIR_ERR_SYSTEM_ERROR',

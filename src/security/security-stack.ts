@@ -42,6 +42,11 @@ export class SecurityStack {
     return this.#drivers.length === 0
   }
 
+  /** The models of its drivers, in their order. */
+  get names(): string[] {
+    return this.#drivers.map(({ name }) => name)
+  }
+
   /** VIR_ERR_CONFIG_UNSUPPORTED, with the driver's own words, when one of them cannot work here. */
   async probe(): Promise<void> {
     for (const driver of this.#drivers) {

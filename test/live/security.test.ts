@@ -345,3 +345,19 @@ test('when our process is killed while it starts a domain, at whatever point, th
     await root.conn.close()
   }
 })
+
+test('a guest is saved and comes back as the other user, and the host says which models it has', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { root, folder, theirs } = await dacRoot(t)
+  const { base, path } = await privateImages(folder, MiB)
+  assert.match(await root.conn.getCapabilities(), /<secmodel>\s*<model>dac<\/model>\s*<doi>0<\/doi>\s*<\/secmodel>/)
+  const dom = await startPlain(root, { devices: diskXml('vda', path) })
+  const saved = join(folder, 'guest.save')
+  await dom.save(saved)
+  await assertGivenBack(path, base.path)
+  assert.doesNotMatch(await readFile(saved, 'latin1'), /<seclabel/)
+  await root.conn.domainRestore(saved)
+  assert.equal(await ownerOf(path), theirs)
+  await dom.destroy()
+  await assertGivenBack(path, base.path)
+})
