@@ -29,7 +29,7 @@ test('each example is under 40 lines and imports the package by its name', () =>
 })
 
 test('an example without arguments says how it is used', async () => {
-  for (const name of ['stream-a-disk', 'watch-events', 'start-from-template', 'security-driver'])
+  for (const name of ['stream-a-disk', 'watch-events', 'start-from-template', 'security-driver', 'lock-driver'])
     await assert.rejects(example(name), new RegExp(`usage: ${name} URI`))
 })
 
@@ -80,5 +80,22 @@ test('security-driver says what QEMU gets and takes back, and refuses images fro
   assert.ok(newest?.startsWith(`fenced had ${base} since 20`), newest)
   assert.ok(oldest?.startsWith(`fenced had ${image} since 20`), oldest)
   await assert.rejects(example('security-driver', uri, 'fenced', join(folder, 'root')), /VIR_ERR_OPERATION_DENIED/)
+  assert.deepEqual(processesOf(folder), [])
+})
+
+test('lock-driver starts what shares no image, and says who has the one of the others, on real QEMU', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const folder = await temporaryFolder(t)
+  const uri = `qemu:///embed?root=${join(folder, 'root')}`
+  const { path: base } = await patternImage(folder, 4 * MiB)
+  const [image, other] = [await overlay(folder, base), await overlay(folder, base, { name: 'other.qcow2' })]
+  {
+    await using conn = await Connect.open(uri)
+    await conn.domainDefineXML(plainXml({ name: 'a', devices: diskXml('vda', image) }))
+    await conn.domainDefineXML(plainXml({ name: 'b', devices: diskXml('vda', image) }))
+    await conn.domainDefineXML(plainXml({ name: 'c', devices: diskXml('vda', other) }))
+  }
+  const { stdout } = await example('lock-driver', uri, 'a', 'b', 'c')
+  assert.equal(stdout, `a runs\nb does not: 'a' has ${image}\nc runs\n${other} is free\n${image} is free\n`)
   assert.deepEqual(processesOf(folder), [])
 })

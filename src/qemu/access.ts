@@ -27,10 +27,15 @@ export interface AccessPolicy {
   readonly lockStates: Map<string, string>
 }
 
+/** A lease and the lock driver that it is of. */
+export interface LeaseEntry extends Lease {
+  driver: string
+}
+
 /** What is to be taken back when the domain ends; part of its status. */
 export interface AccessRecord {
   labels: LabelEntry[]
-  leases: Lease[]
+  leases: LeaseEntry[]
   /** sockets outside the run directory that we made */
   sockets: string[]
 }
@@ -156,16 +161,23 @@ export class Access {
     undo.commit()
   }
 
-  async #lock(resource: LockResource): Promise<Lease | undefined> {
+  async #lock(resource: LockResource): Promise<LeaseEntry | undefined> {
     const { locks } = this.#policy
     if (locks === undefined) return undefined
     if (this.pid === undefined)
       throw fail('VIR_ERR_INTERNAL_ERROR', `there is no process to lock '${resource.path}' for`)
     const state = this.#policy.lockStates.get(stateKey(this.#def, resource.path))
     const lease = await locks.acquire(this.#owner(this.pid), [resource], state, this.#holder)
-    this.#record.leases.push(lease)
+    const entry = { ...lease, driver: locks.name }
+    this.#record.leases.push(entry)
     this.persist()
-    return lease
+    return entry
+  }
+
+  /** Undefined when the lock manager was changed since. */
+  #locksOf(lease: LeaseEntry): LockDriver | undefined {
+    const { locks } = this.#policy
+    return locks?.name === lease.driver ? locks : undefined
   }
 
   #owner(pid: number): LockOwner {
@@ -178,9 +190,8 @@ export class Access {
    * VIR_ERR_RESOURCE_BUSY when another has it by now.
    */
   async confirmLocks(): Promise<void> {
-    const { locks } = this.#policy
-    for (const lease of locks === undefined ? [] : [...this.#record.leases]) {
-      if ((await locks?.inquire(lease)) !== false) continue
+    for (const lease of [...this.#record.leases]) {
+      if ((await this.#locksOf(lease)?.inquire(lease)) !== false) continue
       for (const { path } of lease.resources) this.#warn(`the lock of '${path}' was lost`)
       this.#record.leases.splice(this.#record.leases.indexOf(lease), 1)
       for (const resource of lease.resources) await this.#lock(resource)
@@ -190,7 +201,7 @@ export class Access {
   /** Images that a disk no longer reads, after a stream. */
   async revokeImages(disk: DiskDef, images: readonly StorageSource[]): Promise<void> {
     const labels: LabelEntry[] = []
-    const leases: Lease[] = []
+    const leases: LeaseEntry[] = []
     for (const target of images.flatMap((image) => imageTarget(disk, image) ?? [])) {
       // one for each use: another disk may have the same image below it
       for (const driver of new Set(this.#record.labels.map((entry) => entry.driver))) {
@@ -225,7 +236,7 @@ export class Access {
     await this.#policy.security.releaseLabels(this.#def)
   }
 
-  async #takeBack(labels: readonly LabelEntry[], leases: readonly Lease[]): Promise<void> {
+  async #takeBack(labels: readonly LabelEntry[], leases: readonly LeaseEntry[]): Promise<void> {
     await this.#policy.security.restore(this.#def, labels, this.#journal)
     for (const lease of leases.toReversed()) {
       await this.#release(lease)
@@ -234,9 +245,10 @@ export class Access {
     if (leases.length > 0) this.persist()
   }
 
-  async #release(lease: Lease): Promise<void> {
-    const { locks, lockStates } = this.#policy
-    if (locks === undefined) this.#warn(`the lock of ${pathsOf(lease)} is left: there is no lock manager now`)
+  async #release(lease: LeaseEntry): Promise<void> {
+    const { lockStates } = this.#policy
+    const locks = this.#locksOf(lease)
+    if (locks === undefined) this.#warn(`the lock of ${pathsOf(lease)} is left to '${lease.driver}', not in use now`)
     try {
       const state = await locks?.release(lease)
       for (const { path } of lease.resources) {

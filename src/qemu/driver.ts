@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DriverHost, HypervisorDriver, HypervisorOps, LockDriver } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
+import { lockDriver } from '../locking/drivers.js'
 import { securityDriver, securityDriverNames } from '../security/drivers.js'
 import { SecurityStack } from '../security/security-stack.js'
 import type { AccessPolicy } from './access.js'
@@ -16,7 +17,7 @@ import { passthroughOps } from './passthrough.js'
 import { Qemu } from './qemu.js'
 import { queryOps } from './query.js'
 import { reconnectAll } from './reconnect.js'
-import { readSettings } from './settings.js'
+import { readSettings, type Settings } from './settings.js'
 import { Root, writeFileAtomically } from './root.js'
 import { saveOps } from './save.js'
 import { streamOps } from './stream.js'
@@ -77,21 +78,29 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
 
 /** What the connection was opened with, else what the root's settings say, else nothing. */
 async function accessPolicy(root: Root, host: DriverHost): Promise<AccessPolicy> {
-  const { security: names, ...options } = await readSettings(root)
+  const settings = await readSettings(root)
+  const { security: names } = settings
   const configured = names === undefined || names === 'none' ? [] : names
-  const drivers = host.security ?? configured.map((name) => securityDriver(name, options))
+  const drivers = host.security ?? configured.map((name) => securityDriver(name, settings))
   // labels that an earlier process has set are taken back also when nobody asks for new ones
-  const known = securityDriverNames.map((name) => securityDriver(name, options))
+  const known = securityDriverNames.map((name) => securityDriver(name, settings))
   const security = new SecurityStack(drivers, (text) => host.logger.warn(text), known)
   await security.probe()
-  return { security, locks: await lockManager(host), lockStates: new Map() }
-}
-
-async function lockManager({ lockManager: locks }: DriverHost): Promise<LockDriver | undefined> {
+  const locks = host.lockManager ?? configuredLocks(root, settings)
   const reason = await locks?.probe?.()
   if (reason !== undefined)
     throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `lock manager '${locks?.name ?? ''}' cannot be used: ${reason}`)
-  return locks
+  return { security, locks, lockStates: new Map() }
+}
+
+function configuredLocks(root: Root, settings: Settings): LockDriver | undefined {
+  const { lockManager = 'none', lockDirectory, virtlockdSocket, fileLockspace } = settings
+  if (lockManager === 'none') return undefined
+  return lockDriver(lockManager, {
+    directory: lockDirectory ?? join(root.path, 'lib/lock'),
+    ...(virtlockdSocket !== undefined && { socket: virtlockdSocket }),
+    ...(fileLockspace !== undefined && { fileLockspace }),
+  })
 }
 
 /** Domains marked for it are started at the first opening of the root after the host has booted. */

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { ErrorObject } from 'ajv'
 import { errnoOf, failFrom, messageOf } from '../error.js'
+import type { LockDriverName } from '../locking/drivers.js'
 import type { Root } from './root.js'
 
 const fail = failFrom('VIR_FROM_CONF')
@@ -14,6 +15,10 @@ export interface Settings {
   group?: string
   dynamicOwnership?: boolean
   rememberOwner?: boolean
+  lockManager?: 'none' | LockDriverName
+  lockDirectory?: string
+  virtlockdSocket?: string
+  fileLockspace?: string
 }
 
 const SCHEMA = new URL('../../../schemas/qemu.json', import.meta.url)

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { readFileSync, symlinkSync } from 'node:fs'
+import { readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
@@ -64,6 +64,46 @@ test('two domains of two roots on one image: the second is refused, until the fi
   await assert.rejects(one.create(), busy(image, 'two'))
   await two.destroy()
   await one.create()
+})
+
+test('after a stream the domain has nothing of its base any more', async (t) => {
+  if (!requires(t, ...qemu)) return
+  const root = await testRoot(t, { lockManager: await lockDriver('ofd', { directory: await temporaryFolder(t) }) })
+  const base = await patternImage(root.folder, 4 * MiB)
+  const image = await overlay(root.folder, base.path)
+  const dom = await startPlain(root, { devices: diskXml('vda', image) })
+  assert.equal(leasesOf(root, dom).length, 2)
+  await (
+    await dom.stream('vda')
+  ).finished
+  await until('the base is let go', () => leasesOf(root, dom).length === 1)
+  assert.deepEqual(
+    leasesOf(root, dom).map(({ resources: [resource] }) => resource),
+    [{ path: image, mode: 'exclusive' }],
+  )
+  // who wants to write the base may
+  await startPlain(root, { name: 'two', devices: diskXml('vda', base.path, { format: 'raw' }) })
+})
+
+test('the settings of a root name a lock manager; its own directory keeps the domains of the root apart', async (t) => {
+  if (!requires(t, ...qemu)) return
+  const root = await testRoot(t)
+  const settings = join(root.folder, 'root/etc/qemu.json')
+  writeFileSync(settings, JSON.stringify({ lockManager: 'ofd' }))
+  await reopen(root)
+  const { path } = await patternImage(root.folder, 4 * MiB)
+  const devices = diskXml('vda', path, { format: 'raw' })
+  const one = await startPlain(root, { name: 'one', devices })
+  await assert.rejects(startPlain(root, { name: 'two', devices }), busy(path, 'one'))
+  assert.equal(readdirSync(join(root.folder, 'root/lib/lock')).length, 1)
+
+  // another lock manager later: what it does not know it leaves alone
+  writeFileSync(settings, JSON.stringify({ lockManager: 'none' }))
+  await reopen(root)
+  assert.equal(await (await root.conn.domainLookupByName(one.name)).isActive(), true)
+  await (await root.conn.domainLookupByName(one.name)).destroy()
+  writeFileSync(settings, JSON.stringify({ lockManager: 'ofd', lockDirectory: 'locks' }))
+  await assert.rejects(reopen(root), virError('VIR_ERR_CONF_SYNTAX', /setting 'lockDirectory'/))
 })
 
 test('shareable disks go together, but not with one that is not', async (t) => {
