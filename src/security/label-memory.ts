@@ -3,7 +3,7 @@
  * (security_util.c), so that virstream and libvirt on one host know of each other: the label, the number of domains that use
  * the file, and the time at which the host booted, since nothing that was counted before counts any longer.
  */
-import { closeSync, constants, openSync, readFileSync } from 'node:fs'
+import { closeSync, constants, lstatSync, openSync, readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import { errnoOf, failFrom, messageOf } from '../error.js'
 import { native } from '../native.js'
@@ -138,9 +138,11 @@ export async function withMetadataLock<T>(path: string, work: () => T): Promise<
   }
 }
 
-/** Undefined where there is nothing to lock: a socket, a read-only file system. */
+/** Undefined where there is nothing to lock: a read-only file system, a serial line, which opening would disturb. */
 function openForLock(path: string): number | undefined {
   try {
+    const stat = lstatSync(path)
+    if (!stat.isFile() && !stat.isBlockDevice()) return undefined
     return openSync(path, constants.O_RDWR | constants.O_NONBLOCK | constants.O_NOFOLLOW)
   } catch (error) {
     if (['ENXIO', 'EROFS', 'EISDIR', 'ETXTBSY', 'EPERM', 'EACCES'].includes(errnoOf(error) ?? '')) return undefined

@@ -135,7 +135,9 @@ export class SecurityStack {
 
   /** The domain has ended and everything else is undone. */
   async releaseLabels(def: DomainDef): Promise<void> {
-    for (const driver of this.#drivers.toReversed()) {
+    // also of drivers that an earlier process was opened with
+    const known = this.#known.filter(({ name }) => !this.names.includes(name))
+    for (const driver of [...this.#drivers, ...known].toReversed()) {
       try {
         await driver.releaseLabel?.(def)
       } catch (error) {

@@ -103,10 +103,12 @@ function generate(def: DomainDef, label: SeclabelDef, running: readonly DomainDe
 /** The label of an image without a say of its own; undefined where the domain labels nothing. */
 function imageLabel(def: DomainDef, target: LabelTarget): string | undefined {
   const { file, content } = readContexts()
+  const { label, imagelabel } = seclabelOf(def, MODEL) ?? {}
+  if (target.kind === 'runtime') return label && withLevel(file, split(label).level)
   if (target.kind === 'backing' || target.kind === 'boot') return content
   if (target.shared) return file
   if (target.readonly) return content
-  return seclabelOf(def, MODEL)?.imagelabel
+  return imagelabel
 }
 
 // --- labels ----------------------------------------------------------------------------------------------------

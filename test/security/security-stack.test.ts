@@ -149,3 +149,19 @@ test('without drivers a definition keeps the labels that it has, whatever they a
   await new SecurityStack([], silent).generateLabels(def, [])
   assert.deepEqual(def.seclabels, [{ model: 'smack', type: 'static', label: 'x' }])
 })
+
+test('what a driver left that is not asked for any more is restored and released by one that is known', async () => {
+  const said: string[] = []
+  const journal = new TestJournal()
+  const def = definition()
+  await new SecurityStack([spy('a', said)], silent).setImageLabel(def, target('/1'), journal)
+  const later = new SecurityStack([], silent, [spy('a', said)])
+  await later.restore(def, [...journal.entries], journal)
+  await later.releaseLabels(def)
+  assert.deepEqual(said, ['a set /1', "a restore 'a knew /1'", 'a release'])
+
+  const warnings: string[] = []
+  await new SecurityStack([spy('a', said)], silent).setImageLabel(def, target('/1'), journal)
+  await new SecurityStack([], (text) => warnings.push(text)).restore(def, [...journal.entries], journal)
+  assert.deepEqual(warnings, ["'/1' keeps its label of security driver 'a', which is not here"])
+})

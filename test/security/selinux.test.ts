@@ -105,6 +105,8 @@ test("a label of the image itself counts, and relabel='no'", async (t) => {
   await still.set(target(path))
   assert.equal(labelOf(path), FORMER)
   assert.equal(still.def.seclabels[0]?.imagelabel, undefined)
+  await still.set(target(path, { kind: 'runtime' }))
+  assert.equal(labelOf(path), 'system_u:object_r:svirt_image_t:s0:c5,c9')
 })
 
 test('a static label is what the process gets, as it is; one that is none is refused', async () => {
