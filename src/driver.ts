@@ -77,6 +77,8 @@ export interface StreamDiskState {
   /** bytes/s, 0: no limit */
   bandwidth: number
   status: 'running' | 'waiting' | 'paused' | 'error'
+  /** 'continue': it goes on when the domain is shut off */
+  onShutdown?: 'continue'
   /** why it waits, or what went wrong */
   error?: string
 }
@@ -93,6 +95,8 @@ export interface StreamOptions {
    * of a base; 'auto' (default): 'pull' for remote bases
    */
   engine?: StreamEngine | 'auto'
+  /** 'continue': when the domain is shut off in good order the stream goes on without it; default 'stop' */
+  onShutdown?: 'stop' | 'continue'
   /** path of the image in the backing chain that is to remain the backing image; absent: none remains */
   base?: string
   /** bytes to stream in one step of VIR_STREAM_DISK_ONE */

@@ -57,6 +57,8 @@ export class DiskStream implements AsyncDisposable {
   readonly #settle: (ending: Ending) => void
   #position: StreamProgress | undefined
   #ending: Ending | undefined
+  /** it goes on when the domain is shut off */
+  #outlives = false
 
   private constructor(domain: Domain, session: Session, disk: string, events: Events, signal: AbortSignal | undefined) {
     this.domain = domain
@@ -81,7 +83,9 @@ export class DiskStream implements AsyncDisposable {
     const events = listen(domain, session)
     try {
       await domain.streamDisk(disk, 0, VIR_STREAM_DISK_START, options)
-      return new DiskStream(domain, session, disk, events, options.signal)
+      const stream = new DiskStream(domain, session, disk, events, options.signal)
+      stream.#outlives = options.onShutdown === 'continue'
+      return stream
     } catch (error) {
       await events.return()
       throw error
@@ -102,6 +106,7 @@ export class DiskStream implements AsyncDisposable {
       if (state === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk}' is not being streamed`)
       const stream = new DiskStream(domain, session, disk, events, options.signal)
       stream.#advance(state)
+      stream.#outlives = state.onShutdown === 'continue'
       return stream
     } catch (error) {
       await events.return()
@@ -163,6 +168,7 @@ export class DiskStream implements AsyncDisposable {
 
   #take(event: Exclude<StreamEvent, { kind: 'overflow' }>): void {
     if (event.kind === 'lifecycle') {
+      if (this.#outlives) return
       if (event.event !== VIR_DOMAIN_EVENT_STOPPED && event.event !== VIR_DOMAIN_EVENT_CRASHED) return
       this.#end(this.#aborted(`domain '${this.domain.name}' ended while its disk '${this.disk}' was streamed`))
     } else if (event.disk !== this.disk) {

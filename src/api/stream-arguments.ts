@@ -29,11 +29,13 @@ export function checkStream(
 
 /** Only what was given, and what was given is legal. */
 export function checkStreamOptions(check: Arguments, options: StreamOptions): StreamOptions {
-  const { bandwidth, policy, engine, base, unit, signal } = options
+  const { bandwidth, policy, engine, onShutdown, base, unit, signal } = options
   if (policy !== undefined && !['full', 'idle'].includes(policy))
     throw fail('VIR_ERR_INVALID_ARG', `policy must be 'full' or 'idle', not '${policy as string}'`)
   if (engine !== undefined && !['auto', 'job', 'pull'].includes(engine))
     throw fail('VIR_ERR_INVALID_ARG', `engine must be 'auto', 'job' or 'pull', not '${engine as string}'`)
+  if (onShutdown !== undefined && !['stop', 'continue'].includes(onShutdown))
+    throw fail('VIR_ERR_INVALID_ARG', `onShutdown must be 'stop' or 'continue', not '${onShutdown as string}'`)
   if (unit !== undefined && check.count('unit', unit) === 0)
     throw fail('VIR_ERR_INVALID_ARG', 'unit must be at least 1 byte')
   if (signal?.aborted === true)
@@ -42,6 +44,7 @@ export function checkStreamOptions(check: Arguments, options: StreamOptions): St
     ...(bandwidth !== undefined && { bandwidth: check.bandwidth(bandwidth, true) }),
     ...(policy !== undefined && { policy }),
     ...(engine !== undefined && { engine }),
+    ...(onShutdown !== undefined && { onShutdown }),
     ...(base !== undefined && { base: check.text('base', base) }),
     ...(unit !== undefined && { unit }),
     ...(signal !== undefined && { signal }),

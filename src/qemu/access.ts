@@ -161,6 +161,17 @@ export class Access {
     undo.commit()
   }
 
+  /** The lock of an image alone: for a process of our own kind, which needs no label. */
+  async lockImage(disk: DiskDef, image: StorageSource): Promise<LeaseEntry | undefined> {
+    const target = imageTarget(disk, image)
+    return target && (await this.#lock(lockResource(target)))
+  }
+
+  /** Takes back what `lockImage` gave. */
+  async unlock(leases: readonly LeaseEntry[]): Promise<void> {
+    await this.#takeBack([], leases)
+  }
+
   async #lock(resource: LockResource): Promise<LeaseEntry | undefined> {
     const { locks } = this.#policy
     if (locks === undefined) return undefined

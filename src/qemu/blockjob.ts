@@ -18,6 +18,8 @@ export interface BlockJobRecord {
   baseIndex?: number
   /** 'idle': only in the gaps of the guest's I/O */
   policy?: 'full' | 'idle'
+  /** 'continue': when the domain is shut off in good order the stream goes on without it */
+  onShutdown?: 'stop' | 'continue'
   engine: StreamEngine
   /** 'pull' as long as our own requests move the data; QEMU has a job only in phase 'job' */
   phase: StreamEngine

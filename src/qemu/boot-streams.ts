@@ -25,7 +25,7 @@ export function beginBootStreams(qemu: Qemu, vm: Vm, live: Live): void {
 async function begin(qemu: Qemu, vm: Vm, live: Live, { disk, ...options }: StreamRequest): Promise<void> {
   try {
     await vm.jobs.run('stream', async () => {
-      if (vm.live === live) await startStream(qemu, vm, live, disk, options)
+      if (vm.live === live) await startStream(qemu, vm, disk, options)
     })
   } catch (error) {
     if (vm.live === live) emitPull(qemu, vm, findDisk(live.def, disk), VIR_DOMAIN_BLOCK_JOB_FAILED, messageOf(error))

@@ -113,6 +113,8 @@ function removeIfNothing(qemu: Qemu, vm: Vm): void {
 function undefine(qemu: Qemu, vm: Vm, flags: number): void {
   const config = vm.config
   if (config === undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'cannot undefine transient domain')
+  if (vm.offline !== undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `cannot undefine domain '${vm.name}' while a disk of it is streamed`)
   const saved = hasManagedSave(qemu, vm)
   if (saved && (flags & c.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE) === 0)
     throw fail('VIR_ERR_OPERATION_INVALID', 'Refusing to undefine while domain managed save image exists')

@@ -16,6 +16,7 @@ import { createVm, lifecycleOps } from './lifecycle.js'
 import { passthroughOps } from './passthrough.js'
 import { Qemu } from './qemu.js'
 import { queryOps } from './query.js'
+import { reconnectOffline } from './offline-reconnect.js'
 import { reconnectAll } from './reconnect.js'
 import { readSettings, type Settings } from './settings.js'
 import { Root, writeFileAtomically } from './root.js'
@@ -59,6 +60,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
       qemu.add(vm)
     }
     await reconnectAll(qemu)
+    await reconnectOffline(qemu)
     if (!host.readOnly) autostart(qemu)
   } catch (error) {
     await close(qemu)
@@ -126,9 +128,9 @@ function readIfThere(path: string): string | undefined {
 
 /** Streams that our own requests move are left to QEMU. */
 async function handOverAll(vm: Vm): Promise<void> {
-  const { live } = vm
-  for (const job of live?.blockJobs.all ?? [])
-    if (live !== undefined && job.puller !== undefined) await handOver(vm, live, job)
+  const { host } = vm
+  for (const job of host?.blockJobs.all ?? [])
+    if (host !== undefined && job.puller !== undefined) await handOver(vm, host, job)
 }
 
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
@@ -136,10 +138,10 @@ async function close(qemu: Qemu): Promise<void> {
   // as a job, so that who is in the middle of something gets to its end
   await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(vm))))
   await qemu.idle()
-  for (const { live } of qemu.vms) {
-    live?.exports.close()
-    live?.monitor.close()
-    live?.process.close()
+  for (const { host } of qemu.vms) {
+    host?.exports.close()
+    host?.monitor.close()
+    host?.process.close()
   }
   qemu.root.release()
 }

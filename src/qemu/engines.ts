@@ -15,7 +15,7 @@ import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { endPull } from './settle.js'
 import { saveStatus } from './status.js'
-import type { Live, Vm } from './vm.js'
+import type { StreamHost, Vm } from './vm.js'
 
 /** requests in flight: the best in measurements */
 const WINDOW = { local: 8, remote: 16 }
@@ -23,7 +23,7 @@ const WINDOW = { local: 8, remote: 16 }
 const LAST_ANSWERS = 1_000
 
 /** Under the domain's job: hands a registered stream to QEMU. When it is refused the stream is forgotten. */
-export async function beginJob(vm: Vm, live: Live, job: BlockJob): Promise<void> {
+export async function beginJob(vm: Vm, live: StreamHost, job: BlockJob): Promise<void> {
   const { id, disk: target, bandwidth, baseIndex } = job.record
   const disk = live.def.disks.find((candidate) => candidate.target === target)
   const base = disk && chainOf(disk).find((image) => image.index === baseIndex && image !== disk.source)
@@ -41,13 +41,13 @@ export async function beginJob(vm: Vm, live: Live, job: BlockJob): Promise<void>
     })
   } catch (error) {
     live.blockJobs.forget(job)
-    if (vm.live === live) saveStatus(vm, live)
+    if (vm.host === live) saveStatus(vm, live)
     throw error
   }
 }
 
 /** Begins to pull in the background; when all is there, QEMU's job ends the stream. */
-export function beginPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, client: NbdClient): void {
+export function beginPull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob, client: NbdClient): void {
   const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
   const chain = disk === undefined ? [] : chainOf(disk)
   const base = chain.findIndex((image) => image.index === job.record.baseIndex)
@@ -63,14 +63,14 @@ export function beginPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, client:
   qemu.inBackground(`the stream of '${job.record.disk}'`, () => pull(qemu, vm, live, job, puller))
 }
 
-async function pull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, puller: Puller): Promise<void> {
+async function pull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob, puller: Puller): Promise<void> {
   const failure = await puller.run().then(
     () => undefined,
     (error: unknown) => reason(error),
   )
   if (puller.aborted) return
   await vm.jobs.run('settle', async () => {
-    if (vm.live !== live || job.puller !== puller || puller.aborted) return
+    if (vm.host !== live || job.puller !== puller || puller.aborted) return
     job.puller = undefined
     const refusal = failure ?? (await beginJob(vm, live, job).then(() => undefined, messageOf))
     if (refusal !== undefined) await endPull(qemu, vm, live, job, { status: 'failed', error: refusal })
@@ -83,7 +83,7 @@ const reason = (error: unknown): string =>
   (error instanceof NbdError ? WORDS[error.code] : undefined) ?? messageOf(error)
 
 /** Stops a pull. True when every request was answered: only then may QEMU be asked for what would wait for them. */
-async function quiesce(live: Live, job: BlockJob): Promise<boolean> {
+async function quiesce(live: StreamHost, job: BlockJob): Promise<boolean> {
   const { puller } = job
   job.puller = undefined
   if (puller === undefined) return true
@@ -99,12 +99,12 @@ async function quiesce(live: Live, job: BlockJob): Promise<boolean> {
  * Under the domain's job, when our process lets go of the root: QEMU goes on alone with its own job. Where the base does
  * not answer the stream rests until the root is opened again.
  */
-export async function handOver(vm: Vm, live: Live, job: BlockJob): Promise<void> {
+export async function handOver(vm: Vm, live: StreamHost, job: BlockJob): Promise<void> {
   if (await quiesce(live, job)) await beginJob(vm, live, job)
 }
 
 /** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */
-export async function stopPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<void> {
+export async function stopPull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): Promise<void> {
   if (await quiesce(live, job))
     await live.exports.flush(job.record.disk).catch((error: unknown) => qemu.warn(messageOf(error)))
   await endPull(qemu, vm, live, job, { status: 'canceled' })

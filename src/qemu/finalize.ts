@@ -6,10 +6,10 @@
 import { messageOf } from '../error.js'
 import type { BlockJob } from './blockjob.js'
 import type { Qemu } from './qemu.js'
-import type { Live, Vm } from './vm.js'
+import type { StreamHost, Vm } from './vm.js'
 
 /** Not as a job of the domain: whoever holds that may be waiting for the end of this stream. */
-export function finalizeLater(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): void {
+export function finalizeLater(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): void {
   if (job.finalizing) return
   job.finalizing = true
   qemu.inBackground(`finalizing the stream of '${job.record.disk}'`, () =>
@@ -19,7 +19,7 @@ export function finalizeLater(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): vo
   )
 }
 
-async function finalize(vm: Vm, live: Live, job: BlockJob): Promise<void> {
+async function finalize(vm: Vm, live: StreamHost, job: BlockJob): Promise<void> {
   const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
   try {
     if (disk !== undefined) await (await live.exports.open(disk)).flush()
@@ -28,5 +28,5 @@ async function finalize(vm: Vm, live: Live, job: BlockJob): Promise<void> {
     job.waiting = `what was copied cannot be written down: ${messageOf(error)}`
     return
   }
-  if (vm.live === live && job.status === 'pending') await live.monitor.jobFinalize(job.record.id)
+  if (vm.host === live && job.status === 'pending') await live.monitor.jobFinalize(job.record.id)
 }

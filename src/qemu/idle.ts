@@ -5,7 +5,7 @@
 import { type BlockJob, isMoving } from './blockjob.js'
 import type { BlockStatsEntry } from './monitor.js'
 import type { Qemu } from './qemu.js'
-import type { Live, Vm } from './vm.js'
+import type { StreamHost, Vm } from './vm.js'
 
 /** ms between two looks; one costs QEMU less than a millisecond */
 const INTERVAL = 50
@@ -13,16 +13,17 @@ const QUIET_LOOKS = 2
 /** bytes/s for QEMU's own job: it copies one chunk, then sleeps until it is told another speed */
 const RESTING = 1
 
-const watching = new WeakSet<Live>()
+const watching = new WeakSet<StreamHost>()
 
 const requests = (entries: BlockStatsEntry[]): number =>
   entries.reduce((sum, { stats: s }) => sum + s.rd_operations + s.wr_operations + s.flush_operations, 0)
 
-const idleJobs = (live: Live): BlockJob[] => live.blockJobs.all.filter((job) => job.record.policy === 'idle')
+const idleJobs = (live: StreamHost): BlockJob[] => live.blockJobs.all.filter((job) => job.record.policy === 'idle')
 
 /** Lets the idle streams of a domain rest and run, until it has none any more. */
-export function watchIdleness(qemu: Qemu, vm: Vm, live: Live): void {
-  if (watching.has(live) || idleJobs(live).length === 0) return
+export function watchIdleness(qemu: Qemu, vm: Vm, live: StreamHost): void {
+  // without a guest there is nothing to make way for
+  if (live.mode === 'offline' || watching.has(live) || idleJobs(live).length === 0) return
   watching.add(live)
   let last: number | undefined
   let quiet = 0
@@ -34,7 +35,7 @@ export function watchIdleness(qemu: Qemu, vm: Vm, live: Live): void {
   }
   const next = (): void => {
     const timer = setTimeout(() => {
-      if (vm.live !== live || live.monitor.isClosed || idleJobs(live).length === 0) {
+      if (vm.host !== live || live.monitor.isClosed || idleJobs(live).length === 0) {
         watching.delete(live)
         return
       }
@@ -49,7 +50,7 @@ export function watchIdleness(qemu: Qemu, vm: Vm, live: Live): void {
   next()
 }
 
-async function setResting(live: Live, job: BlockJob, resting: boolean): Promise<void> {
+async function setResting(live: StreamHost, job: BlockJob, resting: boolean): Promise<void> {
   if (job.puller !== undefined) {
     job.puller.rest(resting)
     job.resting = resting

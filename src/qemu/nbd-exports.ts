@@ -11,6 +11,9 @@ import { ALLOCATION_DEPTH } from './puller.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
+/** The socket on which the exports of one process are. */
+export const nbdSocket = (runDir: string): string => join(runDir, 'nbd.sock')
+
 const exportId = (target: string): string => `vs-${target}`
 
 /**
@@ -28,7 +31,7 @@ export class NbdExports {
   constructor(monitor: Monitor, runDir: string, listen: (path: string, backlog: number) => number) {
     this.#monitor = monitor
     this.#listen = listen
-    this.#socket = join(runDir, 'nbd.sock')
+    this.#socket = nbdSocket(runDir)
   }
 
   /** Exports the disk and connects to it; one that is there already is taken over. */

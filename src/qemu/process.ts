@@ -26,11 +26,19 @@ export const monitorSocket = (runDir: string): string => join(runDir, 'mon.sock'
 /** QEMU removes it when it ends in good order, and only then */
 export const pidFile = (runDir: string): string => join(qemuDir(runDir), 'pid')
 
+/** Did QEMU end in good order? Its exit code tells where it was our child; it removes its pid file in any case. */
+export function exitedCleanly(exit: ProcessExit, runDir: string): boolean {
+  if (exit.signal !== null) return false
+  return exit.code === null ? !existsSync(pidFile(runDir)) : exit.code === 0
+}
+
 export interface Launch {
   domain: string
   binary: string
   /** argv after the binary, given the number of the descriptor on which the monitor listens */
   args: (monitorFd: number) => string[]
+  /** how the pid file is called on its command line; default '-pidfile' */
+  pidOption?: string
   env: Record<string, string>
   runDir: string
   logFile: string
@@ -98,7 +106,7 @@ export async function launch(options: Launch): Promise<Launched> {
 
 async function spawnQemu(options: Launch, log: number, listener: number): Promise<number> {
   const stdin = openSync('/dev/null', 'r')
-  const args = [options.binary, ...options.args(listener), '-pidfile', pidFile(options.runDir)]
+  const args = [options.binary, ...options.args(listener), options.pidOption ?? '-pidfile', pidFile(options.runDir)]
   try {
     writeSync(
       log,

@@ -4,7 +4,7 @@ import { finalizeLater } from './finalize.js'
 import { linkProblem, remoteImages } from './link-watch.js'
 import type { BlockJobInfo } from './monitor.js'
 import type { Qemu } from './qemu.js'
-import type { Live, Vm } from './vm.js'
+import type { StreamHost, Vm } from './vm.js'
 
 /** ms between two looks */
 const INTERVAL = 1_000
@@ -13,10 +13,10 @@ const FLUSH_INTERVAL = 3_000
 /** ms without progress until the links are looked at */
 const STALL = 1_000
 
-const following = new WeakSet<Live>()
+const following = new WeakSet<StreamHost>()
 
 /** Keeps looking, once a second, until the domain has no streams any more or has stopped. */
-export function follow(qemu: Qemu, vm: Vm, live: Live): void {
+export function follow(qemu: Qemu, vm: Vm, live: StreamHost): void {
   if (following.has(live)) return
   following.add(live)
   const flushedAt = new Map<BlockJob, number>()
@@ -26,7 +26,7 @@ export function follow(qemu: Qemu, vm: Vm, live: Live): void {
   }
   const next = (): void => {
     const timer = setTimeout(() => {
-      if (vm.live !== live || live.monitor.isClosed || live.blockJobs.all.length === 0) {
+      if (vm.host !== live || live.monitor.isClosed || live.blockJobs.all.length === 0) {
         following.delete(live)
         return
       }
@@ -40,7 +40,7 @@ export function follow(qemu: Qemu, vm: Vm, live: Live): void {
 }
 
 /** Brings what we know of the domain's streams up to date, and tells listeners of those that moved. */
-export async function look(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
+export async function look(qemu: Qemu, vm: Vm, live: StreamHost): Promise<void> {
   if (live.blockJobs.all.length === 0) return
   const infos = await live.monitor.queryBlockJobs()
   for (const job of live.blockJobs.all) {
@@ -79,7 +79,7 @@ function placeOf(job: BlockJob, infos: BlockJobInfo[]): Place | undefined {
 }
 
 /** Why a stream does not move, if something outside holds it up. */
-async function obstacle(live: Live, job: BlockJob, trouble: Place['trouble']): Promise<string | undefined> {
+async function obstacle(live: StreamHost, job: BlockJob, trouble: Place['trouble']): Promise<string | undefined> {
   if (trouble === 'nospace') return 'No space left on device'
   if (trouble === 'failed') return 'Input/output error'
   if (performance.now() - job.movedAt < STALL) return undefined
@@ -91,7 +91,12 @@ async function obstacle(live: Live, job: BlockJob, trouble: Place['trouble']): P
   return undefined
 }
 
-async function flushWhenDue(qemu: Qemu, live: Live, job: BlockJob, flushedAt: Map<BlockJob, number>): Promise<void> {
+async function flushWhenDue(
+  qemu: Qemu,
+  live: StreamHost,
+  job: BlockJob,
+  flushedAt: Map<BlockJob, number>,
+): Promise<void> {
   const now = performance.now()
   // at the first look the stream has just begun; a short one is over before a flush is due
   const last = flushedAt.get(job) ?? now - INTERVAL

@@ -3,18 +3,19 @@ import { existsSync } from 'node:fs'
 import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { native } from '../native.js'
-import { probeImage } from '../storage/probe.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Access } from './access.js'
-import { chainOf, cutConfigChain, isDetached, readGuards } from './block-graph.js'
-import type { BlockJob } from './blockjob.js'
+import { chainOf, cutConfigChain, readGuards } from './block-graph.js'
+import type { BlockJob, BlockJobRecord } from './blockjob.js'
 import { saveConfig } from './config.js'
+import { headerEndsAt, hasLetGo } from './detached.js'
 import { beginPull } from './engines.js'
 import { setState } from './events.js'
 import { finalizeLater } from './finalize.js'
 import { watchIdleness } from './idle.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { Monitor } from './monitor.js'
+import { movedStream, resumeStreams } from './moved-streams.js'
 import { monitorSocket, pidFile } from './process.js'
 import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
@@ -22,14 +23,14 @@ import { endPull, settle } from './settle.js'
 import { makeLive, Pending } from './start.js'
 import { type DomainStatus, loadStatuses, removeRunDir, saveStatus, writeStatus } from './status.js'
 import { deleteTap } from './tap.js'
-import { type Live, Vm } from './vm.js'
+import { type Live, type StreamHost, Vm } from './vm.js'
 
 /** ms that a QEMU has to answer to a process that takes it over */
-const TIMEOUT = 10_000
+export const TIMEOUT = 10_000
 
 /** Takes over every domain whose QEMU still runs; what has died meanwhile is shut off and tidied up. */
 export async function reconnectAll(qemu: Qemu): Promise<void> {
-  for (const { status, runDir } of loadStatuses(qemu.root, (text) => qemu.warn(text))) {
+  for (const { status, runDir } of loadStatuses(qemu.root.statusDir, (text) => qemu.warn(text))) {
     qemu.noteId(status.id)
     const vm = qemu.find(status.uuid) ?? new Vm(status.name, status.uuid)
     try {
@@ -42,12 +43,12 @@ export async function reconnectAll(qemu: Qemu): Promise<void> {
   }
 }
 
-function isAlive(status: DomainStatus): status is DomainStatus & { pid: number } {
+export function isAlive(status: DomainStatus): status is DomainStatus & { pid: number } {
   return status.pid !== undefined && processStartTime(status.pid) === status.startTime
 }
 
 /** Our process died while it started this domain: nobody was told that it runs, so it must not. */
-async function abandonStart(qemu: Qemu, status: DomainStatus, runDir: string): Promise<void> {
+export async function abandonStart(qemu: Qemu, status: DomainStatus, runDir: string): Promise<void> {
   const ignore = { onEvent: () => undefined, onClose: () => undefined, onAnomaly: () => undefined }
   if (existsSync(monitorSocket(runDir))) {
     const monitor = await Monitor.connect(monitorSocket(runDir), status.name, ignore, TIMEOUT).catch(() => undefined)
@@ -60,7 +61,7 @@ async function abandonStart(qemu: Qemu, status: DomainStatus, runDir: string): P
 }
 
 /** What an earlier process let a QEMU have that is gone now. */
-async function revokeAccess(qemu: Qemu, status: DomainStatus, runDir: string): Promise<void> {
+export async function revokeAccess(qemu: Qemu, status: DomainStatus, runDir: string): Promise<void> {
   if (status.access === undefined) return
   const access = new Access(qemu.access, status.def, (text) => qemu.warn(text), status.access)
   access.persist = () => writeStatus(runDir, status)
@@ -133,24 +134,31 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
       PAUSED_STATES[status]?.state ?? c.VIR_DOMAIN_PAUSED,
       PAUSED_STATES[status]?.reason ?? c.VIR_DOMAIN_PAUSED_UNKNOWN,
     )
-  const infos = await live.monitor.queryJobs()
+  await catchUpWithJobs(qemu, vm, live)
+}
+
+/** Streams that ended or went on while nobody watched. */
+export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> {
+  const infos = await host.monitor.queryJobs()
   const statusOf = (job: BlockJob): string | undefined => infos.find(({ id }) => id === job.record.id)?.status
-  for (const job of live.blockJobs.all) {
+  for (const job of host.blockJobs.all) {
     const status = statusOf(job)
     if (status !== 'concluded' && (status !== undefined || job.record.phase === 'pull')) continue
-    if (status === undefined) await resolveLost(live, job)
-    await vm.jobs.run('settle', () => settle(qemu, vm, live, job))
+    if (status === undefined) await resolveLost(host, job)
+    await vm.jobs.run('settle', () => settle(qemu, vm, host, job))
   }
+  // the end of its last stream ended a daemon
+  if (vm.host !== host) return
   // asks for all nodes, so no job may end meanwhile: those that run go on below
-  live.guards = await readGuards(live.monitor, live.def)
-  for (const job of live.blockJobs.all) {
+  host.guards = await readGuards(host.monitor, host.def)
+  for (const job of host.blockJobs.all) {
     const status = statusOf(job)
-    if (status === undefined) await goOnPulling(qemu, vm, live, job)
-    else await resumeFollowing(qemu, vm, live, job, status)
+    if (status === undefined) await goOnPulling(qemu, vm, host, job)
+    else await resumeFollowing(qemu, vm, host, job, status)
   }
-  if (live.blockJobs.all.length > 0) follow(qemu, vm, live)
-  watchIdleness(qemu, vm, live)
-  saveStatus(vm, live)
+  if (host.blockJobs.all.length > 0) follow(qemu, vm, host)
+  watchIdleness(qemu, vm, host)
+  saveStatus(vm, host)
 }
 
 /** QEMU's RunState to ours, of a guest that stands still. */
@@ -161,32 +169,32 @@ const PAUSED_STATES: Record<string, { state: number; reason: number }> = {
   'guest-panicked': { state: c.VIR_DOMAIN_CRASHED, reason: c.VIR_DOMAIN_CRASHED_PANICKED },
 }
 
-async function resumeFollowing(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, status: string): Promise<void> {
+async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, status: string): Promise<void> {
   job.status = status
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   if (disk === undefined) return
-  await live.exports
+  await host.exports
     .open(disk)
     .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
-  if (status === 'pending') finalizeLater(qemu, vm, live, job)
+  if (status === 'pending') finalizeLater(qemu, vm, host, job)
 }
 
 /** The process that pulled is gone; what it pulled is there. */
-async function goOnPulling(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<void> {
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+async function goOnPulling(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   if (disk === undefined) return
   try {
-    beginPull(qemu, vm, live, job, await live.exports.open(disk))
+    beginPull(qemu, vm, host, job, await host.exports.open(disk))
   } catch (error) {
-    await endPull(qemu, vm, live, job, { status: 'failed', error: messageOf(error) })
+    await endPull(qemu, vm, host, job, { status: 'failed', error: messageOf(error) })
   }
 }
 
 /** A job that QEMU does not know (any more): it was never begun, or was dismissed just before we died. */
-async function resolveLost(live: Live, job: BlockJob): Promise<void> {
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+async function resolveLost(host: StreamHost, job: BlockJob): Promise<void> {
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex)
-  job.completed = disk !== undefined && (await isDetached(live.monitor, disk, base))
+  job.completed = disk !== undefined && (await hasLetGo(host, disk, base))
 }
 
 /** The QEMU of this domain died while nobody watched. */
@@ -194,22 +202,24 @@ async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string):
   const clean = !existsSync(pidFile(runDir))
   const reason = clean ? c.VIR_DOMAIN_SHUTOFF_SHUTDOWN : c.VIR_DOMAIN_SHUTOFF_CRASHED
   vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason }
-  for (const record of status.blockJobs) {
-    const disk = status.def.disks.find((candidate) => candidate.target === record.disk)
-    const base = disk && chainOf(disk).find((image) => image.index === record.baseIndex)
-    if (disk?.source === undefined || !(await headerHasNoBacking(disk.source))) continue
-    if (base === undefined && cutConfigChain(vm.config, disk, undefined) && vm.config !== undefined)
-      saveConfig(qemu.root, vm.config)
-  }
+  const left = await followHeaders(qemu, vm, status)
   await revokeAccess(qemu, status, runDir)
   for (const net of status.def.interfaces) await deleteTap(net)
   removeRunDir(runDir)
+  if (!clean || vm.config === undefined) return
+  const going = left.filter((record) => record.onShutdown === 'continue')
+  const streams = going.map((record) => movedStream(status.def, record, { offset: 0, size: 0 }))
+  resumeStreams(qemu, vm, { streams })
 }
 
-async function headerHasNoBacking(source: Parameters<typeof probeImage>[0]): Promise<boolean> {
-  try {
-    return (await probeImage(source)).backing === undefined
-  } catch {
-    return false
+/** Where images have let go of their base though nobody lived to write it down. Answers the streams that had not ended. */
+export async function followHeaders(qemu: Qemu, vm: Vm, status: DomainStatus): Promise<BlockJobRecord[]> {
+  const left: BlockJobRecord[] = []
+  for (const record of status.blockJobs) {
+    const disk = status.def.disks.find((candidate) => candidate.target === record.disk)
+    const base = disk && chainOf(disk).find((image) => image.index === record.baseIndex)
+    if (disk === undefined || !(await headerEndsAt(disk.source, base))) left.push(record)
+    else if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
   }
+  return left
 }

@@ -45,7 +45,15 @@ export class Root {
     }
     const root = new Root(path)
     try {
-      for (const dir of [root.autostartDir, root.statusDir, root.saveDir, root.nvramDir, root.logDir, root.cacheDir])
+      for (const dir of [
+        root.autostartDir,
+        root.statusDir,
+        root.offlineDir,
+        root.saveDir,
+        root.nvramDir,
+        root.logDir,
+        root.cacheDir,
+      ])
         mkdirSync(dir, { recursive: true, mode: 0o700 })
     } catch (error) {
       throw fail('VIR_ERR_SYSTEM_ERROR', `cannot make the tree of root '${path}': ${messageOf(error)}`, error)
@@ -74,6 +82,10 @@ export class Root {
   }
   get cacheDir(): string {
     return join(this.path, 'cache/qemu')
+  }
+  /** one directory for each storage daemon that streams disks of a domain that does not run */
+  get offlineDir(): string {
+    return join(this.path, 'run/offline')
   }
   /** private directory of one running domain: sockets and the pid file */
   runDir(id: number): string {

@@ -6,14 +6,15 @@ import {
   VIR_DOMAIN_BLOCK_JOB_FAILED,
 } from '../constants.gen.js'
 import { messageOf } from '../error.js'
-import { addGuard, chainOf, cutChain, cutConfigChain, deleteNodes, isDetached } from './block-graph.js'
+import { addGuard, chainOf, cutChain, cutConfigChain, deleteNodes } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
 import { emitPull } from './emit.js'
+import { hasLetGo } from './detached.js'
 import type { JobInfo } from './monitor.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus } from './status.js'
-import type { Live, Vm } from './vm.js'
+import type { StreamHost, Vm } from './vm.js'
 
 export type JobEnd = { status: 'completed' } | { status: 'canceled' } | { status: 'failed'; error: string }
 
@@ -21,16 +22,16 @@ export type JobEnd = { status: 'completed' } | { status: 'canceled' } | { status
 const CANCELED = /operation cancell?ed/i
 
 /** A job ended and nobody waits for it: settle it as soon as the domain is free. */
-export function settleLater(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): void {
+export function settleLater(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): void {
   qemu.inBackground(`settling the stream of '${job.record.disk}'`, () =>
     vm.jobs.run('settle', async () => {
-      if (vm.live === live && live.blockJobs.ofDisk(job.record.disk) === job) await settle(qemu, vm, live, job)
+      if (vm.host === live && live.blockJobs.ofDisk(job.record.disk) === job) await settle(qemu, vm, live, job)
     }),
   )
 }
 
 /** Under the domain's job: takes an ended job to its end, and says how it went. */
-export async function settle(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<JobEnd> {
+export async function settle(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): Promise<JobEnd> {
   const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
   const info = (await live.monitor.queryJobs()).find((candidate) => candidate.id === job.record.id)
   const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex && image !== disk.source)
@@ -38,7 +39,7 @@ export async function settle(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Pro
   let dropped: StorageSource[] = []
   if (end.status === 'completed' && disk !== undefined) {
     // never forget a backing image on a job's word alone
-    if (await isDetached(live.monitor, disk, base)) dropped = detach(qemu, vm, live, disk, base)
+    if (await hasLetGo(live, disk, base)) dropped = detach(qemu, vm, live, disk, base)
     else end = { status: 'failed', error: 'the job ended well but the image still has its backing image' }
   }
   if (info !== undefined) await live.monitor.jobDismiss(job.record.id)
@@ -50,13 +51,15 @@ export async function settle(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Pro
     await live.access.revokeImages(disk, dropped)
     await addGuard(live.monitor, live.guards, disk).catch((error: unknown) => warn(messageOf(error)))
   }
-  if (vm.live === live) saveStatus(vm, live)
+  if (vm.host === live) saveStatus(vm, live)
+  if (disk !== undefined && live.mode === 'offline')
+    await live.release(disk).catch((error: unknown) => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`))
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
   return end
 }
 
 /** Under the domain's job: a stream that never got as far as to have a job in QEMU is over. */
-export async function endPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, end: JobEnd): Promise<void> {
+export async function endPull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob, end: JobEnd): Promise<void> {
   const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
   live.blockJobs.forget(job)
   job.concluded()
@@ -64,7 +67,9 @@ export async function endPull(qemu: Qemu, vm: Vm, live: Live, job: BlockJob, end
   await live.exports.remove(job.record.disk).catch(warn)
   if (disk !== undefined && job.record.baseIndex !== undefined)
     await addGuard(live.monitor, live.guards, disk).catch(warn)
-  if (vm.live === live) saveStatus(vm, live)
+  if (vm.host === live) saveStatus(vm, live)
+  if (disk !== undefined && live.mode === 'offline')
+    await live.release(disk).catch((error: unknown) => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`))
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
 }
 
@@ -76,7 +81,7 @@ function resultOf(job: BlockJob, info: JobInfo | undefined): JobEnd {
 }
 
 /** The chain is cut in both definitions and written down; answers the images that left it. */
-function detach(qemu: Qemu, vm: Vm, live: Live, disk: DiskDef, base: StorageSource | undefined): StorageSource[] {
+function detach(qemu: Qemu, vm: Vm, live: StreamHost, disk: DiskDef, base: StorageSource | undefined): StorageSource[] {
   const dropped = cutChain(disk, base)
   if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
   saveStatus(vm, live)

@@ -24,6 +24,7 @@ import { finalizeLater } from './finalize.js'
 import { finishLive } from './exit.js'
 import { chooseFirmware } from './firmware.js'
 import { remoteImages } from './link-watch.js'
+import { carryStreams } from './moved-streams.js'
 import type { Monitor, MonitorEvents } from './monitor.js'
 import { NbdExports } from './nbd-exports.js'
 import { freeVncPorts } from './ports.js'
@@ -90,8 +91,12 @@ function watchLoss(qemu: Qemu, vm: Vm, live: Live): void {
   timer.unref()
 }
 
-/** Under the domain's job: starts `source` as the live self of `vm`. */
+/** Under the domain's job: starts `source` as the live self of `vm`. Streams that ran without it go on in it. */
 export async function startVm(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOptions): Promise<void> {
+  await carryStreams(qemu, vm, () => startQemu(qemu, vm, source, options))
+}
+
+async function startQemu(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOptions): Promise<void> {
   const def = structuredClone(source)
   const caps = await qemu.capabilities.get(def.emulator)
   await prepareLive(def, caps)
@@ -239,6 +244,7 @@ export function makeLive(qemu: Qemu, vm: Vm, parts: LiveParts): Live {
     resolve = done
   })
   const live: Live = {
+    mode: 'full',
     ...parts,
     blockJobs: new BlockJobs(
       (job) => finalizeLater(qemu, vm, live, job),

@@ -5,14 +5,17 @@ import type { DomainState } from '../driver.js'
 import { messageOf } from '../error.js'
 import type { Access, AccessRecord } from './access.js'
 import type { BlockJobRecord } from './blockjob.js'
-import { type Root, writeFileAtomically } from './root.js'
-import type { Live, Vm } from './vm.js'
+import { writeFileAtomically } from './root.js'
+import type { StreamHost, Vm } from './vm.js'
 
 /** What a later process must know about a running domain; one file for each, in its run directory. */
 export interface DomainStatus {
   version: 1
-  /** 'starting': QEMU may or may not have come up when this was written */
-  phase: 'starting' | 'running'
+  /**
+   * 'starting': QEMU may or may not have come up when this was written; 'offline': not QEMU but a storage daemon that
+   * streams; 'moving': one whose streams are about to go on elsewhere
+   */
+  phase: 'starting' | 'running' | 'offline' | 'moving'
   name: string
   uuid: string
   id: number
@@ -48,14 +51,19 @@ export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef,
   writeStatus(runDir, status)
 }
 
-export function saveStatus(vm: Vm, live: Live): void {
+const phaseOf = (host: StreamHost): DomainStatus['phase'] => {
+  if (host.mode === 'full') return 'running'
+  return host.moving === true ? 'moving' : 'offline'
+}
+
+export function saveStatus(vm: Vm, live: StreamHost): void {
   const { id, pid, startTime, def, guards } = live
   const { name, uuid, state } = vm
   const blockJobs = live.blockJobs.records()
-  const rebooting = live.rebooting === true
+  const rebooting = live.mode === 'full' && live.rebooting === true
   const status: DomainStatus = {
     version: 1,
-    phase: 'running',
+    phase: phaseOf(live),
     name,
     uuid,
     id,
@@ -79,11 +87,11 @@ export function removeRunDir(runDir: string): void {
   rmSync(runDir, { recursive: true, force: true })
 }
 
-/** Every domain that ran when its status was last written. What cannot be read is reported and left where it is. */
-export function loadStatuses(root: Root, warn: (text: string) => void): { status: DomainStatus; runDir: string }[] {
+/** Every status in `dir`: of a domain that ran (or was streamed) when it was last written. What cannot be read is reported and left where it is. */
+export function loadStatuses(dir: string, warn: (text: string) => void): { status: DomainStatus; runDir: string }[] {
   const found = []
-  for (const name of readdirSync(root.statusDir)) {
-    const runDir = join(root.statusDir, name)
+  for (const name of readdirSync(dir)) {
+    const runDir = join(dir, name)
     if (!existsSync(file(runDir))) continue
     try {
       const status = JSON.parse(readFileSync(file(runDir), 'utf8')) as Partial<DomainStatus>

@@ -1,5 +1,5 @@
-/** Streaming of a running domain's disk: the whole device, by QEMU's block-stream. */
-import type { DiskDef } from '../conf/domain-def.js'
+/** Streaming of whole disks, in the domain's QEMU or, while it does not run, in a storage daemon. */
+import type { DiskDef, StorageSource } from '../conf/domain-def.js'
 import { VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC, VIR_DOMAIN_BLOCK_JOB_TYPE_PULL } from '../constants.gen.js'
 import type {
   DomainBlockJobInfo,
@@ -17,6 +17,8 @@ import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
 import { watchIdleness } from './idle.js'
 import { remoteImages } from './link-watch.js'
+import type { Position } from './moved-streams.js'
+import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import { follow, look } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { settle } from './settle.js'
@@ -24,7 +26,7 @@ import { saveStatus } from './status.js'
 import { streamUnit } from './unit.js'
 import { checkLinks, checkStreamable, checkUnguarded, findBase } from './stream-checks.js'
 import { modify } from './vm-job.js'
-import type { Live, Vm } from './vm.js'
+import type { StreamHost, Vm } from './vm.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -32,34 +34,66 @@ const fail = failFrom('VIR_FROM_QEMU')
 /** ms that a stop waits for the job's end; a request to a base that does not answer holds it up */
 const STOP_TIMEOUT = 10_000
 
-/** Under the domain's job: begins the stream of one disk. */
-export async function startStream(qemu: Qemu, vm: Vm, live: Live, name: string, options: StreamOptions): Promise<void> {
-  const disk = findDisk(live.def, name)
-  if (live.blockJobs.ofDisk(disk.target) !== undefined)
+/** Under the domain's job: begins the stream of one disk; `position`: how far it was elsewhere. */
+export async function startStream(
+  qemu: Qemu,
+  vm: Vm,
+  name: string,
+  options: StreamOptions,
+  position?: Position,
+): Promise<void> {
+  const def = vm.host?.def ?? offlineDefinition(vm)
+  const disk = findDisk(def, name)
+  if (vm.host?.blockJobs.ofDisk(disk.target) !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
+  if (vm.live === undefined) await resolveOffline(def, disk)
   checkStreamable(disk)
   const base = options.base === undefined ? undefined : findBase(disk, options.base)
   if (base !== undefined) checkUnguarded(disk, base)
   await checkLinks(disk)
-  if (base === undefined) await addGuard(live.monitor, live.guards, disk)
-  else await removeGuard(live.monitor, live.guards, disk)
-  const client = await live.exports.open(disk)
-  vm.requireSame(live)
+  const host = vm.live ?? (await openOffline(qemu, vm, def, disk))
+  try {
+    await begin(qemu, vm, host, { disk, base, options, ...(position && { position }) })
+  } catch (error) {
+    if (host.mode === 'offline' && vm.offline === host) await host.release(disk)
+    throw error
+  }
+}
+
+interface Beginning {
+  disk: DiskDef
+  base: StorageSource | undefined
+  options: StreamOptions
+  position?: Position
+}
+
+async function begin(
+  qemu: Qemu,
+  vm: Vm,
+  host: StreamHost,
+  { disk, base, options, position }: Beginning,
+): Promise<void> {
+  if (base === undefined) await addGuard(host.monitor, host.guards, disk)
+  else await removeGuard(host.monitor, host.guards, disk)
+  const client = await host.exports.open(disk)
+  vm.requireSame(host)
   const engine = chooseEngine(disk, options)
-  const job = live.blockJobs.register({
+  const job = host.blockJobs.register({
     id: `stream-${disk.target}`,
     disk: disk.target,
     bandwidth: options.bandwidth ?? 0,
     ...(base?.index !== undefined && { baseIndex: base.index }),
     ...(options.policy !== undefined && { policy: options.policy }),
+    ...(options.onShutdown !== undefined && { onShutdown: options.onShutdown }),
     engine,
     phase: engine,
   })
-  saveStatus(vm, live)
-  if (engine === 'pull') beginPull(qemu, vm, live, job, client)
-  else await beginJob(vm, live, job)
-  follow(qemu, vm, live)
-  watchIdleness(qemu, vm, live)
+  if (position !== undefined) job.advance(position.offset, position.size)
+  saveStatus(vm, host)
+  if (engine === 'pull') beginPull(qemu, vm, host, job, client)
+  else await beginJob(vm, host, job)
+  follow(qemu, vm, host)
+  watchIdleness(qemu, vm, host)
 }
 
 /** Requests in parallel pay where each of them takes its time; next to a local image they only cost. */
@@ -68,27 +102,28 @@ function chooseEngine(disk: DiskDef, { engine = 'auto' }: StreamOptions): Stream
   return remoteImages(disk).length > 0 ? 'pull' : 'job'
 }
 
-function requireJob(live: Live, name: string): BlockJob {
-  const disk = findDisk(live.def, name)
-  const job = live.blockJobs.ofDisk(disk.target)
-  if (job === undefined)
+function requireJob(vm: Vm, name: string): { host: StreamHost; job: BlockJob } {
+  const { host } = vm
+  const disk = findDisk(host?.def ?? vm.def, name)
+  const job = host?.blockJobs.ofDisk(disk.target)
+  if (host === undefined || job === undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' does not have an active block job`)
-  return job
+  return { host, job }
 }
 
 const hasConcluded = (job: BlockJob): boolean => job.status === 'concluded'
 
 /** Under the domain's job: stops a stream; what was copied stays. With `async`, its end comes as an event only. */
-async function stop(qemu: Qemu, vm: Vm, live: Live, name: string, async: boolean): Promise<void> {
-  const job = requireJob(live, name)
+async function stop(qemu: Qemu, vm: Vm, name: string, async: boolean): Promise<void> {
+  const { host, job } = requireJob(vm, name)
   if (job.record.phase === 'pull') {
-    await stopPull(qemu, vm, live, job)
+    await stopPull(qemu, vm, host, job)
     return
   }
-  const waiting = async ? undefined : live.blockJobs.wait(job, STOP_TIMEOUT)
+  const waiting = async ? undefined : host.blockJobs.wait(job, STOP_TIMEOUT)
   try {
     // a job that has ended already is settled below, or by whoever was told of its end
-    if (!hasConcluded(job)) await live.monitor.jobCancel(job.record.id)
+    if (!hasConcluded(job)) await host.monitor.jobCancel(job.record.id)
   } catch (error) {
     // it may have ended while the command was under way: QEMU told of its end before it refused
     if (!hasConcluded(job)) {
@@ -98,7 +133,7 @@ async function stop(qemu: Qemu, vm: Vm, live: Live, name: string, async: boolean
   }
   if (waiting === undefined) return
   if (await waiting) {
-    await settle(qemu, vm, live, job)
+    await settle(qemu, vm, host, job)
     return
   }
   const why = job.waiting === undefined ? '' : ` (${job.waiting})`
@@ -106,18 +141,19 @@ async function stop(qemu: Qemu, vm: Vm, live: Live, name: string, async: boolean
   throw fail('VIR_ERR_OPERATION_TIMEOUT', text)
 }
 
-function stateOf(live: Live, job: BlockJob): StreamDiskState {
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+function stateOf(host: StreamHost, job: BlockJob): StreamDiskState {
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   const status = job.waiting !== undefined ? 'waiting' : job.status === 'paused' ? 'paused' : 'running'
   return {
     path: disk?.alias ?? '',
     offset: job.offset,
     size: job.size,
     disk: job.record.disk,
-    mode: 'full',
+    mode: host.mode,
     engine: job.record.phase,
     bandwidth: job.record.bandwidth,
     status,
+    ...(job.record.onShutdown === 'continue' && { onShutdown: 'continue' as const }),
     ...(job.waiting !== undefined && { error: job.waiting }),
   }
 }
@@ -134,23 +170,28 @@ type StreamOps = Pick<
 >
 
 export function streamOps(qemu: Qemu): StreamOps {
+  const run = (ref: DomainRef, work: (vm: Vm) => Promise<void>): Promise<void> => {
+    const vm = qemu.require(ref)
+    return vm.jobs.run('modify', () => work(qemu.require(ref)))
+  }
   const begin = (ref: DomainRef, disk: string, options: StreamOptions): Promise<void> =>
-    modify(qemu, ref, (vm, live) => startStream(qemu, vm, live, disk, options))
+    run(ref, (vm) => startStream(qemu, vm, disk, options))
 
   return {
     async domainStreamDisk(ref, disk, offset, flags, options) {
       if ((flags & VIR_STREAM_DISK_ONE) !== 0)
         return modify(qemu, ref, (vm, live) => streamUnit(qemu, vm, live, disk, offset, options), 'stream')
       if ((flags & VIR_STREAM_DISK_START) !== 0) await begin(ref, disk, options)
-      if ((flags & VIR_STREAM_DISK_STOP) !== 0) await modify(qemu, ref, (vm, live) => stop(qemu, vm, live, disk, false))
+      if ((flags & VIR_STREAM_DISK_STOP) !== 0) await run(ref, (vm) => stop(qemu, vm, disk, false))
       return 0
     },
 
     async domainStreamDiskInfo(ref) {
       const vm = qemu.require(ref)
-      const live = vm.requireLive()
-      await look(qemu, vm, live)
-      return live.blockJobs.all.map((job) => stateOf(live, job))
+      const { host } = vm
+      if (host === undefined) return []
+      await look(qemu, vm, host)
+      return host.blockJobs.all.map((job) => stateOf(host, job))
     },
 
     domainBlockPull: (ref, disk, bandwidth) => begin(ref, disk, { bandwidth }),
@@ -162,10 +203,11 @@ export function streamOps(qemu: Qemu): StreamOps {
 
     async domainGetBlockJobInfo(ref, name): Promise<DomainBlockJobInfo | undefined> {
       const vm = qemu.require(ref)
-      const live = vm.requireLive()
-      const disk = findDisk(live.def, name)
-      await look(qemu, vm, live)
-      const job = live.blockJobs.ofDisk(disk.target)
+      const { host } = vm
+      const disk = findDisk(host?.def ?? vm.def, name)
+      if (host === undefined) return undefined
+      await look(qemu, vm, host)
+      const job = host.blockJobs.ofDisk(disk.target)
       if (job === undefined) return undefined
       const { offset: cur, size: end, record } = job
       return { type: VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, bandwidth: record.bandwidth, cur, end }
@@ -173,16 +215,16 @@ export function streamOps(qemu: Qemu): StreamOps {
 
     async domainBlockJobAbort(ref, disk, flags) {
       checkFlags('domainBlockJobAbort', flags)
-      await modify(qemu, ref, (vm, live) => stop(qemu, vm, live, disk, flags === VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC))
+      await run(ref, (vm) => stop(qemu, vm, disk, flags === VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC))
     },
 
     domainBlockJobSetSpeed: (ref, disk, bandwidth) =>
-      modify(qemu, ref, async (vm, live) => {
-        const job = requireJob(live, disk)
-        if (job.record.phase === 'job' && isMoving(job)) await live.monitor.blockJobSetSpeed(job.record.id, bandwidth)
+      run(ref, async (vm) => {
+        const { host, job } = requireJob(vm, disk)
+        if (job.record.phase === 'job' && isMoving(job)) await host.monitor.blockJobSetSpeed(job.record.id, bandwidth)
         job.puller?.setBandwidth(bandwidth)
         job.record.bandwidth = bandwidth
-        saveStatus(vm, live)
+        saveStatus(vm, host)
       }),
   }
 }

@@ -1,4 +1,4 @@
-import type { DomainDef } from '../conf/domain-def.js'
+import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import { VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_UNKNOWN } from '../constants.gen.js'
 import type { DomainRef, DomainState } from '../driver.js'
 import { failFrom } from '../error.js'
@@ -18,10 +18,10 @@ export interface ExitCause {
   detail: number
 }
 
-/** What exists only while a domain runs. */
-export interface Live {
+/** What streams need of a process that has images of a domain open. */
+interface ImageHolder {
   readonly id: number
-  /** the live definition: aliases, indexes, pty paths, … filled in */
+  /** aliases, indexes and whole chains filled in */
   readonly def: DomainDef
   readonly runDir: string
   readonly pid: number
@@ -34,9 +34,14 @@ export interface Live {
   readonly blockJobs: BlockJobs
   readonly exports: NbdExports
   guards: Guards
-  /** resolves when the process is gone and everything of the running domain is undone */
+  /** resolves when the process is gone and everything of it is undone */
   readonly ended: Promise<void>
   readonly markEnded: () => void
+}
+
+/** What exists only while a domain runs: its QEMU. `id` is the domain's. */
+export interface Live extends ImageHolder {
+  readonly mode: 'full'
   /** a reboot was asked for: when the guest has powered down it comes up again in the same QEMU */
   rebooting?: boolean
   /** who ends the domain says so here before the process is told to go */
@@ -45,6 +50,18 @@ export interface Live {
   pauseReason?: number
 }
 
+/** What exists only while disks of a domain that does not run are streamed: a qemu-storage-daemon. `id` is its number. */
+export interface Daemon extends ImageHolder {
+  readonly mode: 'offline'
+  /** its streams are about to go on elsewhere: their end here is no end */
+  moving?: boolean
+  /** Under the domain's job: `disk` is not streamed any more. The last one ends the daemon. */
+  readonly release: (disk: DiskDef) => Promise<void>
+}
+
+/** Where streams of a domain are: in its QEMU, or in a daemon while it does not run. */
+export type StreamHost = Live | Daemon
+
 /** One domain: its persistent definition, its running self, or both. */
 export class Vm {
   readonly name: string
@@ -52,6 +69,8 @@ export class Vm {
   /** the persistent definition, shown by dumpxml --inactive; absent: the domain is transient */
   config: DomainDef | undefined
   live: Live | undefined
+  /** streams the disks of a domain that does not run; never there together with `live` */
+  offline: Daemon | undefined
   autostart = false
   state: DomainState = { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_UNKNOWN }
   readonly jobs = new JobQueue()
@@ -72,14 +91,19 @@ export class Vm {
     return def
   }
 
+  /** Who has the images of the domain's streams open. */
+  get host(): StreamHost | undefined {
+    return this.live ?? this.offline
+  }
+
   requireLive(): Live {
     if (this.live === undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is not running')
     return this.live
   }
 
   /** After something was awaited: is it still the same run of the domain? */
-  requireSame(live: Live): void {
-    if (this.live !== live) throw fail('VIR_ERR_OPERATION_FAILED', `domain '${this.name}' stopped meanwhile`)
+  requireSame(host: StreamHost): void {
+    if (this.host !== host) throw fail('VIR_ERR_OPERATION_FAILED', `domain '${this.name}' stopped meanwhile`)
   }
 
   requireConfig(): DomainDef {

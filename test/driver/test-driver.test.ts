@@ -1,6 +1,8 @@
 import { randomUUID } from 'node:crypto'
+import { test } from 'node:test'
 import { Connect } from '../../src/index.js'
 import { driverSuite } from './suite.js'
+import { refused } from './support.js'
 
 const thinDisk = `<disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/>
@@ -30,4 +32,14 @@ driverSuite('test', true, async (t) => {
 </domain>`)
     },
   }
+})
+
+test('the test driver streams disks of running domains only', async (t) => {
+  const conn = await Connect.open('test:///default')
+  t.after(() => conn.close())
+  const dom = await conn.domainDefineXML(
+    `<domain type='test'><name>off</name><uuid>${randomUUID()}</uuid><memory>1024</memory>
+      <os><type arch='x86_64'>hvm</type></os><devices>${thinDisk}</devices></domain>`,
+  )
+  await refused(dom.blockPull('vda'), 'VIR_ERR_OPERATION_INVALID', /domain is not running/)
 })

@@ -1,0 +1,33 @@
+import * as c from '../constants.gen.js'
+import { chainOf, cutConfigChain } from './block-graph.js'
+import type { BlockJob } from './blockjob.js'
+import { saveConfig } from './config.js'
+import { emitPull } from './emit.js'
+import type { Qemu } from './qemu.js'
+import type { StreamHost, Vm } from './vm.js'
+
+/**
+ * The process that had the images open is gone, and `jobs` with it. A stream that had just completed has changed the
+ * image, so the definition follows. `lost`: what to say of those that did not end in good order; undefined: it did.
+ */
+export function endStreams(
+  qemu: Qemu,
+  vm: Vm,
+  host: StreamHost,
+  jobs: readonly BlockJob[],
+  ref: Vm['ref'],
+  lost?: string,
+): void {
+  for (const job of jobs) {
+    const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
+    job.puller?.abort()
+    if (disk === undefined) continue
+    job.concluded()
+    if (job.completed) {
+      const base = chainOf(disk).find((image) => image.index === job.record.baseIndex)
+      if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
+      emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_COMPLETED, undefined, ref)
+    } else if (lost === undefined) emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_CANCELED, undefined, ref)
+    else emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_FAILED, lost, ref)
+  }
+}

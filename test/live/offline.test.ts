@@ -1,0 +1,290 @@
+/** Streams of disks whose domain does not run, and what happens to them when it starts and stops. */
+import assert from 'node:assert/strict'
+import { readdirSync, readFileSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import {
+  VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC,
+  VIR_DOMAIN_BLOCK_JOB_CANCELED,
+  VIR_DOMAIN_BLOCK_JOB_COMPLETED,
+  VIR_DOMAIN_BLOCK_JOB_FAILED,
+  VIR_DOMAIN_START_PAUSED,
+  VIR_STREAM_DISK_START,
+  VIR_STREAM_DISK_STOP,
+  type ConnectEvent,
+  type Domain,
+} from '../../src/index.js'
+import {
+  agentOf,
+  assertNothingRuns,
+  diskXml,
+  guestXml,
+  plainXml,
+  powerOff,
+  recordEvents,
+  reopen,
+  startGuest,
+  testRoot,
+  until,
+  virError,
+  type TestRoot,
+} from '../support/domain.js'
+import { backingOf, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
+import { checkPattern } from '../support/pattern.js'
+import { requires } from '../support/requires.js'
+
+const MiB = 1024 * 1024
+const needed = ['program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon'] as const
+
+const statuses = (events: readonly ConnectEvent[]): number[] =>
+  events.flatMap((event) => (event.kind === 'block-job' ? [event.status] : []))
+
+const offsetOf = async (dom: Domain): Promise<number> => (await dom.streamDiskInfo())[0]?.offset ?? -1
+
+const offlineDir = (root: TestRoot): string => join(root.folder, 'root/run/offline')
+
+/** The storage daemon that streams; there is one. */
+function daemonPid(root: TestRoot): number {
+  const [name] = readdirSync(offlineDir(root))
+  assert.ok(name !== undefined, 'a daemon runs')
+  return Number(readFileSync(join(offlineDir(root), name, 'pid'), 'utf8'))
+}
+
+function assertNoDaemon(root: TestRoot): void {
+  assertNothingRuns(root)
+  assert.deepEqual(readdirSync(offlineDir(root)), [])
+}
+
+async function assertContent(path: string, seed: number, blocks: number): Promise<void> {
+  await checkImage(path)
+  const { bad, base } = await checkPattern(path, 'qcow2', seed)
+  assert.deepEqual({ bad, base }, { bad: 0, base: blocks })
+}
+
+for (const engine of ['job', 'pull'] as const)
+  test(`a disk is streamed to its end while its domain is shut off, by engine '${engine}'`, async (t) => {
+    if (!requires(t, ...needed)) return
+    const root = await testRoot(t)
+    const base = await patternImage(root.folder, 32 * MiB)
+    const path = await overlay(root.folder, base.path)
+    const dom = await root.conn.domainDefineXML(plainXml({ name: 'off', devices: diskXml('vda', path) }))
+    assert.deepEqual(await dom.streamDiskInfo(), [])
+    assert.equal(await dom.blockJobInfo('vda'), undefined)
+    const events = recordEvents(root.conn)
+    const stream = await dom.stream('vda', { bandwidth: 16 * MiB, engine })
+    const [state] = await dom.streamDiskInfo()
+    assert.deepEqual(state, {
+      path: 'virtio-disk0',
+      offset: state?.offset,
+      size: 32 * MiB,
+      disk: 'vda',
+      mode: 'offline',
+      engine,
+      bandwidth: 16 * MiB,
+      status: 'running',
+    })
+    assert.equal(await dom.isActive(), false)
+    const offsets: number[] = []
+    for await (const { offset } of stream) offsets.push(offset)
+    await stream.finished
+    assert.equal(offsets.at(-1), 32 * MiB)
+    assert.deepEqual(statuses(events), [VIR_DOMAIN_BLOCK_JOB_COMPLETED])
+    assertNoDaemon(root)
+    assert.equal(await backingOf(path), undefined)
+    assert.doesNotMatch(await dom.getXMLDesc(), /<backingStore type/)
+    await rm(base.path)
+    await assertContent(path, base.seed, base.size / 4096)
+    await assert.rejects(dom.stream('vda'), virError('VIR_ERR_OPERATION_INVALID', /no backing image/))
+    await dom.create(VIR_DOMAIN_START_PAUSED)
+    await dom.destroy()
+  })
+
+test('a definition that names the chain no longer does so when its disk has been streamed', async (t) => {
+  if (!requires(t, ...needed)) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 8 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const chain = `<backingStore type='file'><format type='raw'/><source file='${base.path}'/><backingStore/></backingStore>`
+  const devices = diskXml('vda', path, { extra: chain })
+  const dom = await root.conn.domainDefineXML(plainXml({ name: 'named', devices }))
+  await dom.blockPull('vda')
+  await until('it is done', async () => (await dom.blockJobInfo('vda')) === undefined)
+  assert.doesNotMatch(await dom.getXMLDesc(), /<backingStore type/)
+  await reopen(root)
+  const again = await root.conn.domainLookupByName('named')
+  assert.doesNotMatch(await again.getXMLDesc(), /<backingStore type/)
+  await rm(base.path)
+  await again.create(VIR_DOMAIN_START_PAUSED)
+  await again.destroy()
+})
+
+test('a stream of a domain that is shut off is limited, stopped, and goes on from where it was', async (t) => {
+  if (!requires(t, ...needed)) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 64 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const dom = await root.conn.domainDefineXML(plainXml({ name: 'off', devices: diskXml('vda', path) }))
+  const events = recordEvents(root.conn)
+  await dom.blockPull('vda', 16)
+  assert.equal((await dom.blockJobInfo('vda', 1))?.bandwidth, 16 * MiB)
+  await until('24 MiB are copied', async () => (await offsetOf(dom)) >= 24 * MiB)
+  const reached = await offsetOf(dom)
+  await dom.blockJobAbort('vda')
+  assertNoDaemon(root)
+  assert.equal(await backingOf(path), base.path)
+  assert.ok((await ownBytes(path)) > 0)
+  const began = performance.now()
+  await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 16 * MiB })
+  await until('it is where it was', async () => (await offsetOf(dom)) >= reached)
+  assert.ok(performance.now() - began < (reached / (16 * MiB)) * 500, 'what had been copied is not copied again')
+  await dom.blockJobAbort('vda', VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC)
+  await until('it is stopped', async () => (await dom.streamDiskInfo()).length === 0)
+  const stream = await dom.stream('vda', { bandwidth: 1 })
+  await dom.blockJobSetSpeed('vda', 0)
+  await stream.finished
+  assert.deepEqual(statuses(events), [
+    VIR_DOMAIN_BLOCK_JOB_CANCELED,
+    VIR_DOMAIN_BLOCK_JOB_CANCELED,
+    VIR_DOMAIN_BLOCK_JOB_COMPLETED,
+  ])
+  await assertContent(path, base.seed, base.size / 4096)
+})
+
+test('two disks are streamed at once, each to its own base, by one daemon', async (t) => {
+  if (!requires(t, ...needed)) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 16 * MiB)
+  const middle = await overlay(root.folder, base.path, { name: 'middle.qcow2' })
+  const first = await overlay(root.folder, middle, { name: 'first.qcow2', backingFormat: 'qcow2' })
+  const second = await overlay(root.folder, base.path, { name: 'second.qcow2' })
+  const devices = diskXml('vda', first) + diskXml('vdb', second)
+  const dom = await root.conn.domainDefineXML(plainXml({ name: 'two', devices }))
+  await dom.streamDisk('vdb', 0, VIR_STREAM_DISK_START, { bandwidth: 1 })
+  await (
+    await dom.stream('vda', { base: base.path })
+  ).finished
+  assert.equal(await backingOf(first), base.path)
+  assert.equal(readdirSync(offlineDir(root)).length, 1)
+  const again = await dom.stream('vda')
+  assert.deepEqual((await dom.streamDiskInfo()).map(({ disk }) => disk).toSorted(), ['vda', 'vdb'])
+  await again.finished
+  assert.equal(await backingOf(first), undefined)
+  await dom.blockJobSetSpeed('vdb', 0)
+  await until('both are done', () => readdirSync(offlineDir(root)).length === 0)
+  assertNoDaemon(root)
+  for (const path of [first, second]) await assertContent(path, base.seed, base.size / 4096)
+})
+
+for (const engine of ['job', 'pull'] as const)
+  test(`starting the domain in the middle of a stream hands it over to the guest's QEMU, engine '${engine}'`, async (t) => {
+    if (!requires(t, ...needed)) return
+    const root = await testRoot(t)
+    const base = await patternImage(root.folder, 64 * MiB)
+    const path = await overlay(root.folder, base.path)
+    const dom = await root.conn.domainDefineXML(await guestXml(root.folder, { devices: diskXml('vda', path) }))
+    const events = recordEvents(root.conn)
+    const stream = await dom.stream('vda', { bandwidth: 16 * MiB, engine })
+    await until('24 MiB are copied', async () => (await offsetOf(dom)) >= 24 * MiB)
+    await stream.setBandwidth(2 * MiB)
+    await dom.create()
+    assert.ok((await ownBytes(path)) > 12 * MiB, 'what was copied is on disk')
+    await until('it goes on in the guest', async () => (await dom.streamDiskInfo())[0]?.mode === 'full')
+    const [state] = await dom.streamDiskInfo()
+    assert.ok(state !== undefined && state.offset >= 24 * MiB, `not from the start: ${JSON.stringify(state)}`)
+    assert.equal(state.bandwidth, 2 * MiB)
+    assert.deepEqual(readdirSync(offlineDir(root)), [])
+    const guest = await agentOf(t, root.folder)
+    await guest.base('vda', base.seed, base.size)
+    await guest.work('vda')
+    await stream.setBandwidth(0)
+    await stream.finished
+    assert.deepEqual(statuses(events), [VIR_DOMAIN_BLOCK_JOB_COMPLETED])
+    await rm(base.path)
+    await guest.stop()
+    assert.equal((await guest.verify('vda')).bad, 0)
+    const digest = await guest.digest('vda')
+    await powerOff(dom, guest)
+    const report = await checkPattern(path, 'qcow2', base.seed, base.size)
+    assert.deepEqual([report.bad, report.digest], [0, digest])
+  })
+
+test("a guest that shuts down leaves a stream with onShutdown 'continue' to a daemon, one without ends", async (t) => {
+  if (!requires(t, ...needed)) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 48 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const { dom, guest } = await startGuest(t, root, { devices: diskXml('vda', path) })
+  await guest.base('vda', base.seed, base.size)
+  const events = recordEvents(root.conn)
+  const stream = await dom.stream('vda', { bandwidth: 8 * MiB, onShutdown: 'continue' })
+  assert.equal((await stream.info())?.onShutdown, 'continue')
+  await until('some of it is there', async () => (await offsetOf(dom)) >= 12 * MiB)
+  await powerOff(dom, guest)
+  await until('it goes on', async () => (await dom.streamDiskInfo())[0]?.mode === 'offline')
+  assert.ok((await offsetOf(dom)) >= 12 * MiB)
+  assert.deepEqual(statuses(events), [])
+  await dom.create(VIR_DOMAIN_START_PAUSED)
+  await until('it is back in QEMU', async () => (await dom.streamDiskInfo())[0]?.mode === 'full')
+  await dom.destroy()
+  await until('it goes on again', async () => (await dom.streamDiskInfo())[0]?.mode === 'offline')
+  await stream.setBandwidth(0)
+  await stream.finished
+  assert.deepEqual(statuses(events), [VIR_DOMAIN_BLOCK_JOB_COMPLETED])
+  assertNoDaemon(root)
+  const { bad } = await checkPattern(path, 'qcow2', base.seed, base.size)
+  assert.equal(bad, 0)
+})
+
+test('a daemon that is killed has failed its stream; the image is whole and the next stream ends', async (t) => {
+  if (!requires(t, ...needed)) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 64 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const dom = await root.conn.domainDefineXML(plainXml({ name: 'killed', devices: diskXml('vda', path) }))
+  const events = recordEvents(root.conn)
+  const stream = await dom.stream('vda', { bandwidth: 8 * MiB })
+  await until('it was flushed at least once', async () => (await offsetOf(dom)) >= 36 * MiB)
+  process.kill(daemonPid(root), 'SIGKILL')
+  await assert.rejects(stream.finished, virError('VIR_ERR_OPERATION_FAILED', /storage daemon .* is gone/))
+  assert.deepEqual(statuses(events), [VIR_DOMAIN_BLOCK_JOB_FAILED])
+  assertNoDaemon(root)
+  await checkImage(path)
+  assert.equal(await backingOf(path), base.path)
+  assert.ok((await ownBytes(path)) > 4 * MiB, 'what was flushed is kept')
+  await (
+    await dom.stream('vda')
+  ).finished
+  await assertContent(path, base.seed, base.size / 4096)
+})
+
+test('what cannot be done to a domain that is shut off is refused, and nothing is left behind', async (t) => {
+  if (!requires(t, ...needed)) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 8 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const cdrom = `<disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>`
+  const devices = diskXml('vda', path) + diskXml('vdb', base.path, { format: 'raw' }) + cdrom
+  const dom = await root.conn.domainDefineXML(plainXml({ name: 'off', devices }))
+  const invalid = (words: RegExp) => virError('VIR_ERR_OPERATION_INVALID', words)
+  const none = invalid(/does not have an active block job/)
+  await assert.rejects(dom.streamDisk('vda', 0, VIR_STREAM_DISK_STOP), none)
+  await assert.rejects(dom.blockJobAbort('vda'), none)
+  await assert.rejects(dom.blockJobSetSpeed('vda', 1), none)
+  await assert.rejects(dom.blockPull('sda'), invalid(/no medium/))
+  await assert.rejects(dom.blockPull('vdb'), virError('VIR_ERR_CONFIG_UNSUPPORTED', /no backing image/))
+  await assert.rejects(dom.blockPull('vdz'), virError('VIR_ERR_INVALID_ARG', /invalid path 'vdz'/))
+  await assert.rejects(dom.blockJobInfo('vdz'), virError('VIR_ERR_INVALID_ARG', /invalid path 'vdz'/))
+  await assert.rejects(dom.stream('vda', { base: '/no/such' }), virError('VIR_ERR_INVALID_ARG', /'\/no\/such'/))
+  assertNoDaemon(root)
+
+  await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 1 })
+  await assert.rejects(dom.blockPull(path), invalid(/already in active block job/))
+  await assert.rejects(dom.undefine(), invalid(/while a disk of it is streamed/))
+  await assert.rejects(dom.destroy(), invalid(/domain is not running/))
+  await root.conn.domainDefineXML(await dom.getXMLDesc())
+  assert.equal((await dom.streamDiskInfo()).length, 1, 'a new definition leaves it alone')
+  await dom.streamDisk('vda', 0, VIR_STREAM_DISK_STOP)
+  assertNoDaemon(root)
+  await dom.undefine()
+})
