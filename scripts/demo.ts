@@ -173,17 +173,21 @@ async function streamWhileItWorks(stage: Stage, { dom, guest, path }: Running): 
   const began = performance.now()
   const stream = await dom.stream('vda')
   const bar = screen.bar('vda', stage.size)
+  const note = async (): Promise<string> => {
+    const { reads, writes, bad } = await guest.stat()
+    return `guest: ${grouped(reads + writes)} I/Os, ${bad} wrong`
+  }
   const end = { came: false }
   const finished = stream.finished.finally(() => (end.came = true))
   finished.catch(() => undefined)
   try {
     while (!end.came) {
       const offset = (await stream.info())?.offset
-      const { reads, writes, bad } = await guest.stat()
-      bar.update(offset ?? stage.size, `guest: ${grouped(reads + writes)} I/Os, ${bad} wrong`)
+      if (offset !== undefined) bar.update(offset, await note())
       await Promise.race([finished, delay(200)])
     }
     await finished
+    bar.update(stage.size, await note())
   } finally {
     bar.stop()
   }
