@@ -11,7 +11,7 @@ packages=(
   busybox-static ovmf seabios kmod cpio zstd xz-utils           # the test guest
   build-essential python3                                       # the native addon
   libvirt-dev libvirt0 libxml2-utils                            # constants and schemas to hold ours against
-  libvirt-daemon                                                # its lock daemon, to share images with
+  libvirt-daemon libvirt-clients                                # to share images with
   iproute2
 )
 

@@ -1,13 +1,14 @@
 /** Our lock driver and the real virtlockd. */
 import assert from 'node:assert/strict'
-import { readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { lockDriver, type Lease } from '../../src/index.js'
 import { virtlockdLocks } from '../../src/locking/virtlockd.js'
 import { exclusive, readOnly, shared, startHolding } from '../locking/support.js'
-import { diskXml, qemuPid, reopen, startPlain, testRoot, until, virError } from '../support/domain.js'
+import { diskXml, plainXml, qemuPid, reopen, startPlain, testRoot, until, virError } from '../support/domain.js'
 import { patternImage, temporaryFolder } from '../support/images.js'
+import { mayUnshare, startLibvirtd } from '../support/libvirtd.js'
 import { requires } from '../support/requires.js'
 import { startVirtlockd } from '../support/virtlockd.js'
 
@@ -151,4 +152,38 @@ test('domains of two roots, QEMU the owner: the second start is refused and name
   await reopen(b)
   const again = await a.conn.domainLookupByName('one')
   await assert.rejects(again.create(), virError('VIR_ERR_RESOURCE_BUSY', /in use by domain 'two'/))
+})
+
+test('a domain of libvirtd and one of ours respect each other', async (t) => {
+  if (!requires(t, 'root', 'program:virtlockd', 'program:libvirtd', 'program:virsh', 'program:qemu-system-x86_64'))
+    return
+  if (!(await mayUnshare())) {
+    t.skip('needs to run as root that may make mount namespaces')
+    return
+  }
+  const folder = await temporaryFolder(t)
+  const runDir = join(folder, 'libvirt/run')
+  mkdirSync(runDir, { recursive: true })
+  const { socket } = await startVirtlockd(t, join(runDir, 'virtlockd-sock'))
+  const { virsh } = await startLibvirtd(t, join(folder, 'libvirt'), 'lock_manager = "lockd"\n')
+  const root = await testRoot(t, { lockManager: await lockDriver('virtlockd', { socket }) })
+  const { path } = await patternImage(folder, 4 * MiB)
+  const devices = diskXml('vda', path, { format: 'raw' })
+  const xml = join(folder, 'theirs.xml')
+  writeFileSync(xml, plainXml({ name: 'theirs', devices }))
+  await virsh('define', xml)
+
+  // not a QEMU, whose own locks would come before those that libvirtd takes when the guest begins to run
+  const holding = await startHolding(t, virtlockdLocks({ socket }), 'ours', [exclusive(path)])
+  await assert.rejects(virsh('start', 'theirs'), /resource busy: Lockspace resource '.*' is locked/)
+  await holding.kill()
+
+  await until('the lock is free', () => virsh('start', 'theirs').then(() => true, () => false)) // prettier-ignore
+  const ours = await root.conn.domainDefineXML(plainXml({ name: 'ours', devices }))
+  try {
+    await assert.rejects(ours.create(), virError('VIR_ERR_RESOURCE_BUSY', /in use by domain 'theirs' \(process \d+\)/))
+  } finally {
+    await virsh('destroy', 'theirs')
+  }
+  await ours.create()
 })

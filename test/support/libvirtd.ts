@@ -1,0 +1,70 @@
+/** A libvirtd of the test's own, in mount namespaces of its own: nothing that it writes is the host's. Needs root. */
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { native } from '../../src/native.js'
+import { run } from '../../src/util/run.js'
+import { until } from './domain.js'
+import type { Cleanup } from './images.js'
+
+export interface Libvirtd {
+  /** its /run/libvirt, as seen from outside */
+  runDir: string
+  /** runs virsh against it and answers what that says */
+  virsh: (...args: string[]) => Promise<string>
+}
+
+/** Root of a container may not be able to. */
+export function mayUnshare(): Promise<boolean> {
+  return run('unshare', ['-m', 'mount', '--make-rprivate', '/']).then(
+    () => true,
+    () => false,
+  )
+}
+
+/** `folder` is its own; `qemuConf` is added to its qemu.conf. What it runs must be ended before the test is. */
+export async function startLibvirtd(t: Cleanup, folder: string, qemuConf: string): Promise<Libvirtd> {
+  const [etc, runDir, log] = [join(folder, 'etc'), join(folder, 'run'), join(folder, 'libvirtd.log')]
+  for (const dir of [etc, runDir]) mkdirSync(dir, { recursive: true })
+  const plain = 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\ncgroup_controllers = []\nnamespaces = []\n'
+  const files = 'stdio_handler = "file"\ndynamic_ownership = 0\nremember_owner = 0\n'
+  writeFileSync(join(etc, 'qemu.conf'), `${plain}${files}${qemuConf}`)
+  writeFileSync(join(etc, 'libvirtd.conf'), `auth_unix_rw = "none"\nlog_level = 3\nlog_outputs = "1:file:${log}"\n`)
+  // it wants the user of the package libvirt-daemon-system, although it does not use it
+  const passwd = `${readFileSync('/etc/passwd', 'utf8')}libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n`
+  writeFileSync(join(folder, 'passwd'), passwd)
+  writeFileSync(join(folder, 'group'), `${readFileSync('/etc/group', 'utf8')}libvirt-qemu:x:64055:\nkvm:x:64056:\n`)
+  const script = `mount --make-rprivate /
+    for dir in /var/lib /var/cache /var/log /run; do mount -t tmpfs none $dir; done
+    mkdir /run/libvirt
+    mount --bind ${runDir} /run/libvirt
+    mount --bind ${etc} /etc/libvirt
+    for file in passwd group; do mount --bind ${folder}/$file /etc/$file; done
+    exec libvirtd -f ${etc}/libvirtd.conf -p ${folder}/libvirtd.pid`
+  const [idle, out] = [openSync('/dev/null', 'r'), openSync(join(folder, 'out'), 'a')]
+  const pid = native.spawn({
+    file: '/usr/bin/unshare',
+    args: ['unshare', '-m', 'sh', '-ec', script],
+    env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C' },
+    fds: [
+      { source: idle, target: 0 },
+      { source: out, target: 1 },
+      { source: out, target: 2 },
+    ],
+  })
+  closeSync(idle)
+  closeSync(out)
+  const watch = native.watchProcess(pid, () => undefined)
+  watch.unref()
+  t.after(() => watch.kill(9))
+  const uri = `qemu+unix:///system?socket=${join(runDir, 'libvirt-sock')}`
+  const virsh = async (...args: string[]): Promise<string> =>
+    (await run('virsh', ['-c', uri, ...args], { timeout: 30_000 })).stdout
+  await until('libvirtd answers', async () => {
+    if (!existsSync(`/proc/${pid}`)) throw new Error(`libvirtd ended: ${readFileSync(join(folder, 'out'), 'utf8')}`)
+    return virsh('list').then(
+      () => true,
+      () => false,
+    )
+  })
+  return { runDir, virsh }
+}
