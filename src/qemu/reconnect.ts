@@ -1,5 +1,5 @@
 /** A process that opens a root finds the domains that an earlier one started, with their streams. */
-import { existsSync } from 'node:fs'
+import { existsSync, rmSync } from 'node:fs'
 import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { native } from '../native.js'
@@ -86,6 +86,7 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
     monitor,
   })
   if (status.rebooting === true) live.rebooting = true
+  if (status.saving !== undefined) live.saving = status.saving
   for (const record of status.blockJobs) live.blockJobs.register(record)
   vm.live = live
   vm.state = status.state
@@ -134,7 +135,16 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
       PAUSED_STATES[status]?.state ?? c.VIR_DOMAIN_PAUSED,
       PAUSED_STATES[status]?.reason ?? c.VIR_DOMAIN_PAUSED_UNKNOWN,
     )
+  if (live.saving !== undefined) await abandonSave(live, live.saving)
   await catchUpWithJobs(qemu, vm, live)
+}
+
+/** The process that saved this domain died in the middle: the guest goes on, what was written is good for nothing. */
+async function abandonSave(live: Live, { path, resume }: { path: string; resume: boolean }): Promise<void> {
+  await live.monitor.migrateCancel()
+  rmSync(path, { force: true })
+  delete live.saving
+  if (resume) await live.monitor.cont()
 }
 
 /** Streams that ended or went on while nobody watched. */

@@ -13,6 +13,7 @@ import type { Monitor } from './monitor.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import { completeSaveFile, createSaveFile, isIncomplete, openSaveFile, type SavedDomain } from './save-file.js'
+import { saveStatus } from './status.js'
 import { startVm, type StartOptions } from './start.js'
 import type { Live, Vm } from './vm.js'
 
@@ -22,7 +23,11 @@ const fail = failFrom('VIR_FROM_QEMU')
 const POLL = 100
 
 const managedSavePath = (qemu: Qemu, vm: Vm): string => join(qemu.root.saveDir, `${vm.name}.save`)
-export const hasManagedSave = (qemu: Qemu, vm: Vm): boolean => existsSync(managedSavePath(qemu, vm))
+/** One that was begun and never finished holds no state, and does not count. */
+export function hasManagedSave(qemu: Qemu, vm: Vm): boolean {
+  const path = managedSavePath(qemu, vm)
+  return existsSync(path) && !isIncomplete(path)
+}
 export function discardManagedSave(qemu: Qemu, vm: Vm): void {
   rmSync(managedSavePath(qemu, vm), { force: true })
 }
@@ -57,6 +62,8 @@ async function save(qemu: Qemu, vm: Vm, live: Live, path: string, flags: number)
   const xml = formatDomainXml(live.def, { inactive: true, secure: true })
   const fd = createSaveFile(path, xml, resumeRunning)
   try {
+    live.saving = { path, resume: wasRunning }
+    saveStatus(vm, live)
     if (wasRunning) {
       live.pauseReason = c.VIR_DOMAIN_PAUSED_SAVE
       await live.monitor.stop()
@@ -70,7 +77,9 @@ async function save(qemu: Qemu, vm: Vm, live: Live, path: string, flags: number)
   } catch (error) {
     rmSync(path, { force: true })
     delete live.pauseReason
+    delete live.saving
     if (vm.live === live && wasRunning) await goOn(qemu, live)
+    if (vm.live === live) saveStatus(vm, live)
     throw error
   } finally {
     closeSync(fd)

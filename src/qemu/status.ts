@@ -28,6 +28,8 @@ export interface DomainStatus {
   guards: [string, number][]
   /** the guest was asked to power down, to come up again at once */
   rebooting?: boolean
+  /** see `Live` */
+  saving?: { path: string; resume: boolean }
   /** what is to be taken back when it ends; absent: nothing */
   access?: AccessRecord
 }
@@ -74,6 +76,7 @@ export function saveStatus(vm: Vm, live: StreamHost): void {
     blockJobs,
     guards: [...guards],
     rebooting,
+    ...(live.mode === 'full' && live.saving && { saving: live.saving }),
     ...(live.access.record && { access: live.access.record }),
   }
   writeStatus(live.runDir, status)

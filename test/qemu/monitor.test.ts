@@ -105,6 +105,7 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     migrateToFd: () => monitor.migrateToFd('x'),
     migrateIncomingFd: () => monitor.migrateIncomingFd('x'),
     migrateSetUnlimited: () => monitor.migrateSetUnlimited(),
+    migrateCancel: () => monitor.migrateCancel(),
     queryMigrate: () => monitor.queryMigrate(),
   }
   const methods = Object.getOwnPropertyNames(Monitor.prototype).filter(

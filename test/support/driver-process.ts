@@ -1,6 +1,6 @@
 /**
  * A process of its own that uses the driver, to be killed by a test: `node driver-process.js URI DOMAIN create BANDWIDTH`
- * starts the domain and a stream of vda (BANDWIDTH bytes/s; 'none': no stream), `… open` only opens the root. It says
+ * starts the domain and a stream of vda (BANDWIDTH bytes/s; 'none': no stream), `… open` only opens the root, `… save` saves the domain (managed save). It says
  * 'ready' when that is done, or 'error: …', and then stays.
  */
 import { spawn, type ChildProcess } from 'node:child_process'
@@ -18,11 +18,12 @@ export interface DriverProcess {
   kill: () => Promise<void>
 }
 
-export type Task = { name: string; do: 'create' | 'create-paused'; bandwidth?: number } | { name: string; do: 'open' }
+export type Task =
+  { name: string; do: 'create' | 'create-paused'; bandwidth?: number } | { name: string; do: 'open' | 'save' }
 
 /** Starts one; it is ended with the test at the latest. */
 export function driverProcess(t: Cleanup, uri: string, task: Task): DriverProcess {
-  const bandwidth = task.do === 'open' ? undefined : task.bandwidth
+  const bandwidth = 'bandwidth' in task ? task.bandwidth : undefined
   const args = [fileURLToPath(import.meta.url), uri, task.name, task.do, String(bandwidth ?? 'none')]
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
   const exited = once(child, 'exit')
@@ -39,6 +40,10 @@ async function main(uri: string, name: string, what: string, bandwidth: string):
   const conn = await Connect.open(uri)
   if (what === 'open') return
   const dom = await conn.domainLookupByName(name)
+  if (what === 'save') {
+    await dom.managedSave()
+    return
+  }
   await dom.create(what === 'create-paused' ? VIR_DOMAIN_START_PAUSED : 0)
   if (bandwidth !== 'none') await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: Number(bandwidth) })
 }
