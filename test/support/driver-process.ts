@@ -8,6 +8,7 @@ import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { createInterface } from 'node:readline'
 import { Connect, VIR_DOMAIN_START_PAUSED, VIR_STREAM_DISK_START } from '../../src/index.js'
+import type { StreamEngine } from '../../src/driver.js'
 import type { Cleanup } from './images.js'
 
 export interface DriverProcess {
@@ -19,12 +20,20 @@ export interface DriverProcess {
 }
 
 export type Task =
-  { name: string; do: 'create' | 'create-paused'; bandwidth?: number } | { name: string; do: 'open' | 'save' }
+  { name: string; do: 'create' | 'create-paused'; bandwidth?: number } | { name: string; do: 'open' | 'save' } | Stream
+/** of a domain that does not run */
+interface Stream {
+  name: string
+  do: 'stream'
+  bandwidth: number
+  engine: StreamEngine
+}
 
 /** Starts one; it is ended with the test at the latest. */
 export function driverProcess(t: Cleanup, uri: string, task: Task): DriverProcess {
   const bandwidth = 'bandwidth' in task ? task.bandwidth : undefined
   const args = [fileURLToPath(import.meta.url), uri, task.name, task.do, String(bandwidth ?? 'none')]
+  if (task.do === 'stream') args.push(task.engine)
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
   const exited = once(child, 'exit')
   const said = once(createInterface(child.stdout), 'line').then(([line]) => String(line))
@@ -36,7 +45,7 @@ export function driverProcess(t: Cleanup, uri: string, task: Task): DriverProces
   return { child, pid: child.pid ?? 0, said, kill }
 }
 
-async function main(uri: string, name: string, what: string, bandwidth: string): Promise<void> {
+async function main(uri: string, name: string, what: string, bandwidth: string, engine?: string): Promise<void> {
   const conn = await Connect.open(uri)
   if (what === 'open') return
   const dom = await conn.domainLookupByName(name)
@@ -44,15 +53,20 @@ async function main(uri: string, name: string, what: string, bandwidth: string):
     await dom.managedSave()
     return
   }
+  if (what === 'stream') {
+    const options = { bandwidth: Number(bandwidth), engine: engine as StreamEngine }
+    await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, options)
+    return
+  }
   await dom.create(what === 'create-paused' ? VIR_DOMAIN_START_PAUSED : 0)
   if (bandwidth !== 'none') await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: Number(bandwidth) })
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const [uri = '', name = '', what = '', bandwidth = ''] = process.argv.slice(2)
+  const [uri = '', name = '', what = '', bandwidth = '', engine] = process.argv.slice(2)
   setInterval(() => undefined, 60_000)
   try {
-    await main(uri, name, what, bandwidth)
+    await main(uri, name, what, bandwidth, engine)
     console.log('ready')
   } catch (error) {
     console.log(`error: ${String(error)}`)
