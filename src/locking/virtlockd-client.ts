@@ -82,12 +82,14 @@ export class VirtlockdClient implements Disposable {
   #settle({ serial, status, type, payload }: RpcMessage): void {
     const call = this.#pending.get(serial)
     if (type !== messageTypes.reply || call === undefined) throw new Error(`nobody waits for message ${serial}`)
+    // decoded while the call is still there to be told of a reply that cannot be
+    const error = status === statuses.ok ? undefined : decodeRemoteError(payload)
     this.#pending.delete(serial)
-    if (status === statuses.ok) {
+    if (error === undefined) {
       call.resolve()
       return
     }
-    const { code, message } = decodeRemoteError(payload)
+    const { code, message } = error
     call.reject(fail(codeNames.get(code) ?? 'VIR_ERR_RPC', `virtlockd: ${message}`))
   }
 

@@ -3,7 +3,16 @@ import assert from 'node:assert/strict'
 import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { lockDriver, type Lease } from '../../src/index.js'
+import {
+  Connect,
+  lockDriver,
+  VIR_DOMAIN_PAUSED,
+  VIR_DOMAIN_PAUSED_IOERROR,
+  VIR_DOMAIN_RUNNING,
+  type Lease,
+  type LockDriver,
+} from '../../src/index.js'
+import { busyImage } from '../../src/locking/users-of.js'
 import { virtlockdLocks } from '../../src/locking/virtlockd.js'
 import { exclusive, readOnly, shared, startHolding } from '../locking/support.js'
 import { diskXml, plainXml, qemuPid, reopen, startPlain, testRoot, until, virError } from '../support/domain.js'
@@ -152,6 +161,38 @@ test('domains of two roots, QEMU the owner: the second start is refused and name
   await reopen(b)
   const again = await a.conn.domainLookupByName('one')
   await assert.rejects(again.create(), virError('VIR_ERR_RESOURCE_BUSY', /in use by domain 'two'/))
+})
+
+test('a guest whose lock was lost to somebody else is paused when we find it', async (t) => {
+  if (!requires(t, 'program:virtlockd', 'program:qemu-system-x86_64')) return
+  const socket = join(await temporaryFolder(t), 'sock')
+  const daemon = await startVirtlockd(t, socket)
+  const root = await testRoot(t, { lockManager: await lockDriver('virtlockd', { socket }) })
+  const { path } = await patternImage(root.folder, 4 * MiB)
+  const dom = await startPlain(root, { name: 'one', devices: diskXml('vda', path, { format: 'raw' }) })
+  await dom.resume()
+  await daemon.kill()
+  rmSync(socket)
+  await startVirtlockd(t, socket)
+  const thief = await startHolding(t, virtlockdLocks({ socket }), 'thief', [exclusive(path)])
+  // somebody has it, and the daemon does not say who: that is all that can be known
+  await reopen(root)
+  const found = await root.conn.domainLookupByName('one')
+  assert.equal((await found.getState()).state, VIR_DOMAIN_RUNNING)
+  await thief.kill()
+  await root.conn.close()
+
+  // a lock driver that does know
+  const lost: LockDriver = {
+    name: 'virtlockd',
+    acquire: (_owner, [resource]) => Promise.reject(busyImage(resource ?? exclusive(path))),
+    release: () => Promise.resolve(undefined),
+    inquire: () => Promise.resolve(false),
+  }
+  root.options = { lockManager: lost }
+  root.conn = await Connect.open(root.uri, root.options)
+  const state = await (await root.conn.domainLookupByName('one')).getState()
+  assert.deepEqual(state, { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_IOERROR })
 })
 
 test('a domain of libvirtd and one of ours respect each other', async (t) => {
