@@ -24,8 +24,9 @@ export function saveConfig(root: Root, def: DomainDef): void {
 }
 
 export function deleteConfig(root: Root, name: string): void {
-  rmSync(configFile(root, name), { force: true })
+  // the link first: one that is left behind would start the next domain of that name
   rmSync(autostartLink(root, name), { force: true })
+  rmSync(configFile(root, name), { force: true })
 }
 
 export function setAutostartLink(root: Root, name: string, autostart: boolean): void {
@@ -36,16 +37,19 @@ export function setAutostartLink(root: Root, name: string, autostart: boolean): 
 
 /** Every persistent definition of the root. One that cannot be read is reported and left where it is. */
 export function loadConfigs(root: Root, warn: (text: string) => void): { def: DomainDef; autostart: boolean }[] {
-  const found = []
+  const found = new Map<string, { def: DomainDef; autostart: boolean }>()
   for (const file of readdirSync(root.configDir)) {
     const path = join(root.configDir, file)
     if (!file.endsWith('.xml') || !lstatSync(path).isFile()) continue
     try {
       const def = parseDomainXml(readFileSync(path, 'utf8'))
-      found.push({ def, autostart: existsSync(autostartLink(root, def.name)) })
+      if (file !== `${def.name}.xml`) throw new Error(`it is the definition of domain '${def.name}'`)
+      const other = found.get(def.uuid)
+      if (other !== undefined) throw new Error(`its uuid ${def.uuid} is that of domain '${other.def.name}'`)
+      found.set(def.uuid, { def, autostart: existsSync(autostartLink(root, def.name)) })
     } catch (error) {
       warn(`cannot load the definition '${path}': ${messageOf(error)}`)
     }
   }
-  return found
+  return [...found.values()]
 }

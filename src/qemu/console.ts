@@ -27,7 +27,11 @@ function openPty(path: string): Duplex {
   const fd = openSync(path, constants.O_RDWR | constants.O_NOCTTY)
   try {
     // a tty.ReadStream is a socket: it writes as well
-    return new ReadStream(fd).setRawMode(true)
+    const stream = new ReadStream(fd).setRawMode(true)
+    // it opens the terminal once more and closes only that descriptor at its end
+    const { _handle: handle } = stream as unknown as { _handle?: { fd?: number } }
+    if (handle?.fd !== undefined && handle.fd !== fd) closeSync(fd)
+    return stream
   } catch (error) {
     closeSync(fd)
     throw error

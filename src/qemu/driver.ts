@@ -136,7 +136,8 @@ async function handOverAll(vm: Vm): Promise<void> {
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
 async function close(qemu: Qemu): Promise<void> {
   // as a job, so that who is in the middle of something gets to its end
-  await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(vm))))
+  const left = await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(vm), Infinity)))
+  for (const result of left) if (result.status === 'rejected') qemu.warn(messageOf(result.reason))
   await qemu.idle()
   for (const { host } of qemu.vms) {
     host?.exports.close()

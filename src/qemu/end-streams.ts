@@ -25,9 +25,18 @@ export function endStreams(
     job.concluded()
     if (job.completed) {
       const base = chainOf(disk).find((image) => image.index === job.record.baseIndex)
-      if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
+      if (cutConfigChain(vm.config, disk, base)) saveConfigOrSay(qemu, vm)
       emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_COMPLETED, undefined, ref)
     } else if (lost === undefined) emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_CANCELED, undefined, ref)
     else emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_FAILED, lost, ref)
+  }
+}
+
+/** The process is gone whatever happens here: the next definition that is written says it. */
+function saveConfigOrSay(qemu: Qemu, vm: Vm): void {
+  try {
+    if (vm.config !== undefined) saveConfig(qemu.root, vm.config)
+  } catch (error) {
+    qemu.host.logger.error({ err: error }, `the definition of '${vm.name}' still names images that its disks left`)
   }
 }

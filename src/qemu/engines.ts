@@ -14,7 +14,7 @@ import { isRemote } from './link-watch.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { endPull } from './settle.js'
-import { saveStatus } from './status.js'
+import { saveStatus, saveStatusOrSay } from './status.js'
 import type { StreamHost, Vm } from './vm.js'
 
 /** requests in flight: the best in measurements */
@@ -27,9 +27,9 @@ export async function beginJob(vm: Vm, live: StreamHost, job: BlockJob): Promise
   const { id, disk: target, bandwidth, baseIndex } = job.record
   const disk = live.def.disks.find((candidate) => candidate.target === target)
   const base = disk && chainOf(disk).find((image) => image.index === baseIndex && image !== disk.source)
-  job.record.phase = 'job'
-  saveStatus(vm, live)
   try {
+    job.record.phase = 'job'
+    saveStatus(vm, live)
     if (disk?.source === undefined) throw new Error(`disk '${target}' is gone`)
     await live.monitor.blockStream({
       'job-id': id,
@@ -41,7 +41,7 @@ export async function beginJob(vm: Vm, live: StreamHost, job: BlockJob): Promise
     })
   } catch (error) {
     live.blockJobs.forget(job)
-    if (vm.host === live) saveStatus(vm, live)
+    if (vm.host === live) saveStatusOrSay(vm, live, () => undefined)
     throw error
   }
 }
@@ -69,12 +69,13 @@ async function pull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob, puller:
     (error: unknown) => reason(error),
   )
   if (puller.aborted) return
-  await vm.jobs.run('settle', async () => {
+  const end = async (): Promise<void> => {
     if (vm.host !== live || job.puller !== puller || puller.aborted) return
     job.puller = undefined
     const refusal = failure ?? (await beginJob(vm, live, job).then(() => undefined, messageOf))
     if (refusal !== undefined) await endPull(qemu, vm, live, job, { status: 'failed', error: refusal })
-  })
+  }
+  await vm.jobs.run('settle', end, Infinity)
 }
 
 /** QEMU says over NBD only which errno it was. */

@@ -66,14 +66,18 @@ function restart(qemu: Qemu, vm: Vm, live: Live): void {
   delete live.exitCause
   live.pauseReason = c.VIR_DOMAIN_PAUSED_SHUTTING_DOWN
   qemu.inBackground(`restarting domain '${vm.name}'`, () =>
-    vm.jobs.run('modify', async () => {
-      if (vm.live !== live) return
-      if (live.rebooting === true && live.def.onPoweroff === 'destroy')
-        await live.monitor.setAction({ shutdown: 'poweroff' })
-      live.rebooting = false
-      await live.monitor.systemReset()
-      await live.monitor.cont()
-    }),
+    vm.jobs.run(
+      'modify',
+      async () => {
+        if (vm.live !== live) return
+        if (live.rebooting === true && live.def.onPoweroff === 'destroy')
+          await live.monitor.setAction({ shutdown: 'poweroff' })
+        live.rebooting = false
+        await live.monitor.systemReset()
+        await live.monitor.cont()
+      },
+      Infinity,
+    ),
   )
 }
 

@@ -39,15 +39,24 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   live.process.close()
   live.exports.close()
   live.monitor.close()
+  const announced = !isStartingUp(vm)
   vm.live = undefined
   vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: cause.reason }
-  leaveStreams(qemu, vm, live, ref, clean, cause)
-  removeRunDir(live.runDir)
+  try {
+    leaveStreams(qemu, vm, live, ref, clean, cause)
+    removeRunDir(live.runDir)
+  } catch (error) {
+    qemu.host.logger.error({ err: error }, `what domain '${vm.name}' left could not be tidied up`)
+  }
   for (const net of live.def.interfaces) qemu.inBackground('removing a tap device', () => deleteTap(net))
   if (vm.config === undefined) qemu.remove(vm)
-  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STOPPED, cause.detail, ref)
+  // of a start that failed its caller is told, and nobody else has heard of it
+  if (announced) emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STOPPED, cause.detail, ref)
   live.markEnded()
 }
+
+const isStartingUp = ({ state }: Vm): boolean =>
+  state.state === c.VIR_DOMAIN_PAUSED && state.reason === c.VIR_DOMAIN_PAUSED_STARTING_UP
 
 /** Streams end with their domain, but for those that were to go on without it. */
 function leaveStreams(qemu: Qemu, vm: Vm, live: Live, ref: Vm['ref'], clean: boolean, cause: ExitCause): void {

@@ -1,8 +1,8 @@
 /** Firmware for `<os firmware='efi'>`: chosen among what the host has, by QEMU's descriptors (docs/interop/firmware.json). */
-import { readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import type { DomainDef } from '../conf/domain-def.js'
-import { failFrom } from '../error.js'
+import { failFrom, messageOf } from '../error.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -83,4 +83,23 @@ export function chooseFirmware(def: DomainDef, descriptors = readFirmwareDescrip
   const known = descriptors().find(({ mapping }) => mapping.executable?.filename === os.loader?.path)
   const template = known?.mapping['nvram-template']?.filename
   if (template !== undefined) os.nvram.template = template
+}
+
+/** A guest with UEFI gets a variable store of its own, copied from the firmware's template at its first start. */
+export function makeVariableStore(def: DomainDef): void {
+  const { nvram } = def.os
+  if (nvram?.path === undefined || nvram.template === undefined || existsSync(nvram.path)) return
+  try {
+    mkdirSync(dirname(nvram.path), { recursive: true, mode: 0o700 })
+    // as a whole or not at all: a part of one would be taken for the guest's own next time
+    copyFileSync(nvram.template, `${nvram.path}.new`)
+    renameSync(`${nvram.path}.new`, nvram.path)
+  } catch (error) {
+    rmSync(`${nvram.path}.new`, { force: true })
+    throw fail(
+      'VIR_ERR_OPERATION_FAILED',
+      `cannot make '${nvram.path}' from '${nvram.template}': ${messageOf(error)}`,
+      error,
+    )
+  }
 }

@@ -11,6 +11,7 @@ const ADMISSION_TIMEOUT = 30_000
 interface Pending {
   kind: JobKind
   start: () => void
+  timer?: NodeJS.Timeout
 }
 
 /**
@@ -26,7 +27,8 @@ export class JobQueue {
   }
 
   /**
-   * Runs `work` as the only job. Rejects with VIR_ERR_OPERATION_TIMEOUT when another job holds the domain for too long.
+   * Runs `work` as the only job. Rejects with VIR_ERR_OPERATION_TIMEOUT when another job holds the domain for too long;
+   * with `timeout` Infinity it waits as long as that takes: work that nobody would ask for again.
    * Never await a job from inside another one of the same domain.
    */
   async run<T>(kind: JobKind, work: () => Promise<T>, timeout = ADMISSION_TIMEOUT): Promise<T> {
@@ -47,17 +49,18 @@ export class JobQueue {
       const pending: Pending = {
         kind,
         start: () => {
-          clearTimeout(timer)
+          clearTimeout(pending.timer)
           resolve()
         },
       }
-      const timer = setTimeout(() => {
+      this.#pending.push(pending)
+      if (timeout === Infinity) return
+      pending.timer = setTimeout(() => {
         this.#pending.splice(this.#pending.indexOf(pending), 1)
         reject(
           fail('VIR_ERR_OPERATION_TIMEOUT', `cannot acquire state change lock (held by job '${String(this.#active)}')`),
         )
       }, timeout)
-      this.#pending.push(pending)
     })
   }
 

@@ -122,7 +122,10 @@ export function lifecycleOps(qemu: Qemu): LifecycleOps {
       checkFlags('domainDestroy', flags)
       const vm = qemu.require(ref)
       // not a job: it must get through while another one hangs on this very QEMU
-      await destroy(vm.requireLive(), flags)
+      const ending = destroy(vm.requireLive(), flags)
+      // who closes the connection waits for it all the same
+      qemu.inBackground(`destroying domain '${vm.name}'`, () => ending.catch(() => undefined))
+      await ending
     },
 
     async domainShutdown(ref, flags) {

@@ -1,5 +1,6 @@
 /** A process that opens a root finds the domains that an earlier one started, with their streams. */
-import { existsSync, rmSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync } from 'node:fs'
+import { setTimeout as delay } from 'node:timers/promises'
 import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { native } from '../native.js'
@@ -21,21 +22,26 @@ import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
 import { makeLive, Pending } from './start.js'
-import { type DomainStatus, loadStatuses, removeRunDir, saveStatus, writeStatus } from './status.js'
+import { type DomainStatus, idsInUse, loadStatuses, removeRunDir, saveStatus, writeStatus } from './status.js'
 import { deleteTap } from './tap.js'
 import { type Live, type StreamHost, Vm } from './vm.js'
 
 /** ms that a QEMU has to answer to a process that takes it over */
 export const TIMEOUT = 10_000
+/** looks, and ms between them, at a QEMU that has to go: at the second one it is killed */
+const STRAY_TRIES = 20
+const STRAY_POLL = 250
 
 /** Takes over every domain whose QEMU still runs; what has died meanwhile is shut off and tidied up. */
 export async function reconnectAll(qemu: Qemu): Promise<void> {
+  for (const id of idsInUse(qemu.root)) qemu.noteId(id)
   for (const { status, runDir } of loadStatuses(qemu.root.statusDir, (text) => qemu.warn(text))) {
-    qemu.noteId(status.id)
     const vm = qemu.find(status.uuid) ?? new Vm(status.name, status.uuid)
     try {
-      if (status.phase === 'starting') await abandonStart(qemu, status, runDir)
-      else if (isAlive(status)) await takeOver(qemu, vm, status, runDir)
+      if (wasStarting(status)) {
+        await abandonStart(qemu, status, runDir)
+        vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_FAILED }
+      } else if (isAlive(status)) await takeOver(qemu, vm, status, runDir)
       else await tidyUp(qemu, vm, status, runDir)
     } catch (error) {
       qemu.host.logger.error({ err: error }, `domain '${status.name}' could not be taken over: ${messageOf(error)}`)
@@ -47,6 +53,13 @@ export function isAlive(status: DomainStatus): status is DomainStatus & { pid: n
   return status.pid !== undefined && processStartTime(status.pid) === status.startTime
 }
 
+/** Until its start is announced a domain that has a QEMU is in the state 'paused, starting up'. */
+function wasStarting({ phase, state }: DomainStatus): boolean {
+  return (
+    phase === 'starting' || (state.state === c.VIR_DOMAIN_PAUSED && state.reason === c.VIR_DOMAIN_PAUSED_STARTING_UP)
+  )
+}
+
 /** Our process died while it started this domain: nobody was told that it runs, so it must not. */
 export async function abandonStart(qemu: Qemu, status: DomainStatus, runDir: string): Promise<void> {
   const ignore = { onEvent: () => undefined, onClose: () => undefined, onAnomaly: () => undefined }
@@ -55,9 +68,32 @@ export async function abandonStart(qemu: Qemu, status: DomainStatus, runDir: str
     await monitor?.quit().catch(() => undefined)
     monitor?.close()
   }
+  await endStray(qemu, runDir)
   await revokeAccess(qemu, status, runDir)
   for (const net of status.def.interfaces) await deleteTap(net)
   removeRunDir(runDir)
+}
+
+/** A QEMU that was told to go, or that does not listen yet: it is gone before what it uses is taken back. */
+async function endStray(qemu: Qemu, runDir: string): Promise<void> {
+  for (let tries = 0; tries < STRAY_TRIES; tries++) {
+    const pid = strayPid(runDir)
+    if (pid === undefined) return
+    if (tries > 0) process.kill(pid, 'SIGKILL')
+    else qemu.warn(`process ${pid} of a start that was broken off is ended`)
+    await delay(STRAY_POLL)
+  }
+}
+
+/** The process that the pid file names, if it is a QEMU of this very directory. */
+function strayPid(runDir: string): number | undefined {
+  try {
+    const pid = Number(readFileSync(pidFile(runDir), 'utf8'))
+    const own = readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(`\0${pidFile(runDir)}\0`)
+    return own && processStartTime(pid) !== undefined ? pid : undefined
+  } catch {
+    return undefined
+  }
 }
 
 /** What an earlier process let a QEMU have that is gone now. */

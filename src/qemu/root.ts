@@ -108,9 +108,14 @@ export class Root {
         `root '${this.path}' is in use by process '${holder === '' ? 'unknown' : holder}'`,
       )
     }
-    ftruncateSync(fd)
-    writeSync(fd, `${process.pid}\n`)
     this.#lock = fd
+    try {
+      ftruncateSync(fd)
+      writeSync(fd, `${process.pid}\n`)
+    } catch (error) {
+      // only words for who comes next; a full disk keeps nobody from what is there
+      void messageOf(error)
+    }
   }
 
   release(): void {

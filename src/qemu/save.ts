@@ -13,7 +13,7 @@ import type { Monitor } from './monitor.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import { completeSaveFile, createSaveFile, isIncomplete, openSaveFile, type SavedDomain } from './save-file.js'
-import { saveStatus } from './status.js'
+import { saveStatus, saveStatusOrSay } from './status.js'
 import { startVm, type StartOptions } from './start.js'
 import type { Live, Vm } from './vm.js'
 
@@ -79,7 +79,7 @@ async function save(qemu: Qemu, vm: Vm, live: Live, path: string, flags: number)
     delete live.pauseReason
     delete live.saving
     if (vm.live === live && wasRunning) await goOn(qemu, live)
-    if (vm.live === live) saveStatus(vm, live)
+    if (vm.live === live) saveStatusOrSay(vm, live, (text) => qemu.warn(text))
     throw error
   } finally {
     closeSync(fd)

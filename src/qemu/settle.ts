@@ -13,7 +13,7 @@ import { emitPull } from './emit.js'
 import { hasLetGo } from './detached.js'
 import type { JobInfo } from './monitor.js'
 import type { Qemu } from './qemu.js'
-import { saveStatus } from './status.js'
+import { saveStatus, saveStatusOrSay } from './status.js'
 import type { StreamHost, Vm } from './vm.js'
 
 export type JobEnd = { status: 'completed' } | { status: 'canceled' } | { status: 'failed'; error: string }
@@ -21,13 +21,24 @@ export type JobEnd = { status: 'completed' } | { status: 'canceled' } | { status
 /** QEMU's strerror(ECANCELED), the error of a job that was cancelled */
 const CANCELED = /operation cancell?ed/i
 
+/** ms until an end that could not be written down is tried again */
+const RETRY = 5_000
+
 /** A job ended and nobody waits for it: settle it as soon as the domain is free. */
 export function settleLater(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): void {
-  qemu.inBackground(`settling the stream of '${job.record.disk}'`, () =>
-    vm.jobs.run('settle', async () => {
-      if (vm.host === live && live.blockJobs.ofDisk(job.record.disk) === job) await settle(qemu, vm, live, job)
-    }),
-  )
+  const attempt = async (): Promise<void> => {
+    if (vm.host === live && live.blockJobs.ofDisk(job.record.disk) === job) await settle(qemu, vm, live, job)
+  }
+  qemu.inBackground(`settling the stream of '${job.record.disk}'`, async () => {
+    try {
+      // nobody would ask again, so it waits for the domain as long as that takes
+      await vm.jobs.run('settle', attempt, Infinity)
+    } catch (error) {
+      // a full disk: the job stays in QEMU until what it changed is written down
+      if (vm.host === live && !live.monitor.isClosed) setTimeout(() => settleLater(qemu, vm, live, job), RETRY).unref()
+      throw error
+    }
+  })
 }
 
 /** Under the domain's job: takes an ended job to its end, and says how it went. */
@@ -51,7 +62,7 @@ export async function settle(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob
     await live.access.revokeImages(disk, dropped)
     await addGuard(live.monitor, live.guards, disk).catch((error: unknown) => warn(messageOf(error)))
   }
-  if (vm.host === live) saveStatus(vm, live)
+  if (vm.host === live) saveStatusOrSay(vm, live, warn)
   if (disk !== undefined && live.mode === 'offline')
     await live.release(disk).catch((error: unknown) => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`))
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
@@ -67,7 +78,7 @@ export async function endPull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJo
   await live.exports.remove(job.record.disk).catch(warn)
   if (disk !== undefined && job.record.baseIndex !== undefined)
     await addGuard(live.monitor, live.guards, disk).catch(warn)
-  if (vm.host === live) saveStatus(vm, live)
+  if (vm.host === live) saveStatusOrSay(vm, live, warn)
   if (disk !== undefined && live.mode === 'offline')
     await live.release(disk).catch((error: unknown) => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`))
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
@@ -82,10 +93,18 @@ function resultOf(job: BlockJob, info: JobInfo | undefined): JobEnd {
 
 /** The chain is cut in both definitions and written down; answers the images that left it. */
 function detach(qemu: Qemu, vm: Vm, live: StreamHost, disk: DiskDef, base: StorageSource | undefined): StorageSource[] {
-  const dropped = cutChain(disk, base)
-  if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
-  saveStatus(vm, live)
-  return dropped
+  const own = vm.config?.disks.find((candidate) => candidate.target === disk.target)?.source
+  const before = [disk.source, own].map((image) => [image, image?.backingStore] as const)
+  try {
+    const dropped = cutChain(disk, base)
+    if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
+    saveStatus(vm, live)
+    return dropped
+  } catch (error) {
+    for (const [image, backing] of before)
+      if (image !== undefined && backing !== undefined) image.backingStore = backing
+    throw error
+  }
 }
 
 function announce(qemu: Qemu, vm: Vm, disk: DiskDef, job: BlockJob, end: JobEnd): void {

@@ -1,9 +1,9 @@
 /** From a definition to a running QEMU, and back to nothing when a step fails. */
-import { copyFileSync, existsSync, mkdirSync, rmSync, writeFileSync, constants as fsConstants } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom } from '../error.js'
 import type { ProcessExit, ProcessWatch } from '../native.js'
 import type { QmpEvent } from '../qmp/framing.js'
 import { resolveBackingChain } from '../storage/chain.js'
@@ -22,7 +22,7 @@ import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
 import { finalizeLater } from './finalize.js'
 import { finishLive } from './exit.js'
-import { chooseFirmware } from './firmware.js'
+import { chooseFirmware, makeVariableStore } from './firmware.js'
 import { remoteImages } from './link-watch.js'
 import { carryStreams } from './moved-streams.js'
 import type { Monitor, MonitorEvents } from './monitor.js'
@@ -102,7 +102,10 @@ async function startQemu(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOp
   await prepareLive(def, caps)
   const id = qemu.nextId()
   def.id = id
-  const live = await bringUp(qemu, vm, def, caps, options)
+  const live = await bringUp(qemu, vm, def, caps, options).catch((error: unknown) => {
+    vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_FAILED }
+    throw error
+  })
   try {
     vm.requireSame(live)
     saveStatus(vm, live)
@@ -278,20 +281,4 @@ async function begin(qemu: Qemu, vm: Vm, live: Live, options: StartOptions): Pro
   const asSaved = restored && options.pausedAsSaved === true
   const detail = asSaved ? c.VIR_DOMAIN_EVENT_SUSPENDED_RESTORED : c.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, detail)
-}
-
-/** A guest with UEFI gets a variable store of its own, copied from the firmware's template at its first start. */
-function makeVariableStore(def: DomainDef): void {
-  const { nvram } = def.os
-  if (nvram?.path === undefined || nvram.template === undefined || existsSync(nvram.path)) return
-  try {
-    mkdirSync(dirname(nvram.path), { recursive: true, mode: 0o700 })
-    copyFileSync(nvram.template, nvram.path, fsConstants.COPYFILE_EXCL)
-  } catch (error) {
-    throw fail(
-      'VIR_ERR_OPERATION_FAILED',
-      `cannot make '${nvram.path}' from '${nvram.template}': ${messageOf(error)}`,
-      error,
-    )
-  }
 }

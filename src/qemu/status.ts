@@ -5,7 +5,7 @@ import type { DomainState } from '../driver.js'
 import { messageOf } from '../error.js'
 import type { Access, AccessRecord } from './access.js'
 import type { BlockJobRecord } from './blockjob.js'
-import { writeFileAtomically } from './root.js'
+import { type Root, writeFileAtomically } from './root.js'
 import type { StreamHost, Vm } from './vm.js'
 
 /** What a later process must know about a running domain; one file for each, in its run directory. */
@@ -82,12 +82,43 @@ export function saveStatus(vm: Vm, live: StreamHost): void {
   writeStatus(live.runDir, status)
 }
 
+/** Where what was done is done, written down or not: the next thing that is written says it all. */
+export function saveStatusOrSay(vm: Vm, live: StreamHost, warn: (text: string) => void): void {
+  try {
+    saveStatus(vm, live)
+  } catch (error) {
+    warn(messageOf(error))
+  }
+}
+
 export function writeStatus(runDir: string, status: DomainStatus): void {
   writeFileAtomically(file(runDir), JSON.stringify(status))
 }
 
 export function removeRunDir(runDir: string): void {
   rmSync(runDir, { recursive: true, force: true })
+}
+
+/** Enough of one to tell what ran, and where; what we wrote is whole, see `writeFileAtomically`. */
+function isStatus(status: Partial<DomainStatus> | null): status is DomainStatus {
+  return (
+    status?.version === 1 &&
+    ['starting', 'running', 'offline', 'moving'].includes(status.phase ?? '') &&
+    typeof status.uuid === 'string' &&
+    typeof status.name === 'string' &&
+    Number.isSafeInteger(status.id) &&
+    Array.isArray(status.def?.disks) &&
+    Array.isArray(status.def.interfaces) &&
+    Array.isArray(status.blockJobs) &&
+    Array.isArray(status.guards)
+  )
+}
+
+/** The ids of all run directories, also of those whose status cannot be read: a QEMU may run in them still. */
+export function idsInUse(root: Root): number[] {
+  return readdirSync(root.statusDir)
+    .filter((name) => /^[1-9][0-9]{0,9}$/.test(name))
+    .map(Number)
 }
 
 /** Every status in `dir`: of a domain that ran (or was streamed) when it was last written. What cannot be read is reported and left where it is. */
@@ -97,12 +128,11 @@ export function loadStatuses(dir: string, warn: (text: string) => void): { statu
     const runDir = join(dir, name)
     if (!existsSync(file(runDir))) continue
     try {
-      const status = JSON.parse(readFileSync(file(runDir), 'utf8')) as Partial<DomainStatus>
-      if (status.version !== 1 || typeof status.uuid !== 'string' || status.def === undefined)
-        throw new Error('not a status of this version')
-      found.push({ status: status as DomainStatus, runDir })
+      const status = JSON.parse(readFileSync(file(runDir), 'utf8')) as Partial<DomainStatus> | null
+      if (!isStatus(status)) throw new Error('not a status of this version')
+      found.push({ status, runDir })
     } catch (error) {
-      warn(`cannot read '${file(runDir)}': ${messageOf(error)}`)
+      warn(`cannot read '${file(runDir)}', what runs there is left alone: ${messageOf(error)}`)
     }
   }
   return found

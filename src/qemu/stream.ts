@@ -89,7 +89,12 @@ async function begin(
     phase: engine,
   })
   if (position !== undefined) job.advance(position.offset, position.size)
-  saveStatus(vm, host)
+  try {
+    saveStatus(vm, host)
+  } catch (error) {
+    host.blockJobs.forget(job)
+    throw error
+  }
   if (engine === 'pull') beginPull(qemu, vm, host, job, client)
   else await beginJob(vm, host, job)
   follow(qemu, vm, host)

@@ -49,3 +49,14 @@ test('who waits too long is told which job holds the domain, and takes no turn',
   await jobs.run('modify', () => Promise.resolve())
   assert.equal(ran, false)
 })
+
+test('what nobody would ask for again waits as long as it takes', async () => {
+  const jobs = new JobQueue()
+  let free = (): void => undefined
+  const holder = jobs.run('save', () => new Promise<void>((resolve) => (free = resolve)))
+  const patient = jobs.run('settle', () => Promise.resolve(jobs.active), Infinity)
+  assert.equal(await Promise.race([patient, delay(50, 'waits')]), 'waits')
+  free()
+  await holder
+  assert.equal(await patient, 'settle')
+})
