@@ -23,15 +23,15 @@ const WINDOW = { local: 8, remote: 16 }
 const LAST_ANSWERS = 1_000
 
 /** Under the domain's job: hands a registered stream to QEMU. When it is refused the stream is forgotten. */
-export async function beginJob(vm: Vm, live: StreamHost, job: BlockJob): Promise<void> {
+export async function beginJob(vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
   const { id, disk: target, bandwidth, baseIndex } = job.record
-  const disk = live.def.disks.find((candidate) => candidate.target === target)
+  const disk = host.def.disks.find((candidate) => candidate.target === target)
   const base = disk && chainOf(disk).find((image) => image.index === baseIndex && image !== disk.source)
   try {
     job.record.phase = 'job'
-    saveStatus(vm, live)
+    saveStatus(vm, host)
     if (disk?.source === undefined) throw new Error(`disk '${target}' is gone`)
-    await live.monitor.blockStream({
+    await host.monitor.blockStream({
       'job-id': id,
       device: formatNodeName(disk.source),
       ...(base && { 'base-node': formatNodeName(base), 'backing-file': formatBackingString(base) }),
@@ -40,15 +40,15 @@ export async function beginJob(vm: Vm, live: StreamHost, job: BlockJob): Promise
       'filter-node-name': id,
     })
   } catch (error) {
-    live.blockJobs.forget(job)
-    if (vm.host === live) saveStatusOrSay(vm, live, () => undefined)
+    host.blockJobs.forget(job)
+    if (vm.host === host) saveStatusOrSay(vm, host, () => undefined)
     throw error
   }
 }
 
 /** Begins to pull in the background; when all is there, QEMU's job ends the stream. */
-export function beginPull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob, client: NbdClient): void {
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, client: NbdClient): void {
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   const chain = disk === undefined ? [] : chainOf(disk)
   const base = chain.findIndex((image) => image.index === job.record.baseIndex)
   const puller = new Puller(client, {
@@ -60,20 +60,20 @@ export function beginPull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob, c
   job.puller = puller
   job.status = 'running'
   job.size = client.size
-  qemu.inBackground(`the stream of '${job.record.disk}'`, () => pull(qemu, vm, live, job, puller))
+  qemu.inBackground(`the stream of '${job.record.disk}'`, () => pull(qemu, vm, host, job, puller))
 }
 
-async function pull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob, puller: Puller): Promise<void> {
+async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller: Puller): Promise<void> {
   const failure = await puller.run().then(
     () => undefined,
     (error: unknown) => reason(error),
   )
   if (puller.aborted) return
   const end = async (): Promise<void> => {
-    if (vm.host !== live || job.puller !== puller || puller.aborted) return
+    if (vm.host !== host || job.puller !== puller || puller.aborted) return
     job.puller = undefined
-    const refusal = failure ?? (await beginJob(vm, live, job).then(() => undefined, messageOf))
-    if (refusal !== undefined) await endPull(qemu, vm, live, job, { status: 'failed', error: refusal })
+    const refusal = failure ?? (await beginJob(vm, host, job).then(() => undefined, messageOf))
+    if (refusal !== undefined) await endPull(qemu, vm, host, job, { status: 'failed', error: refusal })
   }
   await vm.jobs.run('settle', end, Infinity)
 }
@@ -84,7 +84,7 @@ const reason = (error: unknown): string =>
   (error instanceof NbdError ? WORDS[error.code] : undefined) ?? messageOf(error)
 
 /** Stops a pull. True when every request was answered: only then may QEMU be asked for what would wait for them. */
-async function quiesce(live: StreamHost, job: BlockJob): Promise<boolean> {
+async function quiesce(host: StreamHost, job: BlockJob): Promise<boolean> {
   const { puller } = job
   job.puller = undefined
   if (puller === undefined) return true
@@ -92,7 +92,7 @@ async function quiesce(live: StreamHost, job: BlockJob): Promise<boolean> {
   const end = performance.now() + LAST_ANSWERS
   while (puller.inFlight > 0 && performance.now() < end) await delay(20)
   if (puller.inFlight === 0) return true
-  live.exports.abandon(job.record.disk)
+  host.exports.abandon(job.record.disk)
   return false
 }
 
@@ -100,13 +100,13 @@ async function quiesce(live: StreamHost, job: BlockJob): Promise<boolean> {
  * Under the domain's job, when our process lets go of the root: QEMU goes on alone with its own job. Where the base does
  * not answer the stream rests until the root is opened again.
  */
-export async function handOver(vm: Vm, live: StreamHost, job: BlockJob): Promise<void> {
-  if (await quiesce(live, job)) await beginJob(vm, live, job)
+export async function handOver(vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+  if (await quiesce(host, job)) await beginJob(vm, host, job)
 }
 
 /** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */
-export async function stopPull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): Promise<void> {
-  if (await quiesce(live, job))
-    await live.exports.flush(job.record.disk).catch((error: unknown) => qemu.warn(messageOf(error)))
-  await endPull(qemu, vm, live, job, { status: 'canceled' })
+export async function stopPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+  if (await quiesce(host, job))
+    await host.exports.flush(job.record.disk).catch((error: unknown) => qemu.warn(messageOf(error)))
+  await endPull(qemu, vm, host, job, { status: 'canceled' })
 }

@@ -9,24 +9,24 @@ import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
 
 /** Not as a job of the domain: whoever holds that may be waiting for the end of this stream. */
-export function finalizeLater(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): void {
+export function finalizeLater(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): void {
   if (job.finalizing) return
   job.finalizing = true
   qemu.inBackground(`finalizing the stream of '${job.record.disk}'`, () =>
-    finalize(vm, live, job).finally(() => {
+    finalize(vm, host, job).finally(() => {
       job.finalizing = false
     }),
   )
 }
 
-async function finalize(vm: Vm, live: StreamHost, job: BlockJob): Promise<void> {
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+async function finalize(vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   try {
-    if (disk !== undefined) await (await live.exports.open(disk)).flush()
+    if (disk !== undefined) await (await host.exports.open(disk)).flush()
   } catch (error) {
     // `progress` tries again
     job.waiting = `what was copied cannot be written down: ${messageOf(error)}`
     return
   }
-  if (vm.host === live && job.status === 'pending') await live.monitor.jobFinalize(job.record.id)
+  if (vm.host === host && job.status === 'pending') await host.monitor.jobFinalize(job.record.id)
 }

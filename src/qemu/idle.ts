@@ -18,25 +18,25 @@ const watching = new WeakSet<StreamHost>()
 const requests = (entries: BlockStatsEntry[]): number =>
   entries.reduce((sum, { stats: s }) => sum + s.rd_operations + s.wr_operations + s.flush_operations, 0)
 
-const idleJobs = (live: StreamHost): BlockJob[] => live.blockJobs.all.filter((job) => job.record.policy === 'idle')
+const idleJobs = (host: StreamHost): BlockJob[] => host.blockJobs.all.filter((job) => job.record.policy === 'idle')
 
 /** Lets the idle streams of a domain rest and run, until it has none any more. */
-export function watchIdleness(qemu: Qemu, vm: Vm, live: StreamHost): void {
+export function watchIdleness(qemu: Qemu, vm: Vm, host: StreamHost): void {
   // without a guest there is nothing to make way for
-  if (live.mode === 'offline' || watching.has(live) || idleJobs(live).length === 0) return
-  watching.add(live)
+  if (host.mode === 'offline' || watching.has(host) || idleJobs(host).length === 0) return
+  watching.add(host)
   let last: number | undefined
   let quiet = 0
   const look = async (): Promise<void> => {
-    const now = requests(await live.monitor.queryBlockstats())
+    const now = requests(await host.monitor.queryBlockstats())
     quiet = last === undefined || now !== last ? 0 : quiet + 1
     last = now
-    for (const job of idleJobs(live)) await setResting(live, job, quiet < QUIET_LOOKS)
+    for (const job of idleJobs(host)) await setResting(host, job, quiet < QUIET_LOOKS)
   }
   const next = (): void => {
     const timer = setTimeout(() => {
-      if (vm.host !== live || live.monitor.isClosed || idleJobs(live).length === 0) {
-        watching.delete(live)
+      if (vm.host !== host || host.monitor.isClosed || idleJobs(host).length === 0) {
+        watching.delete(host)
         return
       }
       look()
@@ -50,7 +50,7 @@ export function watchIdleness(qemu: Qemu, vm: Vm, live: StreamHost): void {
   next()
 }
 
-async function setResting(live: StreamHost, job: BlockJob, resting: boolean): Promise<void> {
+async function setResting(host: StreamHost, job: BlockJob, resting: boolean): Promise<void> {
   if (job.puller !== undefined) {
     job.puller.rest(resting)
     job.resting = resting
@@ -58,5 +58,5 @@ async function setResting(live: StreamHost, job: BlockJob, resting: boolean): Pr
   }
   if (job.resting === resting || job.record.phase !== 'job' || !isMoving(job)) return
   job.resting = resting
-  await live.monitor.blockJobSetSpeed(job.record.id, resting ? RESTING : job.record.bandwidth)
+  await host.monitor.blockJobSetSpeed(job.record.id, resting ? RESTING : job.record.bandwidth)
 }

@@ -16,18 +16,18 @@ const STALL = 1_000
 const following = new WeakSet<StreamHost>()
 
 /** Keeps looking, once a second, until the domain has no streams any more or has stopped. */
-export function follow(qemu: Qemu, vm: Vm, live: StreamHost): void {
-  if (following.has(live)) return
-  following.add(live)
+export function follow(qemu: Qemu, vm: Vm, host: StreamHost): void {
+  if (following.has(host)) return
+  following.add(host)
   const flushedAt = new Map<BlockJob, number>()
   const tick = async (): Promise<void> => {
-    await look(qemu, vm, live)
-    for (const job of live.blockJobs.all) await flushWhenDue(qemu, live, job, flushedAt)
+    await look(qemu, vm, host)
+    for (const job of host.blockJobs.all) await flushWhenDue(qemu, host, job, flushedAt)
   }
   const next = (): void => {
     const timer = setTimeout(() => {
-      if (vm.host !== live || live.monitor.isClosed || live.blockJobs.all.length === 0) {
-        following.delete(live)
+      if (vm.host !== host || host.monitor.isClosed || host.blockJobs.all.length === 0) {
+        following.delete(host)
         return
       }
       tick()
@@ -40,10 +40,10 @@ export function follow(qemu: Qemu, vm: Vm, live: StreamHost): void {
 }
 
 /** Brings what we know of the domain's streams up to date, and tells listeners of those that moved. */
-export async function look(qemu: Qemu, vm: Vm, live: StreamHost): Promise<void> {
-  if (live.blockJobs.all.length === 0) return
-  const infos = await live.monitor.queryBlockJobs()
-  for (const job of live.blockJobs.all) {
+export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> {
+  if (host.blockJobs.all.length === 0) return
+  const infos = await host.monitor.queryBlockJobs()
+  for (const job of host.blockJobs.all) {
     const place = placeOf(job, infos)
     if (place === undefined || job.status === 'concluded') continue
     if (job.advance(place.offset, place.size)) {
@@ -51,12 +51,12 @@ export async function look(qemu: Qemu, vm: Vm, live: StreamHost): Promise<void> 
       qemu.host.emit({ kind: 'stream-progress', domain: vm.ref, disk: record.disk, offset, size })
     }
     if (job.status === 'pending') {
-      finalizeLater(qemu, vm, live, job)
+      finalizeLater(qemu, vm, host, job)
       continue
     }
-    job.waiting = await obstacle(live, job, place.trouble)
+    job.waiting = await obstacle(host, job, place.trouble)
     if (place.trouble === 'nospace' && job.puller === undefined)
-      await live.monitor.blockJobResume(job.record.id).catch(() => undefined)
+      await host.monitor.blockJobResume(job.record.id).catch(() => undefined)
   }
 }
 
@@ -79,11 +79,11 @@ function placeOf(job: BlockJob, infos: BlockJobInfo[]): Place | undefined {
 }
 
 /** Why a stream does not move, if something outside holds it up. */
-async function obstacle(live: StreamHost, job: BlockJob, trouble: Place['trouble']): Promise<string | undefined> {
+async function obstacle(host: StreamHost, job: BlockJob, trouble: Place['trouble']): Promise<string | undefined> {
   if (trouble === 'nospace') return 'No space left on device'
   if (trouble === 'failed') return 'Input/output error'
   if (performance.now() - job.movedAt < STALL) return undefined
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   for (const image of disk === undefined ? [] : remoteImages(disk)) {
     const problem = await linkProblem(image)
     if (problem !== undefined) return `the base does not answer: ${problem}`
@@ -93,7 +93,7 @@ async function obstacle(live: StreamHost, job: BlockJob, trouble: Place['trouble
 
 async function flushWhenDue(
   qemu: Qemu,
-  live: StreamHost,
+  host: StreamHost,
   job: BlockJob,
   flushedAt: Map<BlockJob, number>,
 ): Promise<void> {
@@ -103,7 +103,7 @@ async function flushWhenDue(
   flushedAt.set(job, last)
   if (job.movedAt <= last || now - last < FLUSH_INTERVAL) return
   flushedAt.set(job, now)
-  await live.exports
+  await host.exports
     .flush(job.record.disk)
     .catch((error: unknown) => qemu.host.logger.warn({ err: error }, `flush of '${job.record.disk}' failed`))
 }

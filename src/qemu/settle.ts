@@ -25,9 +25,9 @@ const CANCELED = /operation cancell?ed/i
 const RETRY = 5_000
 
 /** A job ended and nobody waits for it: settle it as soon as the domain is free. */
-export function settleLater(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): void {
+export function settleLater(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): void {
   const attempt = async (): Promise<void> => {
-    if (vm.host === live && live.blockJobs.ofDisk(job.record.disk) === job) await settle(qemu, vm, live, job)
+    if (vm.host === host && host.blockJobs.ofDisk(job.record.disk) === job) await settle(qemu, vm, host, job)
   }
   qemu.inBackground(`settling the stream of '${job.record.disk}'`, async () => {
     try {
@@ -35,52 +35,52 @@ export function settleLater(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob)
       await vm.jobs.run('settle', attempt, Infinity)
     } catch (error) {
       // a full disk: the job stays in QEMU until what it changed is written down
-      if (vm.host === live && !live.monitor.isClosed) setTimeout(() => settleLater(qemu, vm, live, job), RETRY).unref()
+      if (vm.host === host && !host.monitor.isClosed) setTimeout(() => settleLater(qemu, vm, host, job), RETRY).unref()
       throw error
     }
   })
 }
 
 /** Under the domain's job: takes an ended job to its end, and says how it went. */
-export async function settle(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob): Promise<JobEnd> {
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
-  const info = (await live.monitor.queryJobs()).find((candidate) => candidate.id === job.record.id)
+export async function settle(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<JobEnd> {
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
+  const info = (await host.monitor.queryJobs()).find((candidate) => candidate.id === job.record.id)
   const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex && image !== disk.source)
   let end = resultOf(job, info)
   let dropped: StorageSource[] = []
   if (end.status === 'completed' && disk !== undefined) {
     // never forget a backing image on a job's word alone
-    if (await hasLetGo(live, disk, base)) dropped = detach(qemu, vm, live, disk, base)
+    if (await hasLetGo(host, disk, base)) dropped = detach(qemu, vm, host, disk, base)
     else end = { status: 'failed', error: 'the job ended well but the image still has its backing image' }
   }
-  if (info !== undefined) await live.monitor.jobDismiss(job.record.id)
-  live.blockJobs.forget(job)
+  if (info !== undefined) await host.monitor.jobDismiss(job.record.id)
+  host.blockJobs.forget(job)
   const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
-  await live.exports.remove(job.record.disk).catch((error: unknown) => warn(messageOf(error)))
+  await host.exports.remove(job.record.disk).catch((error: unknown) => warn(messageOf(error)))
   if (disk !== undefined) {
-    await deleteNodes(live.monitor, live.guards, disk, dropped, warn)
-    await live.access.revokeImages(disk, dropped)
-    await addGuard(live.monitor, live.guards, disk).catch((error: unknown) => warn(messageOf(error)))
+    await deleteNodes(host.monitor, host.guards, disk, dropped, warn)
+    await host.access.revokeImages(disk, dropped)
+    await addGuard(host.monitor, host.guards, disk).catch((error: unknown) => warn(messageOf(error)))
   }
-  if (vm.host === live) saveStatusOrSay(vm, live, warn)
-  if (disk !== undefined && live.mode === 'offline')
-    await live.release(disk).catch((error: unknown) => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`))
+  if (vm.host === host) saveStatusOrSay(vm, host, warn)
+  if (disk !== undefined && host.mode === 'offline')
+    await host.release(disk).catch((error: unknown) => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`))
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
   return end
 }
 
 /** Under the domain's job: a stream that never got as far as to have a job in QEMU is over. */
-export async function endPull(qemu: Qemu, vm: Vm, live: StreamHost, job: BlockJob, end: JobEnd): Promise<void> {
-  const disk = live.def.disks.find((candidate) => candidate.target === job.record.disk)
-  live.blockJobs.forget(job)
+export async function endPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, end: JobEnd): Promise<void> {
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
+  host.blockJobs.forget(job)
   job.concluded()
   const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`)
-  await live.exports.remove(job.record.disk).catch(warn)
+  await host.exports.remove(job.record.disk).catch(warn)
   if (disk !== undefined && job.record.baseIndex !== undefined)
-    await addGuard(live.monitor, live.guards, disk).catch(warn)
-  if (vm.host === live) saveStatusOrSay(vm, live, warn)
-  if (disk !== undefined && live.mode === 'offline')
-    await live.release(disk).catch((error: unknown) => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`))
+    await addGuard(host.monitor, host.guards, disk).catch(warn)
+  if (vm.host === host) saveStatusOrSay(vm, host, warn)
+  if (disk !== undefined && host.mode === 'offline')
+    await host.release(disk).catch((error: unknown) => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`))
   if (disk !== undefined) announce(qemu, vm, disk, job, end)
 }
 
@@ -92,13 +92,13 @@ function resultOf(job: BlockJob, info: JobInfo | undefined): JobEnd {
 }
 
 /** The chain is cut in both definitions and written down; answers the images that left it. */
-function detach(qemu: Qemu, vm: Vm, live: StreamHost, disk: DiskDef, base: StorageSource | undefined): StorageSource[] {
+function detach(qemu: Qemu, vm: Vm, host: StreamHost, disk: DiskDef, base: StorageSource | undefined): StorageSource[] {
   const own = vm.config?.disks.find((candidate) => candidate.target === disk.target)?.source
   const before = [disk.source, own].map((image) => [image, image?.backingStore] as const)
   try {
     const dropped = cutChain(disk, base)
     if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
-    saveStatus(vm, live)
+    saveStatus(vm, host)
     return dropped
   } catch (error) {
     for (const [image, backing] of before)

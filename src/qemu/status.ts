@@ -58,14 +58,14 @@ const phaseOf = (host: StreamHost): DomainStatus['phase'] => {
   return host.moving === true ? 'moving' : 'offline'
 }
 
-export function saveStatus(vm: Vm, live: StreamHost): void {
-  const { id, pid, startTime, def, guards } = live
+export function saveStatus(vm: Vm, host: StreamHost): void {
+  const { id, pid, startTime, def, guards } = host
   const { name, uuid, state } = vm
-  const blockJobs = live.blockJobs.records()
-  const rebooting = live.mode === 'full' && live.rebooting === true
+  const blockJobs = host.blockJobs.records()
+  const rebooting = host.mode === 'full' && host.rebooting === true
   const status: DomainStatus = {
     version: 1,
-    phase: phaseOf(live),
+    phase: phaseOf(host),
     name,
     uuid,
     id,
@@ -76,10 +76,10 @@ export function saveStatus(vm: Vm, live: StreamHost): void {
     blockJobs,
     guards: [...guards],
     rebooting,
-    ...(live.mode === 'full' && live.saving && { saving: live.saving }),
-    ...(live.access.record && { access: live.access.record }),
+    ...(host.mode === 'full' && host.saving && { saving: host.saving }),
+    ...(host.access.record && { access: host.access.record }),
   }
-  writeStatus(live.runDir, status)
+  writeStatus(host.runDir, status)
 }
 
 /** Where what was done is done, written down or not: the next thing that is written says it all. */
