@@ -31,6 +31,7 @@ import { freeVncPorts } from './ports.js'
 import { killHard, launch, qemuDir } from './process.js'
 import type { Qemu } from './qemu.js'
 import { settleLater } from './settle.js'
+import { checkLinks } from './stream-checks.js'
 import { createTap, deleteTap } from './tap.js'
 import { removeRunDir, saveStarting, saveStatus } from './status.js'
 import type { Live, Vm } from './vm.js'
@@ -133,6 +134,8 @@ async function prepareLive(def: DomainDef, caps: QemuCapabilities): Promise<void
     if (disk.source === undefined) continue
     try {
       await resolveBackingChain(disk.source)
+      // QEMU would try for some seconds, and then not say which server it was
+      await checkLinks(disk)
     } catch (error) {
       if (disk.source.startupPolicy !== 'optional' || disk.device === 'disk') throw error
       delete disk.source
