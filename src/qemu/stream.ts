@@ -9,7 +9,7 @@ import type {
   StreamEngine,
   StreamOptions,
 } from '../driver.js'
-import { failFrom } from '../error.js'
+import { failFrom, messageOf } from '../error.js'
 import { addGuard, removeGuard } from './block-graph.js'
 import { type BlockJob, isMoving } from './blockjob.js'
 import { beginJob, beginPull, stopPull } from './engines.js'
@@ -56,6 +56,7 @@ export async function startStream(
     await begin(qemu, vm, host, { disk, base, options, ...(position && { position }) })
   } catch (error) {
     if (host.mode === 'offline' && vm.offline === host) await host.release(disk)
+    if (vm.live === host) await addGuard(host.monitor, host.guards, disk).catch((e: unknown) => qemu.warn(messageOf(e)))
     throw error
   }
 }
