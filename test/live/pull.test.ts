@@ -11,7 +11,7 @@ import {
 import { run } from '../../src/util/run.js'
 import { diskXml, guestXml, powerOff, reopen, startGuest, testRoot, until, type TestRoot } from '../support/domain.js'
 import type { Guest } from '../support/guest.js'
-import { overlay, patternImage, type PatternImage } from '../support/images.js'
+import { backingOf, checkImage, overlay, patternImage, type PatternImage } from '../support/images.js'
 import { startNbdkit } from '../support/nbd-server.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
@@ -47,11 +47,6 @@ async function stage(
   return { root, base, path, dom, guest }
 }
 
-async function backingOf(path: string): Promise<string | undefined> {
-  const { stdout } = await run('qemu-img', ['info', '-U', '--output=json', path], { timeout: 10_000 })
-  return (JSON.parse(stdout) as { 'backing-filename'?: string })['backing-filename']
-}
-
 /** The guest's view and the image on disk agree, and every block is right. */
 async function assertRight({ base, path, dom, guest }: Stage): Promise<void> {
   await guest.stop()
@@ -61,7 +56,7 @@ async function assertRight({ base, path, dom, guest }: Stage): Promise<void> {
   await powerOff(dom, guest)
   const report = await checkPattern(path, 'qcow2', base.seed, base.size)
   assert.deepEqual({ digest: report.digest, bad: report.bad }, { digest, bad: 0 })
-  await run('qemu-img', ['check', path], { timeout: 30_000 })
+  await checkImage(path)
 }
 
 test('a remote base is pulled by parallel requests while the guest writes, and nothing but the image is left', async (t) => {
