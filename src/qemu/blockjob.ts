@@ -25,6 +25,9 @@ export interface BlockJobRecord {
   phase: StreamEngine
 }
 
+/** bytes/s of a QEMU job that rests: it copies one chunk, then sleeps until it is told another speed */
+export const RESTING = 1
+
 /** What the job's own events have said so far. QEMU calls it concluded when nothing but its result is left. */
 export class BlockJob {
   readonly record: BlockJobRecord

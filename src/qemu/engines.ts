@@ -9,7 +9,7 @@ import { formatBackingString } from '../storage/backing-string.js'
 import { messageOf } from '../error.js'
 import { chainOf } from './block-graph.js'
 import { formatNodeName } from './blockdev.js'
-import type { BlockJob } from './blockjob.js'
+import { type BlockJob, RESTING } from './blockjob.js'
 import { isRemote } from './link-watch.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
@@ -35,7 +35,7 @@ export async function beginJob(vm: Vm, host: StreamHost, job: BlockJob): Promise
       'job-id': id,
       device: formatNodeName(disk.source),
       ...(base && { 'base-node': formatNodeName(base), 'backing-file': formatBackingString(base) }),
-      speed: bandwidth,
+      speed: job.resting ? RESTING : bandwidth,
       'on-error': 'enospc',
       'filter-node-name': id,
     })
@@ -57,6 +57,7 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
     // depth 1 is the disk's own image; the images from the base on stay where they are
     ...(base > 0 && { maxDepth: base }),
   })
+  puller.rest(job.resting)
   job.puller = puller
   job.status = 'running'
   job.size = client.size
@@ -101,6 +102,7 @@ async function quiesce(host: StreamHost, job: BlockJob): Promise<boolean> {
  * not answer the stream rests until the root is opened again.
  */
 export async function handOver(vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+  job.resting = false // nobody would tell it when the guest is quiet
   if (await quiesce(host, job)) await beginJob(vm, host, job)
 }
 

@@ -2,7 +2,7 @@
  * Policy 'idle': a stream runs in the gaps of the guest's own I/O. The guest's requests are counted (query-blockstats, which
  * does not count the stream's); as soon as there are new ones the stream rests, after two quiet looks it goes on.
  */
-import { type BlockJob, isMoving } from './blockjob.js'
+import { type BlockJob, isMoving, RESTING } from './blockjob.js'
 import type { BlockStatsEntry } from './monitor.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
@@ -10,9 +10,6 @@ import type { StreamHost, Vm } from './vm.js'
 /** ms between two looks; one costs QEMU less than a millisecond */
 const INTERVAL = 50
 const QUIET_LOOKS = 2
-/** bytes/s for QEMU's own job: it copies one chunk, then sleeps until it is told another speed */
-const RESTING = 1
-
 const watching = new WeakSet<StreamHost>()
 
 const requests = (entries: BlockStatsEntry[]): number =>

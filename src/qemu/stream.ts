@@ -96,6 +96,8 @@ async function begin(
     host.blockJobs.forget(job)
     throw error
   }
+  // until the guest has been seen to be quiet
+  job.resting = options.policy === 'idle'
   if (engine === 'pull') beginPull(qemu, vm, host, job, client)
   else await beginJob(vm, host, job)
   follow(qemu, vm, host)

@@ -183,7 +183,7 @@ test('a base whose server is not there', async (t) => {
   const create = ['create', '-q', '-u', '-f', 'qcow2', '-b', nbdUri(at), '-F', 'raw', path, String(MiB)]
   await run('qemu-img', create)
   const dom = await root.conn.domainDefineXML(plainXml({ devices: diskXml('vda', path) }))
-  const absent = virError('VIR_ERR_INTERNAL_ERROR', /Connection refused|Failed to connect/)
+  const absent = virError('VIR_ERR_OPERATION_FAILED', /^base 'nbd:.*' of disk 'vda' does not answer: .*ECONNREFUSED/)
   await startsOnlyAfter(root, dom, absent, () => qemuNbd(t, base.path, at), 1)
 })
 
