@@ -69,7 +69,8 @@ async function learnArgv({ conn, root }: BenchRoot, path: string): Promise<strin
   return argv
 }
 
-async function byHand(argv: readonly string[], folder: string): Promise<Sample> {
+/** `flushed`: until the copy is on the host's storage, as with virstream, which flushes before an image lets go of its base. */
+async function byHand(argv: readonly string[], folder: string, flushed = false): Promise<Sample> {
   const socket = join(folder, 'hand.sock')
   await rm(socket, { force: true })
   await using qemu = await startByHand(argv, socket)
@@ -78,6 +79,8 @@ async function byHand(argv: readonly string[], folder: string): Promise<Sample> 
   const result = await sample(qemu.pid, async () => {
     const data = await qemu.qmp.executeUntil('block-stream', args, 'BLOCK_JOB_COMPLETED')
     error = data['error']
+    const flush = { 'command-line': 'qemu-io node-1-format flush' }
+    if (flushed) await qemu.qmp.execute('human-monitor-command', flush)
   })
   if (error !== undefined) throw new Error('block-stream by hand failed', { cause: error })
   return result
@@ -101,6 +104,7 @@ async function measure(root: BenchRoot, base: Base, rounds: number): Promise<Mea
     { name: OURS, run: async () => ours(root, await fresh(), 'auto') },
     ...(base.isRemote === true ? [{ name: OUR_JOB, run: async () => ours(root, await fresh(), 'job') }] : []),
     { name: HAND, run: async () => (await fresh(), byHand(argv, folder)) },
+    { name: `${HAND}, flushed`, run: async () => (await fresh(), byHand(argv, folder, true)) },
     { name: `${HAND}, no guard`, run: async () => (await fresh(), byHand(withoutGuard(argv), folder)) },
     ...base.copies,
   ]
