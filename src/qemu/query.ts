@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { stat } from 'node:fs/promises'
 import { formatDomainXml } from '../conf/format.js'
+import { isListed } from '../conf/list-flags.js'
 import type { DiskDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import type { DomainBlockInfo, DomainBlockStats, DomainInfo, HypervisorOps } from '../driver.js'
@@ -40,47 +41,11 @@ type QueryOps = Pick<
   | 'domainBlockStats'
 >
 
-const PAUSED_OR_RUNNING: readonly number[] = [c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_SHUTOFF]
-
-/** Flags of virConnectListAllDomains come in groups; a group that is not asked about lets everything through. */
 function listed(qemu: Qemu, vm: Vm, flags: number): boolean {
+  const [active, persistent] = [vm.live !== undefined, vm.config !== undefined]
+  const { autostart } = vm
   const { state } = vm.state
-  const groups: [number, boolean][][] = [
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_ACTIVE, vm.live !== undefined],
-      [c.VIR_CONNECT_LIST_DOMAINS_INACTIVE, vm.live === undefined],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_PERSISTENT, vm.config !== undefined],
-      [c.VIR_CONNECT_LIST_DOMAINS_TRANSIENT, vm.config === undefined],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_RUNNING, state === c.VIR_DOMAIN_RUNNING],
-      [c.VIR_CONNECT_LIST_DOMAINS_PAUSED, state === c.VIR_DOMAIN_PAUSED],
-      [c.VIR_CONNECT_LIST_DOMAINS_SHUTOFF, state === c.VIR_DOMAIN_SHUTOFF],
-      [c.VIR_CONNECT_LIST_DOMAINS_OTHER, !PAUSED_OR_RUNNING.includes(state)],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE, hasManagedSave(qemu, vm)],
-      [c.VIR_CONNECT_LIST_DOMAINS_NO_MANAGEDSAVE, !hasManagedSave(qemu, vm)],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_AUTOSTART, vm.autostart],
-      [c.VIR_CONNECT_LIST_DOMAINS_NO_AUTOSTART, !vm.autostart],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT, false],
-      [c.VIR_CONNECT_LIST_DOMAINS_NO_SNAPSHOT, true],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_HAS_CHECKPOINT, false],
-      [c.VIR_CONNECT_LIST_DOMAINS_NO_CHECKPOINT, true],
-    ],
-  ]
-  return groups.every((group) => {
-    const asked = group.filter(([flag]) => (flags & flag) !== 0)
-    return asked.length === 0 || asked.some(([, holds]) => holds)
-  })
+  return isListed({ active, persistent, state, managedSave: hasManagedSave(qemu, vm), autostart }, flags)
 }
 
 function xmlOf(vm: Vm, flags: number): string {

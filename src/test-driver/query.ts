@@ -2,6 +2,7 @@
 import { hostname } from 'node:os'
 import { PassThrough } from 'node:stream'
 import { formatDomainXml } from '../conf/format.js'
+import { isListed } from '../conf/list-flags.js'
 import * as c from '../constants.gen.js'
 import type { DomainBlockStats, DomainInfo, HypervisorOps } from '../driver.js'
 import { DISK_SIZE } from './copied.js'
@@ -11,46 +12,9 @@ import { fail, findDisk, noDomain } from './world.js'
 /** version of this hypervisor, 1000000 * major + 1000 * minor + release */
 const VERSION = 2
 
-/** Each group of flags lets everything through unless it is asked about. */
-function isListed({ live, config, state, managedSave, autostart }: TestDomain, flags: number): boolean {
-  const known: readonly number[] = [c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_SHUTOFF]
-  const saved = managedSave !== undefined
-  const groups: [number, boolean][][] = [
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_ACTIVE, live !== undefined],
-      [c.VIR_CONNECT_LIST_DOMAINS_INACTIVE, live === undefined],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_PERSISTENT, config !== undefined],
-      [c.VIR_CONNECT_LIST_DOMAINS_TRANSIENT, config === undefined],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_RUNNING, state.state === c.VIR_DOMAIN_RUNNING],
-      [c.VIR_CONNECT_LIST_DOMAINS_PAUSED, state.state === c.VIR_DOMAIN_PAUSED],
-      [c.VIR_CONNECT_LIST_DOMAINS_SHUTOFF, state.state === c.VIR_DOMAIN_SHUTOFF],
-      [c.VIR_CONNECT_LIST_DOMAINS_OTHER, !known.includes(state.state)],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE, saved],
-      [c.VIR_CONNECT_LIST_DOMAINS_NO_MANAGEDSAVE, !saved],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_AUTOSTART, autostart],
-      [c.VIR_CONNECT_LIST_DOMAINS_NO_AUTOSTART, !autostart],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT, false],
-      [c.VIR_CONNECT_LIST_DOMAINS_NO_SNAPSHOT, true],
-    ],
-    [
-      [c.VIR_CONNECT_LIST_DOMAINS_HAS_CHECKPOINT, false],
-      [c.VIR_CONNECT_LIST_DOMAINS_NO_CHECKPOINT, true],
-    ],
-  ]
-  return groups.every((group) => {
-    const asked = group.filter(([flag]) => (flags & flag) !== 0)
-    return asked.length === 0 || asked.some(([, holds]) => holds)
-  })
+function listed({ live, config, state, managedSave, autostart }: TestDomain, flags: number): boolean {
+  const [active, persistent, saved] = [live !== undefined, config !== undefined, managedSave !== undefined]
+  return isListed({ active, persistent, state: state.state, managedSave: saved, autostart }, flags)
 }
 
 function xmlOf(domain: TestDomain, flags: number): string {
@@ -144,7 +108,7 @@ export function queryOps(world: World): QueryOps {
     connectGetVersion: async () => VERSION,
     connectGetCapabilities: async () => capabilitiesXml(),
     connectListAllDomains: async (flags) =>
-      world.domains.filter((domain) => isListed(domain, flags)).map((domain) => domain.ref),
+      world.domains.filter((domain) => listed(domain, flags)).map((domain) => domain.ref),
     domainLookupByName: async (name) => one(`name '${name}'`, (domain) => domain.name === name).ref,
     domainLookupByUUID: async (uuid) => one(`uuid '${uuid}'`, (domain) => domain.uuid === uuid).ref,
     domainLookupByID: async (id) => one(`id '${id}'`, (domain) => domain.live?.id === id).ref,
