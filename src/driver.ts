@@ -5,9 +5,13 @@
  */
 import type { Duplex } from 'node:stream'
 import type { Logger } from 'pino'
+import type { DomainEvent } from './domain-events.js'
 import type { LockDriver } from './locking/lock-driver.js'
+import type { DomainJobStats, MigrateParams } from './migrate-params.js'
 import type { SecurityDriver } from './security/security-driver.js'
 
+export type * from './domain-events.js'
+export type * from './migrate-params.js'
 export type { Lease, LockDriver, LockHolder, LockOwner, LockResource } from './locking/lock-driver.js'
 export type { LabelTarget, ProcessLabel, SecurityDriver } from './security/security-driver.js'
 
@@ -104,70 +108,6 @@ export interface StreamOptions {
   signal?: AbortSignal
 }
 
-interface EventOf {
-  readonly domain: DomainRef
-}
-/** virConnectDomainEventCallback: VIR_DOMAIN_EVENT_* and a detail of it. */
-export interface LifecycleEvent extends EventOf {
-  readonly kind: 'lifecycle'
-  readonly event: number
-  readonly detail: number
-}
-/** virConnectDomainEventBlockJobCallback (1 and 2 in one): `type` VIR_DOMAIN_BLOCK_JOB_TYPE_*, `status` VIR_DOMAIN_BLOCK_JOB_COMPLETED …. */
-export interface BlockJobEvent extends EventOf {
-  readonly kind: 'block-job'
-  readonly disk: string
-  /** source path of the disk; '' where it has none */
-  readonly path: string
-  readonly type: number
-  readonly status: number
-  readonly error?: string
-}
-/** How far a stream is; sent while it moves, at most about once a second. */
-export interface StreamProgressEvent extends EventOf {
-  readonly kind: 'stream-progress'
-  readonly disk: string
-  readonly offset: number
-  readonly size: number
-}
-export interface StreamUnitEvent extends EventOf {
-  readonly kind: 'stream-unit'
-  readonly disk: string
-  readonly offset: number
-  readonly size: number
-}
-/** virConnectDomainEventIOErrorReasonCallback: `action` VIR_DOMAIN_EVENT_IO_ERROR_*. */
-export interface IoErrorEvent extends EventOf {
-  readonly kind: 'io-error'
-  readonly disk: string
-  readonly path: string
-  readonly alias: string
-  readonly action: number
-  readonly reason: string
-}
-export interface JobCompletedEvent extends EventOf {
-  readonly kind: 'job-completed'
-  readonly operation: number
-  readonly error?: string
-}
-export interface AgentEvent extends EventOf {
-  readonly kind: 'agent'
-  readonly state: number
-  readonly reason: number
-}
-export interface ControlErrorEvent extends EventOf {
-  readonly kind: 'control-error'
-}
-export type DomainEvent =
-  | LifecycleEvent
-  | BlockJobEvent
-  | StreamProgressEvent
-  | StreamUnitEvent
-  | IoErrorEvent
-  | JobCompletedEvent
-  | AgentEvent
-  | ControlErrorEvent
-
 /** Every operation that a driver may have. */
 export interface HypervisorOps {
   connectClose(): Promise<void>
@@ -239,6 +179,52 @@ export interface HypervisorOps {
   ): Promise<number>
   domainStreamDiskInfo(domain: DomainRef, flags: number): Promise<StreamDiskState[]>
 
+  /**
+   * The five phases of a migration (libvirt's protocol version 3), each with a cookie of the other side: begin, perform and
+   * confirm at the source, prepare and finish at the destination. Whoever calls them may be anywhere. Cookies are opaque
+   * text of at most 256 KiB. `params.bandwidth` is in bytes/s here.
+   */
+  domainMigrateBegin(domain: DomainRef, params: MigrateParams, flags: number): Promise<{ xml: string; cookie: string }>
+  /**
+   * Refuses what cannot be run there, else waits for the guest. `uri`: where `domainMigratePerform` finds it; '' means
+   * the way that the caller has come (a daemon listens on one port for everything).
+   */
+  domainMigratePrepare(
+    params: MigrateParams,
+    flags: number,
+    cookie: string,
+    xml: string,
+  ): Promise<{ cookie: string; uri: string }>
+  /**
+   * Resolves when the destination has the guest; it stands still on both sides then. When it rejects it runs on here.
+   */
+  domainMigratePerform(
+    domain: DomainRef,
+    params: MigrateParams,
+    flags: number,
+    cookie: string,
+    uri: string,
+  ): Promise<{ cookie: string }>
+  /** Lets the guest run at the destination; `cancelled`: ends what was prepared there, and answers undefined. */
+  domainMigrateFinish(
+    params: MigrateParams,
+    flags: number,
+    cookie: string,
+    cancelled: boolean,
+  ): Promise<DomainRef | undefined>
+  /** The source lets go of the guest, or of all but its disks; `cancelled`: it runs on here. */
+  domainMigrateConfirm(
+    domain: DomainRef,
+    params: MigrateParams,
+    flags: number,
+    cookie: string,
+    cancelled: boolean,
+  ): Promise<void>
+  /** Ends a migration: before the guest has moved it stays, afterwards it comes back (`flags` VIR_DOMAIN_ABORT_JOB_*). */
+  domainAbortJob(domain: DomainRef, flags: number): Promise<void>
+  /** `flags` VIR_DOMAIN_JOB_STATS_* */
+  domainGetJobStats(domain: DomainRef, flags: number): Promise<DomainJobStats>
+
   qemuMonitorCommand(domain: DomainRef, command: string, flags: number): Promise<string>
   /** `device`: alias of a console, serial port or channel; undefined: the first one. Ends when either side closes. */
   domainOpenConsole(domain: DomainRef, device: string | undefined, flags: number): Promise<Duplex>
@@ -254,6 +240,8 @@ export interface DriverHost {
   readonly security?: readonly SecurityDriver[]
   /** absent: what the driver's own configuration says */
   readonly lockManager?: LockDriver
+  /** the process listens for tunnels itself and hands on their channels by `migrationChannel`; absent: the driver listens */
+  readonly tunnels?: boolean
 }
 
 /** A driver: `open` answers undefined for a URI that is not its own, and throws for one that is but can't be opened. */

@@ -22,7 +22,16 @@ const imports: Readonly<Record<string, readonly string[]>> = {
 }
 
 /** Files of src itself that every room may import. */
-const openToAll = ['driver', 'error', 'native', 'stream-flags', 'constants.gen', 'error-codes.gen']
+const openToAll = [
+  'driver',
+  'domain-events',
+  'migrate-params',
+  'error',
+  'native',
+  'stream-flags',
+  'constants.gen',
+  'error-codes.gen',
+]
 
 /** Imports at run time (`import()`) that go up on purpose: what is loaded only when it is used. */
 const lazyUpwards: Readonly<Record<string, readonly string[]>> = { api: ['drivers'] }

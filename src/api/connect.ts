@@ -7,7 +7,7 @@ import { failFrom, messageOf, VirError } from '../error.js'
 import { Domain, savedPaused, savedRunning, saveFlags, startFlags } from './domain.js'
 import { EventHub } from './event-hub.js'
 import type { DomainEvents, EventFilter, EventKind, EventOfKind } from './event-hub.js'
-import { Session } from './session.js'
+import { bindSession, Session } from './session.js'
 
 const fail = failFrom('VIR_FROM_NONE')
 
@@ -24,6 +24,8 @@ export interface OpenOptions {
   security?: readonly SecurityDriver[]
   /** handed to the driver */
   lockManager?: LockDriver
+  /** for a daemon: it listens for tunnels itself and hands on what belongs to migrations */
+  tunnels?: boolean
 }
 
 const listFlags = c.VIR_CONNECT_LIST_DOMAINS_NO_CHECKPOINT * 2 - 1
@@ -34,6 +36,7 @@ export class Connect implements AsyncDisposable {
 
   private constructor(session: Session) {
     this.#session = session
+    bindSession(this, session)
   }
 
   /**
@@ -51,6 +54,7 @@ export class Connect implements AsyncDisposable {
       emit: (event) => events.emit(event),
       ...(options.security && { security: options.security }),
       ...(options.lockManager && { lockManager: options.lockManager }),
+      ...(options.tunnels && { tunnels: true }),
     }
     const operations = await openDriver(url, uri, host, options)
     const session = new Session(uri, readOnly, logger, events, operations)

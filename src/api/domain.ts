@@ -5,14 +5,18 @@ import type {
   DomainBlockJobInfo,
   DomainBlockStats,
   DomainInfo,
+  DomainJobStats,
   DomainRef,
   DomainState,
+  MigrateParams,
   StreamDiskState,
   StreamOptions,
 } from '../driver.js'
 import { failFrom } from '../error.js'
+import type { Connect } from './connect.js'
 import { DiskStream } from './disk-stream.js'
-import type { Session } from './session.js'
+import { migrateDomain } from './migrate.js'
+import { type Session, sessionOf } from './session.js'
 import { checkStream } from './stream-arguments.js'
 
 const fail = failFrom('VIR_FROM_DOM')
@@ -302,6 +306,41 @@ export class Domain implements DomainRef {
   /** A handle on a stream that runs already, whoever began it. VIR_ERR_OPERATION_INVALID when nothing streams `disk`. */
   async attachStream(disk: string, options: Pick<StreamOptions, 'signal'> = {}): Promise<DiskStream> {
     return DiskStream.attach(this, this.#session, disk, options)
+  }
+
+  /**
+   * virDomainMigrate3: moves a running domain to the host of `dest`; `flags` VIR_MIGRATE_*. Resolves when the guest runs
+   * there. With VIR_MIGRATE_STREAM_DISKS its disks follow (streamDiskInfo() there, mode 'migration'), and the domain here
+   * stays VIR_DOMAIN_PAUSED_POSTCOPY, serving them, until all has gone over. `params.signal` aborts it before the switch.
+   */
+  async migrate(
+    dest: Connect,
+    { signal, ...params }: MigrateParams & { signal?: AbortSignal } = {},
+    flags = 0,
+  ): Promise<Domain> {
+    const abort = (): void => void this.abortJob().catch(() => undefined)
+    signal?.throwIfAborted()
+    signal?.addEventListener('abort', abort, { once: true })
+    try {
+      const session = sessionOf(dest)
+      return new Domain(session, await migrateDomain(this.#session, this, session, params, flags))
+    } finally {
+      signal?.removeEventListener('abort', abort)
+    }
+  }
+
+  /**
+   * virDomainAbortJobFlags: ends a migration. Before the guest has moved it goes on here; while its disks are still being
+   * streamed it comes back, with all that it has written since. `flags` VIR_DOMAIN_ABORT_JOB_*.
+   */
+  async abortJob(flags = 0): Promise<void> {
+    return this.#session.call('domainAbortJob', (check) => [this, check.flags(flags, c.VIR_DOMAIN_ABORT_JOB_POSTCOPY)])
+  }
+
+  /** virDomainGetJobStats: bytes and milliseconds; `flags` VIR_DOMAIN_JOB_STATS_*. */
+  async getJobStats(flags = 0): Promise<DomainJobStats> {
+    const known = c.VIR_DOMAIN_JOB_STATS_COMPLETED | c.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+    return this.#session.call('domainGetJobStats', (check) => [this, check.flags(flags, known)])
   }
 
   /** virDomainQemuMonitorCommand: JSON, or a line for QEMU's human monitor with VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP (1). */

@@ -30,6 +30,7 @@ const readOperations: ReadonlySet<keyof HypervisorOps> = new Set<keyof Hyperviso
   'domainBlockStats',
   'domainGetBlockJobInfo',
   'domainStreamDiskInfo',
+  'domainGetJobStats',
 ])
 
 /** libvirt functions whose name is not that of the operation with `vir` before it. */
@@ -37,12 +38,25 @@ const otherNames: Partial<Record<keyof HypervisorOps, string>> = {
   domainLookupByUUID: 'virDomainLookupByUUIDString',
   domainBlockStats: 'virDomainBlockStatsFlags',
   domainRestore: 'virDomainRestoreFlags',
+  domainMigrateBegin: 'virDomainMigrate3',
   qemuMonitorCommand: 'virDomainQemuMonitorCommand',
 }
 
 /** `virDomainBlockPull` for 'domainBlockPull'. */
 export function functionName(operation: keyof HypervisorOps): string {
   return otherNames[operation] ?? `vir${operation.charAt(0).toUpperCase()}${operation.slice(1)}`
+}
+
+const sessions = new WeakMap<object, Session>()
+
+/** The session of a connection that was opened here. */
+export function sessionOf(connect: object): Session {
+  const session = sessions.get(connect)
+  if (session === undefined) throw failConnect('VIR_ERR_INVALID_CONN', 'this is no connection that was opened here')
+  return session
+}
+export function bindSession(connect: object, session: Session): void {
+  sessions.set(connect, session)
 }
 
 /** What the handles of one open connection share: the driver's operations and the one way to call them. */

@@ -116,6 +116,8 @@ export function eventWords(event: ConnectEvent): string {
       return `${event.path} (${event.alias}) ${ioErrorActions[event.action] ?? 'unknown'}${event.reason && ` due to ${event.reason}`}`
     case 'job-completed':
       return `operation ${event.operation}${event.error === undefined ? '' : `: ${event.error}`}`
+    case 'migration-iteration':
+      return `iteration: '${event.iteration}'`
     case 'agent':
       return `state: '${event.state === 1 ? 'connected' : 'disconnected'}' reason: '${event.reason}'`
     case 'control-error':
