@@ -35,11 +35,6 @@ export interface BlockJobInfo {
   ready: boolean
   status: string
 }
-/** query-migrate (MigrationInfo), what we read of it. */
-interface MigrationInfo {
-  status?: string
-  'error-desc'?: string
-}
 /** One device of query-block (BlockInfo), what we read of it. */
 export interface BlockDevice {
   device: string
@@ -126,7 +121,8 @@ export class Monitor {
     this.#client?.close()
   }
 
-  async #run(command: string, args: object | undefined, timeout: number, fds?: readonly number[]): Promise<unknown> {
+  /** One command; `timeout` in ms, by default long enough for what has to wait for the guest's I/O. */
+  async run(command: string, args: object | undefined, timeout = CONTROL, fds?: readonly number[]): Promise<unknown> {
     try {
       if (this.#client === undefined) throw new QmpClosedError('QEMU runs but did not answer when the root was opened')
       return await this.#client.execute(command, args, { timeout, ...(fds && { fds }) })
@@ -152,22 +148,22 @@ export class Monitor {
   // --- the machine ---
 
   queryStatus(): Promise<{ running: boolean; status: string }> {
-    return this.#run('query-status', undefined, QUERY) as Promise<{ running: boolean; status: string }>
+    return this.run('query-status', undefined, QUERY) as Promise<{ running: boolean; status: string }>
   }
   cont(): Promise<unknown> {
-    return this.#run('cont', undefined, CONTROL)
+    return this.run('cont', undefined, CONTROL)
   }
   stop(): Promise<unknown> {
-    return this.#run('stop', undefined, CONTROL)
+    return this.run('stop', undefined, CONTROL)
   }
   systemPowerdown(): Promise<unknown> {
-    return this.#run('system_powerdown', undefined, QUERY)
+    return this.run('system_powerdown', undefined, QUERY)
   }
   systemReset(): Promise<unknown> {
-    return this.#run('system_reset', undefined, QUERY)
+    return this.run('system_reset', undefined, QUERY)
   }
   quit(): Promise<unknown> {
-    return this.#run('quit', undefined, QUERY)
+    return this.run('quit', undefined, QUERY)
   }
   /** What QEMU does when the guest powers down, resets or panics (QMP set-action). */
   setAction(actions: {
@@ -175,126 +171,110 @@ export class Monitor {
     reboot?: 'reset' | 'shutdown'
     panic?: 'pause' | 'shutdown' | 'none'
   }): Promise<unknown> {
-    return this.#run('set-action', actions, QUERY)
+    return this.run('set-action', actions, QUERY)
   }
   balloon(bytes: number): Promise<unknown> {
-    return this.#run('balloon', { value: bytes }, QUERY)
+    return this.run('balloon', { value: bytes }, QUERY)
   }
   async queryBalloon(): Promise<number> {
-    return ((await this.#run('query-balloon', undefined, QUERY)) as { actual: number }).actual
+    return ((await this.run('query-balloon', undefined, QUERY)) as { actual: number }).actual
   }
   queryChardev(): Promise<{ label: string; filename: string; 'frontend-open': boolean }[]> {
-    return this.#run('query-chardev', undefined, QUERY) as Promise<
+    return this.run('query-chardev', undefined, QUERY) as Promise<
       { label: string; filename: string; 'frontend-open': boolean }[]
     >
   }
   setVncPassword(password: string): Promise<unknown> {
-    return this.#run('set_password', { protocol: 'vnc', password }, QUERY)
+    return this.run('set_password', { protocol: 'vnc', password }, QUERY)
   }
   /** The cable of a network device: plugged in or not. */
   setLink(name: string, up: boolean): Promise<unknown> {
-    return this.#run('set_link', { name, up }, QUERY)
+    return this.run('set_link', { name, up }, QUERY)
   }
   /** A command as the user wrote it; resolves to QEMU's whole reply object as text. */
   async passThrough(command: string, args: object | undefined): Promise<unknown> {
-    return this.#run(command, args, CONTROL)
+    return this.run(command, args, CONTROL)
   }
   humanMonitorCommand(line: string): Promise<string> {
-    return this.#run('human-monitor-command', { 'command-line': line }, CONTROL) as Promise<string>
+    return this.run('human-monitor-command', { 'command-line': line }, CONTROL) as Promise<string>
   }
 
   // --- block devices and their nodes ---
 
   queryBlock(): Promise<BlockDevice[]> {
-    return this.#run('query-block', undefined, QUERY) as Promise<BlockDevice[]>
+    return this.run('query-block', undefined, QUERY) as Promise<BlockDevice[]>
   }
   queryBlockstats(): Promise<BlockStatsEntry[]> {
-    return this.#run('query-blockstats', undefined, QUERY) as Promise<BlockStatsEntry[]>
+    return this.run('query-blockstats', undefined, QUERY) as Promise<BlockStatsEntry[]>
   }
   /** Names of all nodes. Never while a stream is concluded but not dismissed: QEMU 7.2 crashes on what is left of its filter. */
   async queryNodeNames(): Promise<string[]> {
-    const nodes = await this.#run('query-named-block-nodes', { flat: true }, QUERY)
+    const nodes = await this.run('query-named-block-nodes', { flat: true }, QUERY)
     return (nodes as { 'node-name': string }[]).map((node) => node['node-name'])
   }
   blockdevAdd(options: BlockdevOptions): Promise<unknown> {
-    return this.#run('blockdev-add', options, CONTROL)
+    return this.run('blockdev-add', options, CONTROL)
   }
   blockdevDel(nodeName: string): Promise<unknown> {
-    return this.#run('blockdev-del', { 'node-name': nodeName }, CONTROL)
+    return this.run('blockdev-del', { 'node-name': nodeName }, CONTROL)
   }
   /** `options`: all of the node's, also those that stay as they are */
   blockdevReopen(options: BlockdevOptions): Promise<unknown> {
-    return this.#run('blockdev-reopen', { options: [options] }, CONTROL)
+    return this.run('blockdev-reopen', { options: [options] }, CONTROL)
   }
 
   /** `args`: see `ioThrottleArguments` */
   blockSetIoThrottle(args: object): Promise<unknown> {
-    return this.#run('block_set_io_throttle', args, CONTROL)
+    return this.run('block_set_io_throttle', args, CONTROL)
   }
 
   // --- block jobs ---
 
   queryJobs(): Promise<JobInfo[]> {
-    return this.#run('query-jobs', undefined, QUERY) as Promise<JobInfo[]>
+    return this.run('query-jobs', undefined, QUERY) as Promise<JobInfo[]>
   }
   queryBlockJobs(): Promise<BlockJobInfo[]> {
-    return this.#run('query-block-jobs', undefined, QUERY) as Promise<BlockJobInfo[]>
+    return this.run('query-block-jobs', undefined, QUERY) as Promise<BlockJobInfo[]>
   }
   /** Waits before it drops the base until it is told to, and once ended can be asked how it went until it is dismissed. */
   blockStream(args: BlockStreamArguments): Promise<unknown> {
-    return this.#run('block-stream', { ...args, 'auto-finalize': false, 'auto-dismiss': false }, CONTROL)
+    return this.run('block-stream', { ...args, 'auto-finalize': false, 'auto-dismiss': false }, CONTROL)
   }
   jobFinalize(id: string): Promise<unknown> {
-    return this.#run('job-finalize', { id }, CONTROL)
+    return this.run('job-finalize', { id }, CONTROL)
   }
   jobCancel(id: string): Promise<unknown> {
-    return this.#run('job-cancel', { id }, QUERY)
+    return this.run('job-cancel', { id }, QUERY)
   }
   jobDismiss(id: string): Promise<unknown> {
-    return this.#run('job-dismiss', { id }, QUERY)
+    return this.run('job-dismiss', { id }, QUERY)
   }
   blockJobResume(id: string): Promise<unknown> {
-    return this.#run('block-job-resume', { device: id }, QUERY)
+    return this.run('block-job-resume', { device: id }, QUERY)
   }
   blockJobSetSpeed(id: string, speed: number): Promise<unknown> {
-    return this.#run('block-job-set-speed', { device: id, speed }, QUERY)
+    return this.run('block-job-set-speed', { device: id, speed }, QUERY)
   }
 
   // --- exports of the embedded NBD server ---
 
   async nbdServerStart(listener: number): Promise<void> {
     await this.getfd('vs-nbd', listener)
-    await this.#run('nbd-server-start', { addr: { type: 'fd', data: { str: 'vs-nbd' } } }, QUERY)
+    await this.run('nbd-server-start', { addr: { type: 'fd', data: { str: 'vs-nbd' } } }, QUERY)
   }
   blockExportAdd(id: string, nodeName: string): Promise<unknown> {
     const args = { type: 'nbd', id, 'node-name': nodeName, name: id, writable: false, 'allocation-depth': true }
-    return this.#run('block-export-add', args, CONTROL)
+    return this.run('block-export-add', args, CONTROL)
   }
   blockExportDel(id: string): Promise<unknown> {
-    return this.#run('block-export-del', { id, mode: 'hard' }, CONTROL)
+    return this.run('block-export-del', { id, mode: 'hard' }, CONTROL)
   }
   queryBlockExports(): Promise<{ id: string }[]> {
-    return this.#run('query-block-exports', undefined, QUERY) as Promise<{ id: string }[]>
+    return this.run('query-block-exports', undefined, QUERY) as Promise<{ id: string }[]>
   }
 
-  // --- state to a file or from one ---
-
+  /** A descriptor under a name that other commands use, once. */
   getfd(name: string, fd: number): Promise<unknown> {
-    return this.#run('getfd', { fdname: name }, QUERY, [fd])
-  }
-  migrateToFd(name: string): Promise<unknown> {
-    return this.#run('migrate', { uri: `fd:${name}` }, CONTROL)
-  }
-  migrateIncomingFd(name: string): Promise<unknown> {
-    return this.#run('migrate-incoming', { uri: `fd:${name}` }, CONTROL)
-  }
-  migrateCancel(): Promise<unknown> {
-    return this.#run('migrate_cancel', undefined, CONTROL)
-  }
-  migrateSetUnlimited(): Promise<unknown> {
-    return this.#run('migrate-set-parameters', { 'max-bandwidth': 2 ** 53 - 1 }, QUERY)
-  }
-  queryMigrate(): Promise<MigrationInfo> {
-    return this.#run('query-migrate', undefined, QUERY) as Promise<MigrationInfo>
+    return this.run('getfd', { fdname: name }, QUERY, [fd])
   }
 }

@@ -15,6 +15,7 @@ import { setState } from './events.js'
 import { finalizeLater } from './finalize.js'
 import { watchIdleness } from './idle.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
+import { MigrationCommands } from './migration-commands.js'
 import { Monitor } from './monitor.js'
 import { movedStream, resumeStreams } from './moved-streams.js'
 import { monitorSocket, pidFile } from './process.js'
@@ -177,7 +178,7 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
 
 /** The process that saved this domain died in the middle: the guest goes on, what was written is good for nothing. */
 async function abandonSave(live: Live, { path, resume }: { path: string; resume: boolean }): Promise<void> {
-  await live.monitor.migrateCancel()
+  await new MigrationCommands(live.monitor).cancel()
   rmSync(path, { force: true })
   delete live.saving
   if (resume) await live.monitor.cont()

@@ -9,7 +9,7 @@ import { failFrom, messageOf } from '../error.js'
 import { readDefinition, startAs } from './define.js'
 import { modify } from './vm-job.js'
 import { checkFlags } from './flags.js'
-import type { Monitor } from './monitor.js'
+import { MigrationCommands } from './migration-commands.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import { completeSaveFile, createSaveFile, isIncomplete, openSaveFile, type SavedDomain } from './save-file.js'
@@ -33,9 +33,9 @@ export function discardManagedSave(qemu: Qemu, vm: Vm): void {
 }
 
 /** Waits until a migration to or from a file is over. */
-async function migrated(monitor: Monitor): Promise<void> {
+async function migrated(migration: MigrationCommands): Promise<void> {
   for (;;) {
-    const { status, 'error-desc': description } = await monitor.queryMigrate()
+    const { status, 'error-desc': description } = await migration.query()
     if (status === 'completed') return
     if (status === 'failed' || status === 'cancelled')
       throw fail('VIR_ERR_OPERATION_FAILED', `QEMU could not transfer the state: ${description ?? status}`)
@@ -46,7 +46,7 @@ async function migrated(monitor: Monitor): Promise<void> {
 /** The guest runs on after a save that failed; an error here is not the one that the caller has to hear of. */
 async function goOn(qemu: Qemu, live: Live): Promise<void> {
   try {
-    await live.monitor.migrateCancel()
+    await new MigrationCommands(live.monitor).cancel()
     await live.monitor.cont()
   } catch (error) {
     qemu.warn(`domain '${live.def.name}' stays paused after a save that failed: ${messageOf(error)}`)
@@ -68,10 +68,10 @@ async function save(qemu: Qemu, vm: Vm, live: Live, path: string, flags: number)
       live.pauseReason = c.VIR_DOMAIN_PAUSED_SAVE
       await live.monitor.stop()
     }
-    await live.monitor.migrateSetUnlimited()
-    await live.monitor.getfd('vs-save', fd)
-    await live.monitor.migrateToFd('vs-save')
-    await migrated(live.monitor)
+    const migration = new MigrationCommands(live.monitor)
+    await migration.setUnlimited()
+    await migration.send(fd)
+    await migrated(migration)
     completeSaveFile(fd)
     fsyncSync(fd)
   } catch (error) {
@@ -94,9 +94,9 @@ function startOptions(saved: SavedDomain, paused: boolean | undefined): StartOpt
     paused: paused ?? !saved.wasRunning,
     pausedAsSaved: paused === undefined,
     load: async (monitor) => {
-      await monitor.getfd('vs-restore', saved.fd)
-      await monitor.migrateIncomingFd('vs-restore')
-      await migrated(monitor)
+      const migration = new MigrationCommands(monitor)
+      await migration.receive(saved.fd)
+      await migrated(migration)
     },
   }
 }

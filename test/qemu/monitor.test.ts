@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { VirError } from '../../src/error.js'
 import { QemuCapabilities } from '../../src/qemu/capabilities.js'
+import { MigrationCommands } from '../../src/qemu/migration-commands.js'
 import { Monitor } from '../../src/qemu/monitor.js'
 import { QmpSchema } from '../../src/qemu/qmp-schema.js'
 import { temporaryFolder } from '../support/images.js'
@@ -102,17 +103,27 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     blockExportDel: () => monitor.blockExportDel('e'),
     queryBlockExports: () => monitor.queryBlockExports(),
     getfd: () => monitor.getfd('x', fd),
-    migrateToFd: () => monitor.migrateToFd('x'),
-    migrateIncomingFd: () => monitor.migrateIncomingFd('x'),
-    migrateSetUnlimited: () => monitor.migrateSetUnlimited(),
-    migrateCancel: () => monitor.migrateCancel(),
-    queryMigrate: () => monitor.queryMigrate(),
+    run: () => monitor.run('query-kvm', undefined),
+  }
+  const migration = new MigrationCommands(monitor)
+  const migrations: Record<string, () => Promise<unknown>> = {
+    setCapabilities: () => migration.setCapabilities({ 'return-path': true }),
+    setParameters: () => migration.setParameters({ 'downtime-limit': 300 }),
+    setUnlimited: () => migration.setUnlimited(),
+    send: () => migration.send(fd),
+    receive: () => migration.receive(fd),
+    cancel: () => migration.cancel(),
+    continueFrom: () => migration.continueFrom('pre-switchover'),
+    startPostcopy: () => migration.startPostcopy(),
+    query: () => migration.query(),
   }
   const methods = Object.getOwnPropertyNames(Monitor.prototype).filter(
     (name) => !['constructor', 'close', 'isClosed'].includes(name),
   )
   assert.deepEqual(methods.toSorted(), Object.keys(calls).toSorted(), 'each method of the monitor has its line here')
-  for (const call of Object.values(calls)) await call()
+  const named = Object.getOwnPropertyNames(MigrationCommands.prototype).filter((name) => name !== 'constructor')
+  assert.deepEqual(named.toSorted(), Object.keys(migrations).toSorted())
+  for (const call of Object.values({ ...calls, ...migrations })) await call()
   assert.ok(commands.length > methods.length)
   for (const { execute, arguments: args } of commands)
     assert.deepEqual(schema.checkCommand(execute, args ?? {}), [], execute)
