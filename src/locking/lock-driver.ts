@@ -35,6 +35,8 @@ export interface Lease {
   readonly resources: readonly LockResource[]
   /** the driver's own words, to find the lock again */
   readonly data?: string
+  /** the driver's own words, by which a later `acquire` of the same resource tells whether another had it meanwhile */
+  readonly state?: string
 }
 
 /** What ties locks to a process from its birth on, so that they end with it and not with us. */
@@ -61,15 +63,22 @@ export interface LockDriver {
 
   /**
    * Takes locks on all `resources`, or on none; never waits for another holder. VIR_ERR_RESOURCE_BUSY, naming the holder, when
-   * another has one. `state`: what `release` answered for these resources when the domain last ran and its state was saved;
-   * who gave the string keeps it, the driver only reads it. `holder`: of the process that starts; absent: `owner.pid` runs
-   * already, without knowing of this image until now.
+   * another has one. `state`: of the lease that this domain had in the same run, when it was lost, or what `release` answered,
+   * perhaps on another host (migration); a driver that knows that another domain had the resource since then rejects. Who
+   * calls keeps the string in the domain's status. `holder`: of the process that starts; absent: `owner.pid` runs already,
+   * without knowing of this image until now.
    */
   acquire(owner: LockOwner, resources: readonly LockResource[], state?: string, holder?: LockHolder): Promise<Lease>
 
   /**
+   * Makes the locks of a lease `exclusive` or `shared` while they are held: as it was, when another is in the way (then
+   * VIR_ERR_RESOURCE_BUSY). The lease is not used any more afterwards. Absent: it is released, and acquired anew.
+   */
+  convert?(lease: Lease, mode: LockResource['mode']): Promise<Lease>
+
+  /**
    * Gives the locks of a lease back; one that is gone already is no error. Answers a state string for the next `acquire` of
-   * these resources, undefined when the driver needs none. The lease is not used any more afterwards.
+   * these resources in the same run of the domain; undefined: that of the lease. The lease is not used any more afterwards.
    */
   release(lease: Lease): Promise<string | undefined>
 

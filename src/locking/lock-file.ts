@@ -4,7 +4,7 @@ import { closeSync, constants, fstatSync, ftruncateSync, openSync, readFileSync,
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom, messageOf, VirError } from '../error.js'
 import { native } from '../native.js'
 import { processStartTime } from '../util/process-start-time.js'
 import type { LockOwner, LockResource } from './lock-driver.js'
@@ -16,7 +16,16 @@ const CONTENT = { start: 1, length: 1 }
 /** times that the content is tried, 5 ms apart */
 const PATIENCE = 200
 
-/** Who has a lock, as the file tells others. */
+/** What the file tells others. */
+interface LockNote {
+  /** of the domain that had the lock last; domains that share it are one after the other */
+  last?: string
+  /** how often that has changed */
+  turn: number
+  holders: LockHolderNote[]
+}
+
+/** Who has a lock. */
 interface LockHolderNote {
   name: string
   uuid: string
@@ -39,18 +48,53 @@ export function openLockFile(path: string): number {
   }
 }
 
-/** Locks the image and writes down for whom. VIR_ERR_RESOURCE_BUSY names who has it. */
-export async function takeLock(fd: number, path: string, owner: LockOwner, resource: LockResource): Promise<void> {
+/**
+ * Locks the image and writes down for whom. VIR_ERR_RESOURCE_BUSY names who has it. Answers the turn, which tells later
+ * whether another domain had it meanwhile; with an earlier one as `state`, VIR_ERR_OPERATION_FAILED when another had.
+ */
+export async function takeLock(
+  fd: number,
+  path: string,
+  owner: LockOwner,
+  resource: LockResource,
+  state?: number,
+): Promise<number> {
   const type = resource.mode === 'exclusive' ? 'write' : 'read'
-  if (!native.lockFile(fd, { type, ...LOCK })) throw busy(resource, await withContent(fd, () => readHolders(fd)))
+  if (!native.lockFile(fd, { type, ...LOCK })) throw busy(resource, await withContent(fd, () => readNote(fd).holders))
   try {
     // a lock on a file that someone has removed is no lock
     if (fstatSync(fd).ino !== statSync(path).ino) throw new Error('it was replaced')
-    await withContent(fd, () => writeHolders(fd, [...(type === 'write' ? [] : livingHolders(fd)), noteOf(owner)]))
+    return await withContent(fd, () => enter(fd, owner, resource, state))
   } catch (error) {
     dropLock(fd)
+    if (error instanceof VirError) throw error
     throw fail('VIR_ERR_SYSTEM_ERROR', `cannot use lock file '${path}': ${messageOf(error)}`, error)
   }
+}
+
+function enter(fd: number, owner: LockOwner, resource: LockResource, state: number | undefined): number {
+  const { last, turn: before, holders } = readNote(fd)
+  const turn = last === owner.uuid ? before : before + 1
+  checkTurn(resource, turn, state)
+  const others = resource.mode === 'exclusive' ? [] : holders.filter(isAlive)
+  writeNote(fd, { last: owner.uuid, turn, holders: [...others, noteOf(owner)] })
+  return turn
+}
+
+/** Who shares an image knows that others write it. */
+function checkTurn({ path, mode }: LockResource, turn: number, state: number | undefined): void {
+  if (mode === 'exclusive' && state !== undefined && state !== turn)
+    throw fail('VIR_ERR_OPERATION_FAILED', `another domain had image '${path}' since its lock was let go of`)
+}
+
+/**
+ * Makes a lock that is held `exclusive` or `shared`, and answers the turn, whoever shared it meanwhile. VIR_ERR_RESOURCE_BUSY,
+ * with the lock as it was, when others share it.
+ */
+export async function changeLock(fd: number, owner: LockOwner, resource: LockResource): Promise<number> {
+  const type = resource.mode === 'exclusive' ? 'write' : 'read'
+  if (native.lockFile(fd, { type, ...LOCK })) return withContent(fd, () => readNote(fd).turn)
+  throw busy(resource, await withContent(fd, () => readNote(fd).holders.filter(({ pid }) => pid !== owner.pid)))
 }
 
 /** For all copies of this descriptor, in whichever process. */
@@ -63,7 +107,7 @@ export async function holdsLock(path: string, owner: LockOwner): Promise<boolean
   const fd = openLockFile(path)
   try {
     if (native.testLock(fd, { type: 'write', ...LOCK }) === undefined) return false
-    const holders = await withContent(fd, () => livingHolders(fd))
+    const holders = await withContent(fd, () => readNote(fd).holders.filter(isAlive))
     return holders.some(({ uuid, pid, host }) => uuid === owner.uuid && pid === owner.pid && host === hostname())
   } finally {
     closeSync(fd)
@@ -89,23 +133,24 @@ function isAlive({ host, pid, startTime }: LockHolderNote): boolean {
   return host !== hostname() || processStartTime(pid) === startTime
 }
 
-function livingHolders(fd: number): LockHolderNote[] {
-  return readHolders(fd).filter(isAlive)
-}
-
-function readHolders(fd: number): LockHolderNote[] {
+function readNote(fd: number): LockNote {
   try {
     // read by a descriptor of its own position
-    const found: unknown = JSON.parse(readFileSync(`/proc/self/fd/${fd}`, 'utf8'))
-    return Array.isArray(found) ? (found as LockHolderNote[]) : []
+    const [line = ''] = readFileSync(`/proc/self/fd/${fd}`, 'utf8').split('\n')
+    const found = JSON.parse(line) as Partial<LockNote>
+    const { last, turn, holders } = found
+    return {
+      ...(typeof last === 'string' && { last }),
+      turn: Number.isSafeInteger(turn) ? Number(turn) : 0,
+      holders: Array.isArray(holders) ? holders : [],
+    }
   } catch {
-    return [] // empty, or from a process that died while it wrote
+    return { turn: 0, holders: [] } // empty, or from a process that died while it wrote
   }
 }
 
-function writeHolders(fd: number, holders: LockHolderNote[]): void {
-  ftruncateSync(fd)
-  writeSync(fd, `${JSON.stringify(holders)}\n`, 0)
+function writeNote(fd: number, note: LockNote): void {
+  ftruncateSync(fd, writeSync(fd, `${JSON.stringify(note)}\n`, 0))
 }
 
 /** One at a time: who shares a lock reads and writes the same list. */

@@ -7,7 +7,7 @@ import { native } from '../native.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import type { LockDriver, LockHolder, LockOwner, LockResource } from './lock-driver.js'
-import { dropLock, holdsLock, lockFilePath, openLockFile, takeLock } from './lock-file.js'
+import { changeLock, dropLock, holdsLock, lockFilePath, openLockFile, takeLock } from './lock-file.js'
 
 const fail = failFrom('VIR_FROM_LOCKING')
 const HELPER = fileURLToPath(new URL('./ofd-helper.js', import.meta.url))
@@ -57,14 +57,33 @@ export function ofdLocks({ directory }: OfdOptions): LockDriver {
       return Promise.resolve(holder)
     },
 
-    async acquire(owner, resources, _state, holder) {
+    async acquire(owner, resources, state, holder) {
       const wanted = writable(resources).map((resource) => ({ resource, path: fileOf(resource) }))
       if (wanted.length === 0) return { owner, resources }
+      const turns = turnsOf(state)
       const files = wanted.map(({ resource, path }) => ({ resource, path, fd: inherited(holder, path) }))
-      const data = files.every(({ fd }) => fd !== undefined)
-        ? await takeAll(owner, files as Taken[])
-        : await takeByHelper(owner, wanted)
-      return { owner, resources, data: JSON.stringify(data) }
+      const taken = files.every(({ fd }) => fd !== undefined)
+        ? await takeAll(owner, files as Taken[], turns)
+        : await takeByHelper(owner, wanted, turns)
+      return { owner, resources, data: JSON.stringify(taken.data), state: JSON.stringify(taken.turns) }
+    },
+
+    async convert(lease, mode) {
+      const resources = lease.resources.map((resource) => ({ ...resource, mode }))
+      if (lease.data === undefined) return { ...lease, resources }
+      const { pid, files } = JSON.parse(lease.data) as OfdData
+      const turns: number[] = []
+      await using undo = new Undo()
+      for (const { path, fd } of files) {
+        const was = lease.resources.find((resource) => fileOf(resource) === path)
+        if (was === undefined) continue
+        const change = (resource: LockResource): Promise<number> =>
+          withCopy(pid, fd, (copy) => changeLock(copy, lease.owner, resource))
+        turns.push(await change({ ...was, mode }))
+        undo.add(() => change(was))
+      }
+      undo.commit()
+      return { ...lease, resources, state: JSON.stringify(turns) }
     },
 
     async release({ data: text }) {
@@ -73,7 +92,7 @@ export function ofdLocks({ directory }: OfdOptions): LockDriver {
       if (processStartTime(data.pid) !== data.startTime) return undefined
       const ours = [...open].find((holder) => data.files.every(({ path, fd }) => holder.fds.get(path) === fd))
       if (data.helper) await endHelper(data)
-      else for (const file of data.files) dropIn(data.pid, file, ours !== undefined)
+      else for (const file of data.files) await dropIn(data.pid, file, ours !== undefined)
       return undefined
     },
 
@@ -123,19 +142,38 @@ interface Taken {
   fd: number
 }
 
-async function takeAll(owner: LockOwner, files: readonly Taken[]): Promise<OfdData> {
+/** By image, in their order: see `takeLock`. */
+const turnsOf = (state: string | undefined): (number | undefined)[] =>
+  state === undefined ? [] : (JSON.parse(state) as number[])
+
+interface TakenFiles {
+  data: OfdData
+  turns: number[]
+}
+
+async function takeAll(
+  owner: LockOwner,
+  files: readonly Taken[],
+  states: readonly (number | undefined)[],
+): Promise<TakenFiles> {
   const { pid } = owner
+  const turns: number[] = []
   await using undo = new Undo()
-  for (const { resource, path, fd } of files) {
-    await takeLock(fd, path, owner, resource)
+  for (const [nth, { resource, path, fd }] of files.entries()) {
+    turns.push(await takeLock(fd, path, owner, resource, states[nth]))
     undo.add(() => dropLock(fd))
   }
   undo.commit()
-  return { pid, startTime: startTimeOf(pid), files: files.map(({ path, fd }) => ({ path, fd })), helper: false }
+  const named = files.map(({ path, fd }) => ({ path, fd }))
+  return { data: { pid, startTime: startTimeOf(pid), files: named, helper: false }, turns }
 }
 
 /** A process that lives as long as the owner's, since nothing can be given to that one any more. */
-async function takeByHelper(owner: LockOwner, wanted: readonly Omit<Taken, 'fd'>[]): Promise<OfdData> {
+async function takeByHelper(
+  owner: LockOwner,
+  wanted: readonly Omit<Taken, 'fd'>[],
+  states: readonly (number | undefined)[],
+): Promise<TakenFiles> {
   const fds: number[] = []
   const idle = openSync('/dev/null', 'r+')
   try {
@@ -144,7 +182,7 @@ async function takeByHelper(owner: LockOwner, wanted: readonly Omit<Taken, 'fd'>
       fds.push(fd)
       return { resource, path, fd }
     })
-    const data = await takeAll(owner, files)
+    const { data, turns } = await takeAll(owner, files, states)
     const pid = native.spawn({
       file: process.execPath,
       args: ['virstream-lock', HELPER, String(owner.pid), data.startTime],
@@ -155,7 +193,7 @@ async function takeByHelper(owner: LockOwner, wanted: readonly Omit<Taken, 'fd'>
     })
     // so that it is reaped when it ends
     native.watchProcess(pid, () => undefined).unref()
-    return { ...data, pid, startTime: startTimeOf(pid), helper: true }
+    return { data: { ...data, pid, startTime: startTimeOf(pid), helper: true }, turns }
   } finally {
     for (const fd of [idle, ...fds]) closeSync(fd)
   }
@@ -182,14 +220,15 @@ async function endHelper({ pid }: OfdData): Promise<void> {
 }
 
 /** Unlocks in a process that goes on: through our own copy of the descriptor, or one that we take from it. */
-function dropIn(pid: number, { path, fd }: { path: string; fd: number }, ours: boolean): void {
+async function dropIn(pid: number, { path, fd }: { path: string; fd: number }, ours: boolean): Promise<void> {
   if (ours) {
     dropLock(fd)
     return
   }
-  let copy: number
   try {
-    copy = native.copyFd(pid, fd)
+    await withCopy(pid, fd, (copy) => {
+      if (readlinkSync(`/proc/self/fd/${copy}`) === path) dropLock(copy)
+    })
   } catch (error) {
     if (['ESRCH', 'EBADF'].includes(errnoOf(error) ?? '')) return
     throw fail(
@@ -198,8 +237,13 @@ function dropIn(pid: number, { path, fd }: { path: string; fd: number }, ours: b
       error,
     )
   }
+}
+
+/** Another process's descriptor, with its locks. */
+async function withCopy<T>(pid: number, fd: number, work: (copy: number) => Promise<T> | T): Promise<T> {
+  const copy = native.copyFd(pid, fd)
   try {
-    if (readlinkSync(`/proc/self/fd/${copy}`) === path) dropLock(copy)
+    return await work(copy)
   } finally {
     native.close(copy)
   }

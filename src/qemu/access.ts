@@ -6,38 +6,32 @@
 import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import type { Lease, LockDriver, LockHolder, LockOwner, LockResource } from '../locking/lock-driver.js'
-import { failFrom, messageOf } from '../error.js'
+import type { LockDriver } from '../locking/lock-driver.js'
 import { native } from '../native.js'
 import type { LabelTarget, ProcessLabel } from '../security/security-driver.js'
 import type { LabelEntry, LabelJournal, SecurityStack } from '../security/security-stack.js'
 import { Undo } from '../util/undo.js'
+import { AccessLocks, type DiskLock, type LeaseEntry, type LockCookie, type LockRecord } from './access-locks.js'
 import { chardevSockets, fileTargets, imageTarget, lockResource, openTheWay, removeSocket } from './access-targets.js'
 import { chainOf } from './block-graph.js'
 import { type Gate, qemuDir } from './process.js'
 import type { Root } from './root.js'
 
-const fail = failFrom('VIR_FROM_QEMU')
+export type { DiskLock, LeaseEntry, LockCookie } from './access-locks.js'
 
 /** Who decides about access: plain values, from whoever opened the connection or from the root's settings. */
 export interface AccessPolicy {
   readonly security: SecurityStack
   readonly locks: LockDriver | undefined
-  /** what the lock driver said when it released an image, for the next time, by domain and path */
-  readonly lockStates: Map<string, string>
-}
-
-/** A lease and the lock driver that it is of. */
-export interface LeaseEntry extends Lease {
-  driver: string
 }
 
 /** What is to be taken back when the domain ends; part of its status. */
-export interface AccessRecord {
+export interface AccessRecord extends LockRecord {
   labels: LabelEntry[]
-  leases: LeaseEntry[]
   /** sockets outside the run directory that we made */
   sockets: string[]
+  /** targets of disks whose images another host uses by now */
+  keptLabels?: string[]
 }
 
 /** What a domain is about where things lie. */
@@ -50,13 +44,9 @@ export interface AccessPlace {
 export class Access {
   readonly #policy: AccessPolicy
   readonly #def: DomainDef
-  readonly #warn: (text: string) => void
   readonly #record: AccessRecord
   readonly #journal: LabelJournal
-  /** while the process is about to become QEMU */
-  #holder: LockHolder | undefined
-  /** of QEMU; undefined before it is there */
-  pid: number | undefined
+  readonly #locks: AccessLocks
   /** listening sockets that QEMU inherits, by the alias of their character device */
   readonly listeners = new Map<string, number>()
   /** writes the domain's status; set by whoever knows how far the domain is */
@@ -65,9 +55,14 @@ export class Access {
   constructor(policy: AccessPolicy, def: DomainDef, warn: (text: string) => void, record?: AccessRecord) {
     this.#policy = policy
     this.#def = def
-    this.#warn = warn
     this.#record = record ?? { labels: [], leases: [], sockets: [] }
     this.#journal = { entries: this.#record.labels, save: () => this.persist() }
+    this.#locks = new AccessLocks(policy.locks, def, { record: this.#record, persist: () => this.persist(), warn })
+  }
+
+  /** The process that has the images open, once it is there. */
+  set pid(pid: number) {
+    this.#locks.pid = pid
   }
 
   /** For the status; undefined when there is nothing to take back and no driver that wants to hear of the end. */
@@ -77,22 +72,27 @@ export class Access {
 
   /** No labels, no locks: the end of the domain has nothing to wait for. */
   get isNothing(): boolean {
-    const { labels, leases, sockets } = this.#record
-    return this.#policy.security.isEmpty && labels.length + leases.length + sockets.length === 0
+    const { labels, leases, sockets, diskLocks = {} } = this.#record
+    const count = labels.length + leases.length + sockets.length + Object.keys(diskLocks).length
+    return this.#policy.security.isEmpty && count === 0
   }
 
   /**
    * Everything that the definition names, and the domain's own folder, but with a lock manager no images: those wait for the
-   * `gate`. Answers what QEMU is to run as. When a step fails, all of it is taken back.
+   * `gate`. Answers what QEMU is to run as. When a step fails, all of it is taken back. `disks`: those whose images are opened.
    */
-  async grant(place: AccessPlace, running: readonly DomainDef[]): Promise<ProcessLabel> {
+  async grant(
+    place: AccessPlace,
+    running: readonly DomainDef[],
+    disks: readonly DiskDef[] = this.#def.disks,
+  ): Promise<ProcessLabel> {
     const { security, locks } = this.#policy
     await using undo = new Undo()
     undo.add(() => this.revoke())
     await security.generateLabels(this.#def, running)
     const label = await security.processLabel(this.#def)
     if (!security.isEmpty) await this.#grantFiles(place, label)
-    if (locks === undefined) await this.#grantImages()
+    if (locks === undefined) await this.#grantDisks(disks)
     undo.commit()
     return label
   }
@@ -123,10 +123,10 @@ export class Access {
    * With a lock manager: lets the process that is about to become QEMU have its images, since locks are tied to a process.
    * Without one: undefined.
    */
-  async gate(): Promise<Gate | undefined> {
+  async gate(disks: readonly DiskDef[] = this.#def.disks): Promise<Gate | undefined> {
     const { locks } = this.#policy
     if (locks === undefined) return undefined
-    const images = this.#def.disks.flatMap((disk) => chainOf(disk).map((image) => ({ disk, image })))
+    const images = disks.flatMap((disk) => chainOf(disk).map((image) => ({ disk, image })))
     const targets = images.flatMap(({ disk, image }) => imageTarget(disk, image) ?? [])
     const holder = await locks.hold?.(targets.map(lockResource))
     return {
@@ -134,19 +134,19 @@ export class Access {
       connect: holder?.connect,
       admit: async (pid, connection) => {
         this.pid = pid
-        this.#holder = holder
-        await holder?.attach?.(this.#owner(pid), connection)
-        await this.#grantImages()
+        this.#locks.holder = holder
+        await holder?.attach?.(this.#locks.owner(pid), connection)
+        await this.#grantDisks(disks)
       },
       close: () => {
-        this.#holder = undefined
+        this.#locks.holder = undefined
         holder?.close()
       },
     }
   }
 
-  async #grantImages(): Promise<void> {
-    for (const disk of this.#def.disks) for (const image of chainOf(disk)) await this.grantImage(disk, image)
+  async #grantDisks(disks: readonly DiskDef[]): Promise<void> {
+    for (const disk of disks) for (const image of chainOf(disk)) await this.grantImage(disk, image)
     await this.#policy.security.labelsSet(this.#def)
   }
 
@@ -154,62 +154,54 @@ export class Access {
   async grantImage(disk: DiskDef, image: StorageSource): Promise<void> {
     const target = imageTarget(disk, image)
     if (target === undefined) return
+    const later = image === disk.source && this.diskLock(disk) === 'released'
     await using undo = new Undo()
-    const lease = await this.#lock(lockResource(target))
+    const lease = later ? undefined : await this.#locks.take(lockResource(target))
     if (lease !== undefined) undo.add(() => this.#takeBack([], [lease]))
     await this.#policy.security.setImageLabel(this.#def, target, this.#journal)
     undo.commit()
-  }
-
-  /** The lock of an image alone: for a process of our own kind, which needs no label. */
-  async lockImage(disk: DiskDef, image: StorageSource): Promise<LeaseEntry | undefined> {
-    const target = imageTarget(disk, image)
-    return target && (await this.#lock(lockResource(target)))
-  }
-
-  /** Takes back what `lockImage` gave. */
-  async unlock(leases: readonly LeaseEntry[]): Promise<void> {
-    await this.#takeBack([], leases)
-  }
-
-  async #lock(resource: LockResource): Promise<LeaseEntry | undefined> {
-    const { locks } = this.#policy
-    if (locks === undefined) return undefined
-    if (this.pid === undefined)
-      throw fail('VIR_ERR_INTERNAL_ERROR', `there is no process to lock '${resource.path}' for`)
-    const state = this.#policy.lockStates.get(stateKey(this.#def, resource.path))
-    const lease = await locks.acquire(this.#owner(this.pid), [resource], state, this.#holder)
-    const entry = { ...lease, driver: locks.name }
-    this.#record.leases.push(entry)
-    this.persist()
-    return entry
-  }
-
-  /** Undefined when the lock manager was changed since. */
-  #locksOf(lease: LeaseEntry): LockDriver | undefined {
-    const { locks } = this.#policy
-    return locks?.name === lease.driver ? locks : undefined
-  }
-
-  #owner(pid: number): LockOwner {
-    const { name, uuid, id = -1 } = this.#def
-    return { name, uuid, id, pid }
   }
 
   /**
    * For a domain that an earlier process started: what was lost meanwhile (the lock manager broke down) is locked anew.
    * VIR_ERR_RESOURCE_BUSY when another has it by now.
    */
-  async confirmLocks(): Promise<void> {
-    for (const lease of [...this.#record.leases]) {
-      if ((await this.#locksOf(lease)?.inquire(lease)) !== false) continue
-      for (const { path } of lease.resources) this.#warn(`the lock of '${path}' was lost`)
-      this.#record.leases.splice(this.#record.leases.indexOf(lease), 1)
-      for (const resource of lease.resources) await this.#lock(resource)
-    }
+  confirmLocks(): Promise<void> {
+    return this.#locks.confirm()
   }
 
-  /** Images that a disk no longer reads, after a stream. */
+  /** How the lock of the disk's own image stands. */
+  diskLock(disk: DiskDef): DiskLock {
+    return this.#locks.diskLock(disk)
+  }
+
+  /** Before `grant`: another host has the locks of these disks' own images still; they are had by `setDiskLocks`. */
+  leaveLocks(targets: readonly string[]): void {
+    this.#locks.leaveToOther(targets)
+  }
+
+  /**
+   * Under the domain's job: changes the locks of these disks' own images, of all or of none. Any state to any other, so what a
+   * call has done is undone by another with the former state. Answers what the other end needs to go on from 'released', and
+   * takes it as `cookie`, without which the driver's words from here count. VIR_ERR_RESOURCE_BUSY when another has or shares
+   * the image; VIR_ERR_INTERNAL_ERROR when the other end has another lock manager.
+   */
+  setDiskLocks(disks: readonly DiskDef[], lock: DiskLock, cookie?: LockCookie): Promise<LockCookie> {
+    return this.#locks.setDiskLocks(disks, lock, cookie)
+  }
+
+  /**
+   * Another host's QEMU uses the images of these disks, or is about to: they keep their labels when the domain ends here, but
+   * where what is written on the files themselves counts both hosts.
+   */
+  keepLabels(disks: readonly DiskDef[], keep = true): void {
+    const targets = disks.map(({ target }) => target)
+    const others = (this.#record.keptLabels ?? []).filter((target) => !targets.includes(target))
+    this.#record.keptLabels = keep ? [...others, ...targets] : others
+    this.persist()
+  }
+
+  /** Images that a disk no longer reads, after a stream, or at all. */
   async revokeImages(disk: DiskDef, images: readonly StorageSource[]): Promise<void> {
     const labels: LabelEntry[] = []
     const leases: LeaseEntry[] = []
@@ -221,11 +213,10 @@ export class Access {
         const label = this.#record.labels.find((entry) => isOne(entry) && !labels.includes(entry))
         if (label !== undefined) labels.push(label)
       }
-      const { path, mode } = lockResource(target)
-      const locks = ({ resources: [one] }: Lease): boolean => one?.path === path && one.mode === mode
-      const lease = this.#record.leases.find((candidate) => locks(candidate) && !leases.includes(candidate))
+      const lease = this.#locks.find(lockResource(target), leases)
       if (lease !== undefined) leases.push(lease)
     }
+    if (disk.source !== undefined && images.includes(disk.source)) this.#locks.forgetDisk(disk)
     await this.#takeBack(labels, leases)
   }
 
@@ -243,39 +234,20 @@ export class Access {
   async revoke(): Promise<void> {
     this.closeListeners()
     for (const path of this.#record.sockets.splice(0)) rmSync(path, { force: true })
+    delete this.#record.diskLocks
     await this.#takeBack([...this.#record.labels], [...this.#record.leases])
     await this.#policy.security.releaseLabels(this.#def)
   }
 
   async #takeBack(labels: readonly LabelEntry[], leases: readonly LeaseEntry[]): Promise<void> {
-    await this.#policy.security.restore(this.#def, labels, this.#journal)
-    for (const lease of leases.toReversed()) {
-      await this.#release(lease)
-      this.#record.leases.splice(this.#record.leases.indexOf(lease), 1)
-    }
-    if (leases.length > 0) this.persist()
-  }
-
-  async #release(lease: LeaseEntry): Promise<void> {
-    const { lockStates } = this.#policy
-    const locks = this.#locksOf(lease)
-    if (locks === undefined) this.#warn(`the lock of ${pathsOf(lease)} is left to '${lease.driver}', not in use now`)
-    try {
-      const state = await locks?.release(lease)
-      for (const { path } of lease.resources) {
-        if (state === undefined) lockStates.delete(stateKey(this.#def, path))
-        else lockStates.set(stateKey(this.#def, path), state)
-      }
-    } catch (error) {
-      this.#warn(`the lock of ${pathsOf(lease)} is left: ${messageOf(error)}`)
-    }
+    const kept = this.#def.disks.filter(({ target }) => this.#record.keptLabels?.includes(target) === true)
+    const paths = new Set(kept.flatMap((disk) => chainOf(disk).map((image) => imageTarget(disk, image)?.path)))
+    const stays = ({ target }: LabelEntry): boolean => paths.has(target.path)
+    await this.#policy.security.restore(this.#def, labels, this.#journal, stays)
+    await this.#locks.giveBack(leases)
   }
 
   #label(target: LabelTarget): Promise<void> {
     return this.#policy.security.setImageLabel(this.#def, target, this.#journal)
   }
 }
-
-const pathsOf = ({ resources }: Lease): string => resources.map(({ path }) => `'${path}'`).join(', ')
-
-const stateKey = (def: DomainDef, path: string): string => `${def.uuid} ${path}`

@@ -92,7 +92,7 @@ async function accessPolicy(root: Root, host: DriverHost): Promise<AccessPolicy>
   const reason = await locks?.probe?.()
   if (reason !== undefined)
     throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `lock manager '${locks?.name ?? ''}' cannot be used: ${reason}`)
-  return { security, locks, lockStates: new Map() }
+  return { security, locks }
 }
 
 function configuredLocks(root: Root, settings: Settings): LockDriver | undefined {

@@ -12,7 +12,7 @@ import type { QmpEvent } from '../qmp/framing.js'
 import { resolveBackingChain } from '../storage/chain.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
-import { Access, type LeaseEntry } from './access.js'
+import { Access } from './access.js'
 import { assignAliases, assignSourceIndexes } from './alias.js'
 import { chainOf, deleteNodes, type Guards, sourcePath } from './block-graph.js'
 import { type BlockdevOptions, copyOnReadNodeName, diskNodes } from './blockdev.js'
@@ -61,8 +61,8 @@ export async function openOffline(qemu: Qemu, vm: Vm, def: DomainDef, disk: Disk
   await using undo = new Undo()
   if (daemon.blockJobs.all.length === 0) undo.add(() => terminate(daemon.process, daemon.ended, false))
   for (const image of chainOf(disk)) {
-    const lease = await daemon.access.lockImage(disk, image)
-    if (lease !== undefined) undo.add(() => daemon.access.unlock([lease]))
+    await daemon.access.grantImage(disk, image)
+    undo.add(() => daemon.access.revokeImages(disk, [image]))
   }
   await addNodes(qemu, daemon, disk)
   undo.commit()
@@ -224,17 +224,10 @@ async function release(qemu: Qemu, vm: Vm, daemon: Daemon, disk: DiskDef): Promi
   // the guard hangs between the own image and the one below it
   if (own !== undefined) await deleteNodes(daemon.monitor, new Map(), disk, [own], warn)
   await deleteNodes(daemon.monitor, daemon.guards, disk, below, warn)
-  await daemon.access.unlock(leasesOf(daemon, disk))
+  await daemon.access.revokeImages(disk, [...(own === undefined ? [] : [own]), ...below])
   const source = vm.config?.disks.find((candidate) => candidate.target === disk.target)?.source
   if (source !== undefined) disk.source = structuredClone(source)
   if (vm.offline === daemon) saveStatus(vm, daemon)
-}
-
-function leasesOf(daemon: Daemon, disk: DiskDef): LeaseEntry[] {
-  const path = sourcePath(disk.source)
-  return (daemon.access.record?.leases ?? []).filter(({ resources }) =>
-    resources.some((each) => (each.alias ?? each.path) === path),
-  )
 }
 
 /** The process is gone. Its streams have ended with it, unless they are about to go on elsewhere. */

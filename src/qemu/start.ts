@@ -45,6 +45,11 @@ export interface StartOptions {
   pausedAsSaved?: boolean
   /** QEMU waits for a state that `load` gives it, before the guest's first instruction */
   load?: (monitor: Monitor) => Promise<void>
+  /**
+   * targets of disks whose own images another host has the locks of still: `Access.setDiskLocks` takes them, before the guest
+   * runs
+   */
+  unlocked?: readonly string[]
 }
 
 /** What a monitor and a process say, kept until the running domain that it is about has been put together. */
@@ -175,6 +180,7 @@ async function bringUp(
   const logFile = join(qemu.root.logDir, `${vm.name}.log`)
   const access = new Access(qemu.access, def, (text) => qemu.warn(text))
   access.persist = () => saveStarting(runDir, id, vm, def, access)
+  access.leaveLocks(options.unlocked ?? [])
   if (!access.isNothing) access.persist()
   const others = qemu.vms.flatMap((other) => (other.live === undefined ? [] : [other.live.def]))
   const label = await access.grant({ root: qemu.root, runDir, logFile }, others)

@@ -76,7 +76,7 @@ export function dacDriver(options: DacOptions = {}): SecurityDriver {
       else await files.give(target, formatOwner(owner), note)
     },
 
-    restoreImageLabel: (_def, target, state, complete) => files.giveBack(target, state, complete),
+    restoreImageLabel: (_def, target, state, complete, stays) => files.giveBack(target, state, complete, stays),
 
     async processLabel(def) {
       const { uid, gid } = await ownerOf(def)

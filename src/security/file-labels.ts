@@ -73,8 +73,8 @@ export class FileLabels {
     }
   }
 
-  /** `complete` as in `restoreImageLabel`. */
-  async giveBack(target: LabelTarget, noted: string, complete: boolean): Promise<void> {
+  /** `complete` and `stays` as in `restoreImageLabel`. */
+  async giveBack(target: LabelTarget, noted: string, complete: boolean, stays: boolean): Promise<void> {
     const path = realpath(target.path)
     if (path === undefined) return
     const state = JSON.parse(noted) as State
@@ -82,7 +82,7 @@ export class FileLabels {
       const remembered = state.users === null ? undefined : this.#memory.read(path)
       if (remembered === undefined) {
         // nothing is counted: nobody began to, or the host has booted since
-        if (this.#label.read(path) === state.given) this.#label.write(path, state.label)
+        if (!stays && this.#label.read(path) === state.given) this.#label.write(path, state.label)
         return
       }
       if (!complete && remembered.count <= (state.users ?? 0)) return

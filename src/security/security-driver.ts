@@ -67,9 +67,16 @@ export interface SecurityDriver {
   /**
    * QEMU no longer uses `target`: the domain ended, however, or a stream made the image superfluous. Others may use it
    * still. `complete` is false when our process died between the note and the end of `setImageLabel`: then it may or may
-   * not have been labelled. An image that is gone is no error.
+   * not have been labelled. An image that is gone is no error. `stays`: the domain was migrated, and on the other host QEMU
+   * uses the file with the label that it has; only what is counted here ends.
    */
-  restoreImageLabel?(def: DomainDef, target: LabelTarget, state: string, complete: boolean): Promise<void>
+  restoreImageLabel?(
+    def: DomainDef,
+    target: LabelTarget,
+    state: string,
+    complete: boolean,
+    stays: boolean,
+  ): Promise<void>
 
   /**
    * Directly before a listening unix socket is made that QEMU inherits, and directly after it. Nothing else runs between the

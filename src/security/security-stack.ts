@@ -90,15 +90,23 @@ export class SecurityStack {
     undo.commit()
   }
 
-  /** Restores entries of the journal, newest first. What cannot be restored is reported; the others are restored all the same. */
-  async restore(def: DomainDef, entries: readonly LabelEntry[], journal: LabelJournal): Promise<void> {
+  /**
+   * Restores entries of the journal, newest first. What cannot be restored is reported; the others are restored all the same.
+   * `stays`: those whose file another host's QEMU uses.
+   */
+  async restore(
+    def: DomainDef,
+    entries: readonly LabelEntry[],
+    journal: LabelJournal,
+    stays: (entry: LabelEntry) => boolean = () => false,
+  ): Promise<void> {
     for (const entry of entries.toReversed()) {
       const driver = [...this.#drivers, ...this.#known].find(({ name }) => name === entry.driver)
       const { path } = entry.target
       if (driver === undefined)
         this.#warn(`'${path}' keeps its label of security driver '${entry.driver}', which is not here`)
       try {
-        await driver?.restoreImageLabel?.(def, entry.target, entry.state, entry.complete)
+        await driver?.restoreImageLabel?.(def, entry.target, entry.state, entry.complete, stays(entry))
       } catch (error) {
         this.#warn(`the label of '${path}' is not restored: ${messageOf(error)}`)
       }

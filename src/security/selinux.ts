@@ -59,7 +59,7 @@ export function selinuxDriver(options: SelinuxOptions = {}): SecurityDriver {
       else await files.give(target, wanted, note)
     },
 
-    restoreImageLabel: (_def, target, state, complete) => files.giveBack(target, state, complete),
+    restoreImageLabel: (_def, target, state, complete, stays) => files.giveBack(target, state, complete, stays),
 
     // a socket has the label that its maker wants for it, and one that QEMU inherits must be QEMU's own
     setSocketLabel(def) {

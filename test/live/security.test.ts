@@ -216,22 +216,24 @@ test('locks come before labels and go after them, each while the process stands 
   const { root, folder, theirs, user } = await dacRoot(t)
   const { base, path } = await privateImages(folder)
   const said: string[] = []
+  let lost = ''
   const lockManager: LockDriver = {
     name: 'witness',
     async acquire(owner, resources, state) {
       const [{ path, mode } = { path: '', mode: '' }] = resources
       const program = await readlink(`/proc/${owner.pid}/exe`)
       said.push(`${mode} ${basename(path)} of ${await ownerOf(path)}, ${program === process.execPath}, ${state ?? ''}`)
-      return { owner, resources, data: mode }
+      return { owner, resources, data: mode, state: `for ${mode}` }
     },
-    async release({ owner, resources, data }) {
+    async release({ owner, resources }) {
       const [{ path } = { path: '' }] = resources
       const running = existsSync(`/proc/${owner.pid}/exe`) ? 'running' : 'gone'
       said.push(`released ${basename(path)} of ${await ownerOf(path)}, ${running}`)
-      return data === 'exclusive' ? 'mine' : undefined
+      return undefined
     },
-    inquire: ({ data }) => Promise.resolve(data !== undefined),
+    inquire: ({ data }) => Promise.resolve(lost !== data),
   }
+
   await root.conn.close()
   root.conn = await Connect.open(root.uri, { lockManager })
   const dom = await startPlain(root, { devices: diskXml('vda', path) })
@@ -245,10 +247,14 @@ test('locks come before labels and go after them, each while the process stands 
     await dom.stream('vda')
   ).finished
   assert.deepEqual(said.splice(0), [`released ${names[1]} of 0:0, running`])
-  await dom.destroy()
+  await root.conn.close()
+  lost = 'exclusive'
+  root.conn = await Connect.open(root.uri, { lockManager })
+  assert.deepEqual(said.splice(0), [`exclusive ${names[0]} of ${theirs}, false, for exclusive`])
+  await (await root.conn.domainLookupByName('guest')).destroy()
   assert.deepEqual(said.splice(0), [`released ${names[0]} of 0:0, gone`])
-  await dom.create()
-  assert.deepEqual(said.splice(0), [`exclusive ${names[0]} of 0:0, true, mine`])
+  await (await root.conn.domainLookupByName('guest')).create()
+  assert.deepEqual(said.splice(0), [`exclusive ${names[0]} of 0:0, true, `])
 })
 
 test('an image that is locked elsewhere keeps the domain from starting, and nothing is changed', async (t) => {

@@ -2,7 +2,13 @@ import { randomUUID } from 'node:crypto'
 import { closeSync, openSync } from 'node:fs'
 import type { TestContext } from 'node:test'
 import type { Lease, LockDriver, LockOwner, LockResource } from '../../src/index.js'
+import { ofdLocks } from '../../src/locking/ofd.js'
+import { virtlockdLocks } from '../../src/locking/virtlockd.js'
 import { native } from '../../src/native.js'
+import type { Gate } from '../../src/qemu/process.js'
+import { temporaryFolder } from '../support/images.js'
+import { requires } from '../support/requires.js'
+import { startVirtlockd } from '../support/virtlockd.js'
 
 /** A process in the place of a QEMU, with the locks that it was started with. */
 export interface Holding {
@@ -10,7 +16,33 @@ export interface Holding {
   leases: Lease[]
   /** kills it, and waits until it is gone */
   kill: () => Promise<void>
+  /** gives its locks back, and kills it */
+  free: () => Promise<void>
 }
+
+/** A lock driver under test, with all that it needs; `start` skips the test and answers nothing where that is missing. */
+export interface LockManager {
+  name: string
+  /** does it know whether another had a lock meanwhile? */
+  remembers: boolean
+  start: (t: TestContext) => Promise<LockDriver | undefined>
+}
+
+export const lockManagers: readonly LockManager[] = [
+  {
+    name: 'ofd',
+    remembers: true,
+    start: async (t) => ofdLocks({ directory: await temporaryFolder(t) }),
+  },
+  {
+    name: 'virtlockd',
+    remembers: false,
+    start: async (t) => {
+      if (!requires(t, 'program:virtlockd')) return undefined
+      return virtlockdLocks({ socket: (await startVirtlockd(t)).socket })
+    },
+  },
+]
 
 /** Starts a process as a domain is started: held, given its locks, let go. When a lock is refused, no process is left. */
 export async function startHolding(
@@ -20,23 +52,42 @@ export async function startHolding(
   resources: readonly LockResource[],
 ): Promise<Holding> {
   const holder = await locks.hold?.(resources)
+  let owner: LockOwner | undefined
+  const leases: Lease[] = []
+  const kill = await startGated(t, {
+    inherit: holder?.inherit ?? [],
+    connect: holder?.connect,
+    async admit(pid, connection) {
+      owner = { name, uuid: randomUUID(), id: 1, pid }
+      await holder?.attach?.(owner, connection)
+      for (const resource of resources) leases.push(await locks.acquire(owner, [resource], undefined, holder))
+    },
+    close: () => holder?.close(),
+  })
+  const free = async (): Promise<void> => {
+    for (const lease of leases) await locks.release(lease)
+    await kill()
+  }
+  if (owner === undefined) throw new Error('it was not admitted')
+  return { owner, leases, kill, free }
+}
+
+/** Starts a process in the place of a QEMU through a gate; what it answers kills it. */
+export async function startGated(t: TestContext, gate: Gate | undefined): Promise<() => Promise<void>> {
   const idle = openSync('/dev/null', 'r+')
-  const inherit = (holder?.inherit ?? []).map((fd) => ({ source: fd, target: fd }))
+  const inherit = (gate?.inherit ?? []).map((fd) => ({ source: fd, target: fd }))
   const fds = [...[0, 1, 2].map((target) => ({ source: idle, target })), ...inherit]
   const plan = { file: '/bin/sleep', args: ['sleep', '600'], env: {}, fds }
-  const { pid, connection } = native.spawnHeld(plan, holder?.connect)
+  const { pid, connection } = native.spawnHeld(plan, gate?.connect)
   try {
-    const owner = { name, uuid: randomUUID(), id: 1, pid }
-    await holder?.attach?.(owner, connection)
-    const leases: Lease[] = []
-    for (const resource of resources) leases.push(await locks.acquire(owner, [resource], undefined, holder))
+    await gate?.admit(pid, connection)
     native.resumeHeld(pid)
-    return { owner, leases, kill: killer(t, pid) }
+    return killer(t, pid)
   } catch (error) {
     native.dropHeld(pid)
     throw error
   } finally {
-    holder?.close()
+    gate?.close()
     closeSync(idle)
   }
 }
