@@ -1,4 +1,6 @@
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -205,6 +207,15 @@ Napi::Value PeerCredentials(const Napi::CallbackInfo& info) {
   return answer;
 }
 
+void SetNotSentLowat(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const int fd = Descriptor(info[0]);
+  const double wanted = info[1].As<Napi::Number>().DoubleValue();
+  if (!(wanted >= 1 && wanted <= INT32_MAX)) throw Napi::RangeError::New(env, "bytes must be from 1 to 2^31 - 1");
+  const int bytes = static_cast<int>(wanted);
+  if (setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &bytes, sizeof bytes) != 0) ThrowErrno(env, errno, "setsockopt");
+}
+
 void Close(const Napi::CallbackInfo& info) {
   // After EINTR the descriptor is gone as well on Linux: closing again could hit someone else's.
   if (close(Descriptor(info[0])) != 0 && errno != EINTR) ThrowErrno(info.Env(), errno, "close");
@@ -219,5 +230,6 @@ void InitSockets(Napi::Env env, Napi::Object exports) {
   exports.Set("sendFds", Napi::Function::New(env, SendFds, "sendFds"));
   exports.Set("recvFds", Napi::Function::New(env, RecvFds, "recvFds"));
   exports.Set("peerCredentials", Napi::Function::New(env, PeerCredentials, "peerCredentials"));
+  exports.Set("setNotSentLowat", Napi::Function::New(env, SetNotSentLowat, "setNotSentLowat"));
   exports.Set("close", Napi::Function::New(env, Close, "close"));
 }

@@ -94,6 +94,8 @@ export interface NativeAddon {
   recvFds(socket: number, maxBytes: number): { bytes: Uint8Array; fds: number[] } | undefined
   /** SO_PEERCRED of a unix socket */
   peerCredentials(socket: number): PeerCredentials
+  /** TCP_NOTSENT_LOWAT: a TCP socket takes no more while so many bytes in it were not sent yet. ENOTSUP and the like when it is no TCP socket. */
+  setNotSentLowat(socket: number, bytes: number): void
   /**
    * Closes a descriptor that this addon gave out. What `fs.open` gave out is closed by `fs.close` only: a worker thread
    * keeps a list of those and closes what is on it when it ends, by then perhaps someone else's.

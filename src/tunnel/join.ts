@@ -1,0 +1,84 @@
+/** Joins streams to streams: a channel to a socket, to a descriptor that a program gets, to a unix path. */
+import { once } from 'node:events'
+import { connect, Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
+import { native } from '../native.js'
+import { asTunnelError, type TunnelError } from './error.js'
+import type { ChannelRequest } from './requests.js'
+
+/**
+ * Carries bytes both ways with back-pressure. An end of one side is a half close of the other. Resolves when both directions
+ * have ended; rejects with a TunnelError when either side breaks, the other one destroyed with that error then.
+ */
+export function joinDuplex(a: Duplex, b: Duplex): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let open = 2
+    const fail = (thrown: unknown): void => {
+      const error = asTunnelError(thrown, 'ECONNRESET', 'a joined stream broke')
+      a.destroy(error)
+      b.destroy(error)
+      reject(error)
+    }
+    for (const [from, to] of [
+      [a, b],
+      [b, a],
+    ] as const) {
+      from.on('error', fail)
+      from.once('close', () => {
+        open -= 1
+        if (!from.readableEnded || !from.writableFinished)
+          fail(from.errored ?? new Error('it was closed before its end'))
+        else if (open === 0) resolve()
+      })
+      carry(from, to)
+    }
+  })
+}
+
+function carry(from: Duplex, to: Duplex): void {
+  from.on('data', (bytes: Buffer) => {
+    if (!to.write(bytes)) from.pause()
+  })
+  to.on('drain', () => from.resume())
+  from.once('end', () => to.end())
+}
+
+/** A connection to a unix path; half-open. Rejects with TunnelError ECONNREFUSED. */
+export async function unixSocket(path: string): Promise<Socket> {
+  const socket = connect({ path, allowHalfOpen: true })
+  try {
+    await once(socket, 'connect')
+    return socket
+  } catch (error) {
+    throw asTunnelError(error, 'ECONNREFUSED', `cannot connect to '${path}'`)
+  }
+}
+
+/** Connects to a unix path and joins the requested channel to it; refuses the channel when that can't be. Never rejects. */
+export async function joinUnix(request: ChannelRequest, path: string): Promise<TunnelError | undefined> {
+  let socket: Socket | undefined
+  try {
+    socket = await unixSocket(path)
+    await joinDuplex(request.accept(), socket)
+    return undefined
+  } catch (thrown) {
+    const error = asTunnelError(thrown, 'ECONNRESET', `the channel to '${path}' broke`)
+    socket?.destroy()
+    request.refuse(error.message)
+    return error
+  }
+}
+
+export interface JoinedDescriptor {
+  /** one end of a pair of connected unix sockets, blocking mode left to who gets it: pass it on, then `native.close` it */
+  fd: number
+  /** as that of joinDuplex */
+  joined: Promise<void>
+}
+
+/** A descriptor that is the other end of `stream`, for a program that takes descriptors (QEMU: getfd). */
+export function descriptorFor(stream: Duplex): JoinedDescriptor {
+  const [fd, ours] = native.socketpair()
+  const socket = new Socket({ fd: ours, readable: true, writable: true, allowHalfOpen: true })
+  return { fd, joined: joinDuplex(stream, socket) }
+}
