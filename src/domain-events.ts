@@ -64,6 +64,17 @@ export interface AgentEvent extends EventOf {
 export interface ControlErrorEvent extends EventOf {
   readonly kind: 'control-error'
 }
+/** Events are missing at this place: whoever reads was slower than the queue is long. */
+export interface OverflowEvent {
+  readonly kind: 'overflow'
+  readonly dropped: number
+}
+/** virConnectCloseFunc: the connection broke, this is its last event. `reason` VIR_CONNECT_CLOSE_REASON_*. */
+export interface CloseEvent {
+  readonly kind: 'close'
+  readonly reason: number
+  readonly error?: string
+}
 export type DomainEvent =
   | LifecycleEvent
   | BlockJobEvent

@@ -5,10 +5,12 @@
  */
 import type { Duplex } from 'node:stream'
 import type { Logger } from 'pino'
-import type { DomainEvent } from './domain-events.js'
+import type { CloseEvent, DomainEvent, OverflowEvent } from './domain-events.js'
 import type { LockDriver } from './locking/lock-driver.js'
 import type { DomainJobStats, MigrateParams } from './migrate-params.js'
 import type { SecurityDriver } from './security/security-driver.js'
+import type { ChannelRequest } from './tunnel/requests.js'
+import type { Tunnel } from './tunnel/tunnel.js'
 
 export type * from './domain-events.js'
 export type * from './migrate-params.js'
@@ -204,6 +206,7 @@ export interface HypervisorOps {
     flags: number,
     cookie: string,
     uri: string,
+    tunnel?: Tunnel,
   ): Promise<{ cookie: string }>
   /** Lets the guest run at the destination; `cancelled`: ends what was prepared there, and answers undefined. */
   domainMigrateFinish(
@@ -220,6 +223,10 @@ export interface HypervisorOps {
     cookie: string,
     cancelled: boolean,
   ): Promise<void>
+  /** A channel that a migration's source has opened on a tunnel that is not the driver's own (`DriverHost.tunnels`). */
+  migrationChannel(request: ChannelRequest, tunnel: Tunnel): Promise<void>
+  /** The tunnel that the connection goes through; of drivers whose hypervisor is elsewhere. */
+  connectTunnel(): Promise<Tunnel>
   /** Ends a migration: before the guest has moved it stays, afterwards it comes back (`flags` VIR_DOMAIN_ABORT_JOB_*). */
   domainAbortJob(domain: DomainRef, flags: number): Promise<void>
   /** `flags` VIR_DOMAIN_JOB_STATS_* */
@@ -234,8 +241,8 @@ export interface HypervisorOps {
 export interface DriverHost {
   readonly logger: Logger
   readonly readOnly: boolean
-  /** hands an event to the connection's listeners; never throws, never waits */
-  emit(event: DomainEvent): void
+  /** hands an event to the connection's listeners, who end after a CloseEvent; never throws, never waits */
+  emit(event: DomainEvent | OverflowEvent | CloseEvent): void
   /** in the order of labelling; undone in reverse. Absent: what the driver's own configuration says */
   readonly security?: readonly SecurityDriver[]
   /** absent: what the driver's own configuration says */

@@ -5,8 +5,27 @@ import { testDriver } from './test-driver/driver.js'
 const qemuDriver: HypervisorDriver = {
   name: 'qemu',
   uriSchemes: ['qemu'],
-  open: async (uri, host) => (await import('./qemu/driver.js')).qemuDriver.open(uri, host),
+  async open(uri, host) {
+    const { qemuDriver: embedded } = await import('./qemu/driver.js')
+    try {
+      return await embedded.open(uri, host)
+    } catch (error) {
+      // a daemon that has the root lets others use it
+      const { isRootInUse } = await import('./qemu/root.js')
+      if (!isRootInUse(error)) throw error
+      const { throughDaemon } = await import('./remote/embedded.js')
+      const operations = await throughDaemon(uri, host)
+      if (operations === undefined) throw error
+      return operations
+    }
+  },
+}
+
+const remoteDriver: HypervisorDriver = {
+  name: 'remote',
+  uriSchemes: ['virstream+tls', 'virstream+unix', 'virstream+tcp'],
+  open: async (uri, host) => (await import('./remote/driver.js')).remoteDriver.open(uri, host),
 }
 
 /** The drivers that come with virstream, in the order of asking. */
-export const drivers: readonly HypervisorDriver[] = [qemuDriver, testDriver]
+export const drivers: readonly HypervisorDriver[] = [qemuDriver, remoteDriver, testDriver]

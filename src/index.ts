@@ -4,10 +4,11 @@ export type { OpenOptions } from './api/connect.js'
 export { DiskStream } from './api/disk-stream.js'
 export type { StreamProgress } from './api/disk-stream.js'
 export { Domain } from './api/domain.js'
-export type { ConnectEvent, DomainEvents, EventFilter, EventKind, EventOfKind, OverflowEvent } from './api/event-hub.js'
+export type { ConnectEvent, DomainEvents, EventFilter, EventKind, EventOfKind } from './api/event-hub.js'
 export { virDomainStreamDisk, virDomainStreamDiskInfo } from './api/stream-functions.js'
 export * from './constants.gen.js'
 export type {
+  CloseEvent,
   DomainBlockInfo,
   DomainBlockJobInfo,
   DomainBlockStats,
@@ -26,6 +27,7 @@ export type {
   LabelTarget,
   LockResource,
   MigrateParams,
+  OverflowEvent,
   ProcessLabel,
   SecurityDriver,
   StreamDiskState,

@@ -18,7 +18,8 @@ const imports: Readonly<Record<string, readonly string[]>> = {
   api: ['conf', 'util'],
   qemu: ['conf', 'storage', 'qmp', 'nbd', 'tunnel', 'security', 'locking', 'util'],
   'test-driver': ['conf', 'util'],
-  cli: ['api', 'conf', 'qemu', 'util'],
+  remote: ['api', 'conf', 'tunnel', 'util'],
+  cli: ['api', 'conf', 'qemu', 'remote', 'util'],
   bin: ['cli'],
 }
 

@@ -24,7 +24,7 @@ export interface StreamProgress {
   size: number
 }
 
-type StreamEvent = EventOfKind<'lifecycle' | 'block-job' | 'stream-progress' | 'overflow'>
+type StreamEvent = EventOfKind<'lifecycle' | 'block-job' | 'stream-progress' | 'overflow' | 'close'>
 type Events = BoundedQueue<StreamEvent>
 type Ending = { error?: VirError }
 
@@ -155,7 +155,7 @@ export class DiskStream implements AsyncDisposable {
     let missed = false
     for await (const event of this.#events) {
       if (event.kind === 'overflow') missed = true
-      else this.#take(event)
+      else if (event.kind !== 'close') this.#take(event)
       if (missed && this.#ending === undefined && this.#events.length === 0) {
         missed = !(await this.#catchUp())
       }
@@ -166,7 +166,7 @@ export class DiskStream implements AsyncDisposable {
     })
   }
 
-  #take(event: Exclude<StreamEvent, { kind: 'overflow' }>): void {
+  #take(event: Exclude<StreamEvent, { kind: 'overflow' | 'close' }>): void {
     if (event.kind === 'lifecycle') {
       if (this.#outlives) return
       if (event.event !== VIR_DOMAIN_EVENT_STOPPED && event.event !== VIR_DOMAIN_EVENT_CRASHED) return

@@ -1,16 +1,10 @@
 import type { Logger } from 'pino'
-import type { DomainEvent, DomainRef } from '../driver.js'
+import type { CloseEvent, DomainEvent, DomainRef, OverflowEvent } from '../driver.js'
 import { failFrom } from '../error.js'
 import { BoundedQueue } from '../util/queue.js'
 import type { Domain } from './domain.js'
 
 const fail = failFrom('VIR_FROM_NONE')
-
-/** A listener was slower than its queue is long: `dropped` events are missing at this place. */
-export interface OverflowEvent {
-  readonly kind: 'overflow'
-  readonly dropped: number
-}
 
 type WithDomain<E> = E extends { readonly domain: DomainRef }
   ? Omit<E, 'domain'> & {
@@ -20,26 +14,27 @@ type WithDomain<E> = E extends { readonly domain: DomainRef }
   : never
 
 /** What a listener hears, told apart by `kind`. */
-export type ConnectEvent = WithDomain<DomainEvent> | OverflowEvent
+export type ConnectEvent = WithDomain<DomainEvent> | OverflowEvent | CloseEvent
 export type EventKind = ConnectEvent['kind']
 export type EventOfKind<Kind extends EventKind> = Extract<ConnectEvent, { kind: Kind }>
 
 export interface EventFilter<Kind extends EventKind = EventKind> {
   /** only what is about this domain */
   domain?: DomainRef | undefined
-  /** only events of these kinds (and `overflow`, which everyone gets) */
+  /** only events of these kinds (and `overflow` and `close`, which everyone gets) */
   kinds?: readonly Kind[] | undefined
   /** how many events wait for a slow listener before some are dropped; default 1000 */
   bound?: number | undefined
 }
 
 /** Async iteration of events; over when the connection closes, given up by `break`, `return()` or `await using`. */
-export type DomainEvents<Kind extends EventKind = EventKind> = BoundedQueue<EventOfKind<Kind | 'overflow'>>
+export type DomainEvents<Kind extends EventKind = EventKind> = BoundedQueue<EventOfKind<Kind | 'overflow' | 'close'>>
 
 const DEFAULT_BOUND = 1000
 
 /** Past the bound the lowest go first. */
 function rankOf({ kind }: ConnectEvent): number {
+  if (kind === 'close') return 3
   if (kind === 'lifecycle' || kind === 'block-job') return 2
   return kind === 'stream-progress' || kind === 'stream-unit' ? 0 : 1
 }
@@ -68,7 +63,12 @@ export class EventHub {
   }
 
   /** Takes an event of the driver in: never waits, never throws. */
-  emit(event: DomainEvent): void {
+  emit(event: DomainEvent | OverflowEvent | CloseEvent): void {
+    if (event.kind === 'overflow' || event.kind === 'close') {
+      for (const { queue } of this.#listeners) queue.push(event)
+      if (event.kind === 'close') this.close()
+      return
+    }
     let shown: ConnectEvent | undefined
     for (const { wants, queue } of this.#listeners) {
       if (!wants(event)) continue
@@ -119,6 +119,7 @@ export class EventHub {
 
   async #pump(kind: EventKind, queue: BoundedQueue<ConnectEvent>, listener: (event: ConnectEvent) => unknown) {
     for await (const event of queue) {
+      if (event.kind === 'close' && kind !== 'close') continue
       if (event.kind === 'overflow' && kind !== 'overflow') {
         for (const overflow of this.#pumps.get('overflow')?.values() ?? []) overflow.push(event)
         continue

@@ -39,8 +39,11 @@ const named = {
 
 const texts = ['destinationName', 'destinationXML', 'persistXML', 'uri', 'listenAddress', 'compression'] as const
 
-/** Only what was given, and what was given is legal. Bandwidths of memory come out in bytes/s. */
-export function checkMigrateParams(check: Arguments, params: MigrateParams): Checked {
+/**
+ * Only what was given, and what was given is legal. Bandwidths of memory come out in bytes/s; `inBytes`: they are in
+ * bytes/s already.
+ */
+export function checkMigrateParams(check: Arguments, params: MigrateParams, inBytes = false): Checked {
   const known = new Set<string>([...texts, ...others])
   for (const key of Object.keys(params))
     if (!known.has(key)) throw fail('VIR_ERR_INVALID_ARG', `there is no migration parameter '${key}'`)
@@ -62,8 +65,8 @@ export function checkMigrateParams(check: Arguments, params: MigrateParams): Che
   )
   return {
     ...(Object.fromEntries([...given, ...flags]) as Checked),
-    ...(bandwidth !== undefined && { bandwidth: check.bandwidth(bandwidth, false) }),
-    ...(bandwidthPostcopy !== undefined && { bandwidthPostcopy: check.bandwidth(bandwidthPostcopy, false) }),
+    ...(bandwidth !== undefined && { bandwidth: check.bandwidth(bandwidth, inBytes) }),
+    ...(bandwidthPostcopy !== undefined && { bandwidthPostcopy: check.bandwidth(bandwidthPostcopy, inBytes) }),
     ...(diskStreamBandwidth !== undefined && { diskStreamBandwidth: check.bandwidth(diskStreamBandwidth, true) }),
     ...(downtime !== undefined && { downtime: check.count('downtime', downtime) }),
     ...(migrateDisks && { migrateDisks: migrateDisks.map((disk) => check.text('migrateDisks', disk)) }),

@@ -33,7 +33,7 @@ function show(context: Context, event: ConnectEvent, options: Values): void {
     return
   }
   const stamp = options.flag('timestamp') ? `${now.replace('T', ' ').replace('Z', '+0000')}: ` : ''
-  const about = event.kind === 'overflow' ? '' : ` for domain '${event.domain.name}'`
+  const about = event.kind === 'overflow' || event.kind === 'close' ? '' : ` for domain '${event.domain.name}'`
   context.print(`${stamp}event '${event.kind}'${about}: ${eventWords(event)}`)
 }
 

@@ -29,12 +29,12 @@ export function wrap(text: string, indent: number): string[] {
   return [...lines, ' '.repeat(indent) + line].map((wrapped) => wrapped.replaceAll(NO_BREAK, ' '))
 }
 
-function section(title: string, lines: readonly string[]): string[] {
+export function section(title: string, lines: readonly string[]): string[] {
   return lines.length === 0 ? [] : [title, ...lines, '']
 }
 
 /** Terms on the left, meanings on the right, or below where a term is long. */
-function definitions(entries: readonly (readonly [string, string])[], column = 24): string[] {
+export function definitions(entries: readonly (readonly [string, string])[], column = 24): string[] {
   return entries.flatMap(([term, meaning]) => {
     const [first = '', ...rest] = wrap(meaning, column)
     if (term.length + 4 > column) return [`  ${term}`, first, ...rest]

@@ -124,5 +124,7 @@ export function eventWords(event: ConnectEvent): string {
       return ''
     case 'overflow':
       return `${event.dropped} events were dropped`
+    case 'close':
+      return `the connection broke${event.error === undefined ? '' : `: ${event.error}`}`
   }
 }

@@ -21,6 +21,16 @@ const SOCKET_PATH_MAX = 107
 /** the longest path that we make below the root for a socket: `run/qemu/4294967295/nbd.sock` and a little reserve */
 const SOCKET_PATH_BELOW = 'run/qemu/4294967295/org.qemu.guest_agent.0'.length + 1
 
+/** Why a root can't be opened: as the cause of the error. */
+class RootInUse extends Error {
+  override readonly message = 'another process holds the lock of the root'
+}
+
+/** Is this the error of a root that another process has open? */
+export function isRootInUse(error: unknown): boolean {
+  return error instanceof Error && error.cause instanceof RootInUse
+}
+
 /**
  * The tree of one `qemu:///embed?root=…`: `etc` (definitions), `run` (what runs now), `lib` (saved states), `log`, `cache`.
  * One process at a time holds it, by a lock on `run/lock` that ends with the process, however that ends.
@@ -106,6 +116,7 @@ export class Root {
       throw fail(
         'VIR_ERR_OPERATION_INVALID',
         `root '${this.path}' is in use by process '${holder === '' ? 'unknown' : holder}'`,
+        new RootInUse(),
       )
     }
     this.#lock = fd
