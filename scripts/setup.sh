@@ -12,7 +12,7 @@ packages=(
   build-essential python3                                       # the native addon
   libvirt-dev libvirt0 libxml2-utils                            # constants and schemas to hold ours against
   libvirt-daemon libvirt-clients                                # to share images with
-  iproute2
+  iproute2 openssl                                              # links to measure, certificates to test with
 )
 
 say() { printf 'setup: %s\n' "$*"; }

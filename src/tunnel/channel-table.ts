@@ -1,7 +1,7 @@
 /** The channels of one end of a tunnel: who may open, send, end and close what. No sockets; docs/tunnel.md has the rules. */
 import { protocolError, TunnelError } from './error.js'
 import { frame, frameTypes, reasonPayload, type Frame } from './framing.js'
-import { acceptPayload, openPayload, parseAccept, parseOpen, type Params } from './payloads.js'
+import { acceptPayload, MAX_WINDOW, openPayload, parseAccept, parseOpen, type Params } from './payloads.js'
 import { Outgoing, type SendQueue } from './send-queue.js'
 import { ReceiveWindow, type RoundTrips, type WindowLimits } from './window.js'
 
@@ -193,7 +193,7 @@ export class ChannelTable {
   #takeTransfer(type: Frame['type'], channel: number, state: ChannelState, payload: Buffer): void {
     if (type === frameTypes.credit) {
       state.out.credit += payload.readUInt32BE()
-      if (state.out.credit > Number.MAX_SAFE_INTEGER) throw protocolError(`channel ${channel} gets too much credit`)
+      if (state.out.credit > MAX_WINDOW) throw protocolError(`channel ${channel} gets too much credit`)
       this.#queue.activate(state.out, true)
       this.#events.onReady()
     } else if (state.ended) throw protocolError(`channel ${channel} goes on after its end`)

@@ -1,9 +1,10 @@
 /** Joins streams to streams: a channel to a socket, to a descriptor that a program gets, to a unix path. */
 import { once } from 'node:events'
+import { rm } from 'node:fs/promises'
 import { connect, Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { native } from '../native.js'
-import { asTunnelError, type TunnelError } from './error.js'
+import { asTunnelError, TunnelError } from './error.js'
 import type { ChannelRequest } from './requests.js'
 
 /**
@@ -52,6 +53,14 @@ export async function unixSocket(path: string): Promise<Socket> {
   } catch (error) {
     throw asTunnelError(error, 'ECONNREFUSED', `cannot connect to '${path}'`)
   }
+}
+
+/** Makes way for a listener. Rejects with TunnelError EINVAL when somebody listens there. */
+export async function removeDeadSocket(path: string): Promise<void> {
+  const alive = await unixSocket(path).catch(() => undefined)
+  alive?.destroy()
+  if (alive !== undefined) throw new TunnelError('EINVAL', `somebody listens on '${path}' already`)
+  await rm(path, { force: true })
 }
 
 /** Connects to a unix path and joins the requested channel to it; refuses the channel when that can't be. Never rejects. */

@@ -6,6 +6,7 @@ import { native } from '../native.js'
 import { defaultTunnelPort, formatTunnelUri, isLoopback } from './address.js'
 import { descriptorOf, tuneTcp } from './carrier.js'
 import { asTunnelError, TunnelError } from './error.js'
+import { removeDeadSocket } from './join.js'
 import type { Peer } from './peer.js'
 import { distinguishedName, isAllowedDn, tlsOptions, type Credentials } from './pki.js'
 import type { ServerOptions } from './options.js'
@@ -151,7 +152,7 @@ export async function listenTunnel(address: ListenAddress, options: ListenOption
 
 async function startListening(server: Server, address: ListenAddress): Promise<void> {
   if ('unix' in address) {
-    await rm(address.unix, { force: true })
+    await removeDeadSocket(address.unix)
     server.listen({ fd: native.listenUnix(address.unix, 0o600, 64) })
   } else server.listen({ host: address.host, port: address.port ?? defaultTunnelPort })
   await once(server, 'listening')

@@ -35,6 +35,8 @@ type Message =
 interface Waiter {
   resolve: (result: unknown) => void
   reject: (error: Error) => void
+  /** to be called before either */
+  settled: () => void
 }
 
 const LENGTH = 4
@@ -74,37 +76,23 @@ export class Messages {
       if (this.#over !== undefined) throw this.#over
       signal?.throwIfAborted()
       const id = this.#nextId++
-      this.#send({ id, method, params })
-      const giveUp = (error: Error): void => {
-        if (this.#waiters.get(id) === undefined) return
-        if (this.#over === undefined) this.#send({ id, cancel: true })
-        waiter.reject(error)
-      }
-      const timer =
-        timeout === undefined
-          ? undefined
-          : setTimeout(
-              () => giveUp(new TunnelError('ETIMEDOUT', `no answer to '${method}' within ${timeout} ms`)),
-              timeout,
-            )
-      const aborted = (): void => giveUp(signal?.reason as Error)
+      const late = (): void =>
+        this.#giveUp(id, new TunnelError('ETIMEDOUT', `no answer to '${method}' within ${timeout ?? 0} ms`))
+      const timer = timeout === undefined ? undefined : setTimeout(late, timeout)
+      const aborted = (): void => this.#giveUp(id, signal?.reason as Error)
       signal?.addEventListener('abort', aborted)
       const settled = (): void => {
         this.#waiters.delete(id)
         clearTimeout(timer)
         signal?.removeEventListener('abort', aborted)
       }
-      const waiter: Waiter = {
-        resolve: (result) => {
-          settled()
-          resolve(result)
-        },
-        reject: (error) => {
-          settled()
-          reject(error)
-        },
+      this.#waiters.set(id, { resolve, reject, settled })
+      try {
+        this.#send({ id, method, params })
+      } catch (error) {
+        settled()
+        throw error
       }
-      this.#waiters.set(id, waiter)
     })
   }
 
@@ -145,8 +133,21 @@ export class Messages {
     if ('method' in message) void this.#answer(message)
     else if ('cancel' in message) this.#answering.get(message.id)?.abort()
     // an answer that comes after its request was given up is of no use any more
-    else if ('error' in message) this.#waiters.get(message.id)?.reject(fromWire(message.error))
-    else this.#waiters.get(message.id)?.resolve(message.result)
+    else if ('error' in message) this.#takeWaiter(message.id)?.reject(fromWire(message.error))
+    else this.#takeWaiter(message.id)?.resolve(message.result)
+  }
+
+  #takeWaiter(id: number): Waiter | undefined {
+    const waiter = this.#waiters.get(id)
+    waiter?.settled()
+    return waiter
+  }
+
+  #giveUp(id: number, error: Error): void {
+    const waiter = this.#takeWaiter(id)
+    if (waiter === undefined) return
+    this.#reply({ id, cancel: true })
+    waiter.reject(error)
   }
 
   async #answer({ id, method, params }: { id: number; method: string; params: unknown }): Promise<void> {
@@ -171,6 +172,7 @@ export class Messages {
     }
   }
 
+  /** Says what no longer matters to anybody once the channel is over. */
   #reply(message: Message): void {
     if (this.#over === undefined) this.#send(message)
   }
@@ -188,7 +190,7 @@ export class Messages {
     if (this.#over !== undefined) return
     this.#over = error ?? new TunnelError('ESHUTDOWN', 'the channel was closed')
     for (const controller of this.#answering.values()) controller.abort()
-    for (const waiter of [...this.#waiters.values()]) waiter.reject(this.#over)
+    for (const id of [...this.#waiters.keys()]) this.#takeWaiter(id)?.reject(this.#over)
     if (error === undefined) this.#duplex.end()
     else this.#duplex.destroy(error)
     this.#resolveClosed(error)

@@ -12,7 +12,8 @@ export const OLDEST_VERSION = 1
 const MAGIC = Buffer.from('VSTUNNEL', 'latin1')
 const MAX_TOKEN = 512
 const MAX_SERVICE = 255
-const MAX_WINDOW = 0x7fffffff
+/** What a channel may be allowed to send at most. */
+export const MAX_WINDOW = 0x7fffffff
 
 export interface Hello {
   version: number

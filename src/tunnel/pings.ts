@@ -65,8 +65,8 @@ export class Pings {
   answered(payload: Buffer): number {
     const ping = this.#waiting.shift()
     if (ping?.id !== payload.readBigUInt64BE()) throw protocolError('a PONG does not answer the oldest PING')
-    const now = this.#now()
-    this.trips.add(now - ping.at, now)
-    return now - ping.at
+    const ms = this.#now() - ping.at
+    this.trips.add(ms)
+    return ms
   }
 }

@@ -3,7 +3,7 @@ import { rm } from 'node:fs/promises'
 import { createServer, type Server, type Socket } from 'node:net'
 import { native } from '../native.js'
 import { asTunnelError, TunnelError } from './error.js'
-import { joinDuplex } from './join.js'
+import { joinDuplex, removeDeadSocket } from './join.js'
 import type { Params } from './payloads.js'
 import type { Tunnel } from './tunnel.js'
 
@@ -50,13 +50,13 @@ export class UnixRelay {
     server.on('connection', (socket) => void this.#serve(socket))
   }
 
-  /** Rejects with TunnelError EINVAL when the path can't be listened on. A dead socket in its place is removed. */
+  /** Rejects with TunnelError EINVAL when the path can't be listened on. A socket there that nobody listens on is replaced. */
   static async listen(options: UnixRelayOptions): Promise<UnixRelay> {
     const { path, listen = listenPrivately } = options
     const server = createServer({ allowHalfOpen: true })
     const relay = new UnixRelay(options, server)
     try {
-      await rm(path, { force: true })
+      await removeDeadSocket(path)
       server.listen({ fd: listen(path, 64) })
       await once(server, 'listening')
       return relay
@@ -90,6 +90,7 @@ export class UnixRelay {
 
   /** Ends every connection and takes the path away. */
   async close(): Promise<void> {
+    if (!this.#server.listening) return
     const closed = once(this.#server, 'close')
     this.#server.close()
     for (const socket of [...this.#held, ...this.#joined]) socket.destroy()

@@ -80,7 +80,7 @@ export class Session {
 
   /** ms; the shortest round trip of late */
   get roundTrip(): number | undefined {
-    return this.#pings.trips.least
+    return this.#pings.trips.recent
   }
 
   /** The client's first word. Throws TunnelError EINVAL when token or params are too long. */

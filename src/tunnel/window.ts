@@ -1,52 +1,40 @@
 /** How much a channel may send before its receiver has taken it: large enough for the link, too small to stand in the way. */
 
 export interface WindowLimits {
-  /** bytes; the window of a new channel */
+  /** bytes; the window of a new channel, and the smallest */
   floor: number
   /** bytes */
   cap: number
-  /** ms that bulk may add to the round trip of what is small */
-  target: number
 }
 
-export const defaultWindows: WindowLimits = { floor: 256 * 1024, cap: 16 * 1024 * 1024, target: 5 }
+export const defaultWindows: WindowLimits = { floor: 256 * 1024, cap: 16 * 1024 * 1024 }
 
-/** The least round trip counts for so many ms, then a new one is looked for: ways through a network change. */
-const LEAST_LIVES = 10_000
-/** ms between two looks at a window */
-const LOOK_EVERY = 10
-/** ms for which a window is not made smaller again after that has only cost speed */
-const HANDS_OFF = 5_000
+/** ms that a rate is measured for at least */
+const MEASURE = 20
+/** ms until another size is tried after one that was no better; doubled each time */
+const FIRST_REST = 500
+const LAST_REST = 16_000
 
-/** Round trips of PINGs in ms: the least one is the link itself, what recent ones take longer is queues. */
+/** Round trips of PINGs in ms. */
 export class RoundTrips {
-  #recent: number[] = []
-  #least = Infinity
-  #leastAt = 0
-  #nextLeast = Infinity
+  #recent: readonly number[] = []
 
-  add(ms: number, now: number): void {
+  add(ms: number): void {
     this.#recent = [...this.#recent.slice(-3), ms]
-    this.#nextLeast = Math.min(this.#nextLeast, ms)
-    if (ms <= this.#least || now - this.#leastAt > LEAST_LIVES) {
-      this.#least = Math.min(ms, this.#nextLeast)
-      this.#leastAt = now
-      this.#nextLeast = Infinity
-    }
   }
 
-  /** The shortest of late; undefined before the first PONG. */
-  get least(): number | undefined {
-    return this.#least === Infinity ? undefined : this.#least
-  }
-
-  /** What a small frame takes now; single late answers (a busy process) are left out. */
+  /** The shortest of the last four (a busy process answers late now and then); undefined before the first. */
   get recent(): number | undefined {
     return this.#recent.length === 0 ? undefined : Math.min(...this.#recent)
   }
 }
 
-/** The receiver's side of one channel: what it has granted, what came, what was taken. */
+/**
+ * The receiver's side of one channel: what it has granted, what came, what was taken. Its size is found by trying: twice as
+ * much stays if the channel becomes clearly faster by that, half as much stays if it does not become slower. So it ends at
+ * about what is under way on the link; more would only wait in queues, where it delays everybody. Delay itself is no good
+ * measure, as it also comes from busy processes.
+ */
 export class ReceiveWindow {
   readonly #limits: WindowLimits
   #size: number
@@ -54,16 +42,19 @@ export class ReceiveWindow {
   #allowed: number
   /** bytes that came and were not taken yet */
   #waiting = 0
-  #lookedAt: number
-  #takenSince = 0
+  #taken = 0
+  #measuredFrom: number
+  /** the size and rate to go back to */
   #before: { size: number; rate: number } | undefined
-  #handsOffUntil = 0
+  #direction: 'up' | 'down' = 'up'
+  #rest = 0
+  #restUntil = 0
 
   constructor(limits: WindowLimits, now: number) {
     this.#limits = limits
     this.#size = limits.floor
     this.#allowed = limits.floor
-    this.#lookedAt = now
+    this.#measuredFrom = now
   }
 
   get size(): number {
@@ -78,45 +69,55 @@ export class ReceiveWindow {
   }
 
   /** The consumer took so many bytes. Answers the credit to give now, 0 while that is not worth a frame. */
-  taken(bytes: number, now: number, trips: RoundTrips): number {
+  taken(bytes: number, now: number, { recent }: RoundTrips): number {
     this.#waiting -= bytes
-    this.#takenSince += bytes
-    this.#look(now, trips)
+    this.#taken += bytes
+    if (recent !== undefined) this.#measure(now, recent)
     const room = this.#size - this.#allowed - this.#waiting
     if (room < this.#size / 4) return 0
     this.#allowed += room
     return room
   }
 
-  #look(now: number, { least, recent }: RoundTrips): void {
-    if (least === undefined || recent === undefined) return
-    const elapsed = now - this.#lookedAt
-    if (elapsed < Math.max(LOOK_EVERY, recent)) return
-    const rate = this.#takenSince / elapsed
-    this.#lookedAt = now
-    this.#takenSince = 0
-    this.#size = this.#bounded(this.#wanted(rate, least, recent, now))
+  #measure(now: number, roundTrip: number): void {
+    const elapsed = now - this.#measuredFrom
+    if (elapsed < 0) this.#taken = 0
+    if (elapsed < Math.max(MEASURE, 2 * roundTrip)) return
+    // less than a window in two round trips, or a consumer that is behind: the window is not what limits
+    const limits = this.#taken >= this.#size && this.#waiting <= this.#size / 2
+    const rate = this.#taken / elapsed
+    this.#taken = 0
+    this.#measuredFrom = now
+    if (this.#before !== undefined) this.#judge(limits ? rate : 0, this.#before, now, roundTrip)
+    else if (limits && now >= this.#restUntil) this.#try(rate, roundTrip)
   }
 
-  #wanted(rate: number, least: number, recent: number, now: number): number {
-    const { target } = this.#limits
-    const before = this.#before
-    this.#before = undefined
-    if (before !== undefined && rate < before.rate * 0.7) {
-      // it was not this window that made the others wait
-      this.#handsOffUntil = now + HANDS_OFF
-      return before.size
+  #try(rate: number, roundTrip: number): void {
+    const size = this.#direction === 'up' ? this.#size * 2 : this.#size / 2
+    if (size > this.#limits.cap || size < this.#limits.floor) {
+      this.#turn()
+      return
     }
-    const queue = recent - least
-    if (queue <= target) return Math.max(this.#size, Math.min(this.#size * 2, rate * (2 * recent + target)))
-    if (queue <= 2 * target || now < this.#handsOffUntil) return this.#size
-    const less = Math.max(this.#size / 2, rate * (least + target))
-    if (less >= this.#size || this.#size <= this.#limits.floor) return this.#size
     this.#before = { size: this.#size, rate }
-    return less
+    this.#size = size
+    // what is on its way was allowed by the window before
+    this.#measuredFrom += roundTrip
   }
 
-  #bounded(size: number): number {
-    return Math.round(Math.min(Math.max(size, this.#limits.floor), this.#limits.cap))
+  #judge(rate: number, before: { size: number; rate: number }, now: number, roundTrip: number): void {
+    this.#before = undefined
+    if (rate >= before.rate * (this.#direction === 'up' ? 1.15 : 0.9)) {
+      this.#rest = 0
+      this.#try(this.#direction === 'up' ? rate : before.rate, roundTrip)
+      return
+    }
+    this.#size = before.size
+    this.#turn()
+    this.#rest = Math.min(Math.max(FIRST_REST, this.#rest * 2), LAST_REST)
+    this.#restUntil = now + this.#rest
+  }
+
+  #turn(): void {
+    this.#direction = this.#direction === 'up' ? 'down' : 'up'
   }
 }

@@ -1,0 +1,203 @@
+import assert from 'node:assert/strict'
+import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { existsSync, statSync } from 'node:fs'
+import { readFile, writeFile } from 'node:fs/promises'
+import { connect, createServer, Socket, type Server } from 'node:net'
+import { join } from 'node:path'
+import { test, type TestContext } from 'node:test'
+import { native } from '../../src/native.js'
+import { descriptorFor, joinDuplex, joinUnix, unixSocket } from '../../src/tunnel/join.js'
+import { UnixRelay, type UnixRelayOptions } from '../../src/tunnel/relay.js'
+import type { Tunnel } from '../../src/tunnel/tunnel.js'
+import { run } from '../../src/util/run.js'
+import { temporaryFolder } from '../support/images.js'
+import { requires } from '../support/requires.js'
+import { nbdkit } from '../support/servers.js'
+import { pipe } from '../nbd/pipe.js'
+import { readAll, tunnelPair } from './pair.js'
+
+async function relay(t: TestContext, options: Omit<UnixRelayOptions, 'service'>): Promise<UnixRelay> {
+  const made = await UnixRelay.listen({ service: 'nbd:1', ...options })
+  t.after(() => made.close())
+  return made
+}
+
+/** A server on a unix path that sends back what it gets. */
+async function echoServer(t: TestContext, path: string): Promise<Server> {
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    socket.on('error', () => undefined)
+    socket.pipe(socket)
+  })
+  server.listen(path)
+  await once(server, 'listening')
+  t.after(() => void server.close())
+  return server
+}
+
+/** Client and server; channels that the client opens lead to `path` at the server. */
+async function tunnelTo(t: TestContext, path: string): Promise<[client: Tunnel, server: Tunnel]> {
+  const [client, server] = await tunnelPair(t)
+  server.onOpen = (request) => void joinUnix(request, path)
+  return [client, server]
+}
+
+async function echoed(socket: Socket): Promise<void> {
+  const bytes = randomBytes(300_000)
+  socket.end(bytes)
+  assert.ok((await readAll(socket)).equals(bytes))
+}
+
+test('connections to a private path come out at a path of the other side', async (t) => {
+  const folder = await temporaryFolder(t)
+  await echoServer(t, join(folder, 'far'))
+  const [client, server] = await tunnelTo(t, join(folder, 'far'))
+  const near = await relay(t, { path: join(folder, 'near') })
+  assert.equal(statSync(near.path).mode & 0o777, 0o600)
+  near.setTunnel(client)
+  await Promise.all([1, 2, 3, 4].map(async () => await echoed(await unixSocket(near.path))))
+  assert.equal(server.stats.bytesIn, 1_200_000)
+  assert.deepEqual([near.connections, near.held], [0, 0])
+  await near.close()
+  assert.ok(!existsSync(near.path))
+})
+
+test('while there is no tunnel connections wait, and go on as soon as there is one', async (t) => {
+  const folder = await temporaryFolder(t)
+  await echoServer(t, join(folder, 'far'))
+  const near = await relay(t, { path: join(folder, 'near'), heldAtMost: 2 })
+  const waiting = [await unixSocket(near.path), await unixSocket(near.path)]
+  await once(connect(near.path).resume(), 'close')
+  assert.equal(near.held, 2)
+  near.setTunnel((await tunnelTo(t, join(folder, 'far')))[0])
+  await Promise.all(waiting.map(echoed))
+})
+
+test('a tunnel that breaks takes its connections along, and the next one serves new ones on the same path', async (t) => {
+  const folder = await temporaryFolder(t)
+  await echoServer(t, join(folder, 'far'))
+  const near = await relay(t, { path: join(folder, 'near') })
+  const [first, other] = await tunnelTo(t, join(folder, 'far'))
+  near.setTunnel(first)
+  const before = connect(near.path)
+  before.on('error', () => undefined)
+  before.write('x')
+  await once(before, 'data')
+  assert.equal(near.connections, 1)
+  other.destroy()
+  await new Promise((resolve) => before.once('close', resolve))
+  assert.equal(near.tunnel, undefined)
+  const after = await unixSocket(near.path)
+  near.setTunnel((await tunnelTo(t, join(folder, 'far')))[0])
+  await echoed(after)
+})
+
+test('a refused connection is tried again while it lives: the server may come back', async (t) => {
+  const folder = await temporaryFolder(t)
+  const near = await relay(t, { path: join(folder, 'near') })
+  const [client, server] = await tunnelPair(t)
+  let refused = 0
+  server.onOpen = async (request) => {
+    const error = await joinUnix(request, join(folder, 'far'))
+    if (error?.code === 'ECONNREFUSED' && ++refused === 2) await echoServer(t, join(folder, 'far'))
+  }
+  near.setTunnel(client)
+  await echoed(await unixSocket(near.path))
+  assert.equal(refused, 2)
+  const leaves = await unixSocket(near.path)
+  leaves.destroy()
+  await near.close()
+})
+
+test('a path that somebody listens on is not taken over, a dead one is', async (t) => {
+  const path = join(await temporaryFolder(t), 'near')
+  await echoServer(t, path)
+  await assert.rejects(UnixRelay.listen({ path, service: 'x' }), { code: 'EINVAL', message: /somebody listens/ })
+  const dead = join(await temporaryFolder(t), 'dead')
+  native.close(native.listenUnix(dead, 0o600, 1))
+  assert.equal((await relay(t, { path: dead })).path, dead)
+})
+
+test('joined streams pass on half closes, each way by itself', async (t) => {
+  const folder = await temporaryFolder(t)
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    let length = 0
+    socket.on('data', (bytes: Buffer) => (length += bytes.length))
+    // answers only when it has read everything
+    socket.on('end', () => socket.end(`got ${length}`))
+  })
+  server.listen(join(folder, 'far'))
+  t.after(() => void server.close())
+  const [client] = await tunnelTo(t, join(folder, 'far'))
+  const channel = await client.open('x')
+  channel.end(Buffer.alloc(500_000))
+  assert.equal((await readAll(channel)).toString(), 'got 500000')
+})
+
+test('a joined stream that breaks breaks the other one, with the reason', async (t) => {
+  const [client, server] = await tunnelPair(t)
+  const [near, far] = pipe()
+  server.onOpen = async (request) => {
+    await joinDuplex(request.accept(), far).catch(() => undefined)
+  }
+  const channel = await client.open('x')
+  channel.write('bytes')
+  await once(near, 'data')
+  far.destroy(new Error('the disk is gone'))
+  await new Promise((resolve) => channel.once('close', resolve))
+  assert.match(channel.errored?.message ?? '', /the disk is gone/)
+})
+
+test('a program gets a descriptor that is a channel', async (t) => {
+  const [client, server] = await tunnelPair(t)
+  server.onOpen = (request) => {
+    const channel = request.accept()
+    channel.pipe(channel)
+  }
+  const { fd, joined } = descriptorFor(await client.open('ram'))
+  const program = new Socket({ fd, allowHalfOpen: true })
+  await echoed(program)
+  await joined
+})
+
+test('real NBD through a tunnel of one byte at a time is still NBD', async (t) => {
+  if (!requires(t, 'program:nbdkit', 'program:nbdinfo')) return
+  const folder = await temporaryFolder(t)
+  await nbdkit(t, join(folder, 'far'), ['memory', '1M'])
+  const [client, server] = await tunnelPair(t, { faults: { pieces: 1 } })
+  server.onOpen = (request) => void joinUnix(request, join(folder, 'far'))
+  const near = await relay(t, { path: join(folder, 'near') })
+  near.setTunnel(client)
+  const { stdout } = await run('nbdinfo', ['--size', `nbd+unix:///?socket=${near.path}`])
+  assert.equal(stdout.trim(), '1048576')
+})
+
+test('nbdcopy over several connections brings the same bytes', async (t) => {
+  if (!requires(t, 'program:nbdkit', 'program:nbdcopy')) return
+  const folder = await temporaryFolder(t)
+  const [image, copy] = [join(folder, 'image'), join(folder, 'copy')]
+  await writeFile(image, randomBytes(24 * 1024 * 1024))
+  await nbdkit(t, join(folder, 'far'), ['file', image])
+  const [client] = await tunnelTo(t, join(folder, 'far'))
+  const near = await relay(t, { path: join(folder, 'near') })
+  near.setTunnel(client)
+  await run('nbdcopy', ['--connections=4', `nbd+unix:///?socket=${near.path}`, copy])
+  const digest = async (path: string): Promise<string> =>
+    createHash('sha256')
+      .update(await readFile(path))
+      .digest('hex')
+  assert.equal(await digest(copy), await digest(image))
+  assert.ok(client.stats.bytesIn >= 24 * 1024 * 1024)
+})
+
+test('a socket that its other side only half closed is not taken for dead', async (t) => {
+  const folder = await temporaryFolder(t)
+  await echoServer(t, join(folder, 'far'))
+  const [client] = await tunnelTo(t, join(folder, 'far'))
+  const near = await relay(t, { path: join(folder, 'near') })
+  near.setTunnel(client)
+  const socket = connect({ path: near.path, allowHalfOpen: true })
+  socket.write('one')
+  await once(socket, 'data')
+  await echoed(socket)
+})
