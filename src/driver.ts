@@ -82,6 +82,8 @@ export interface StreamDiskState {
   engine?: StreamEngine
   /** bytes/s, 0: no limit */
   bandwidth: number
+  /** bytes/s that the host's budget for all streams leaves it now; absent: it has none, or the stream waits */
+  share?: number
   status: 'running' | 'waiting' | 'paused' | 'error'
   /** 'continue': it goes on when the domain is shut off */
   onShutdown?: 'continue'
@@ -95,6 +97,11 @@ export type StreamEngine = 'job' | 'pull'
 export interface StreamOptions {
   /** bytes/s, 0 or absent: no limit */
   bandwidth?: number
+  /**
+   * 1 to 1000: how much it gets, against other streams, of a bandwidth that they share (`streams` of `etc/qemu.json`).
+   * Absent: as the definition says, else 1
+   */
+  weight?: number
   policy?: 'full' | 'idle'
   /**
    * how a whole device is streamed: 'job' by QEMU's block-stream, 'pull' by many requests at once, which hides the latency

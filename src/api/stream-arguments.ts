@@ -1,3 +1,4 @@
+import { MAX_WEIGHT } from '../conf/stream-request.js'
 import type { StreamOptions } from '../driver.js'
 import { failFrom } from '../error.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
@@ -29,7 +30,9 @@ export function checkStream(
 
 /** Only what was given, and what was given is legal. */
 export function checkStreamOptions(check: Arguments, options: StreamOptions): StreamOptions {
-  const { bandwidth, policy, engine, onShutdown, base, unit, signal } = options
+  const { bandwidth, weight, policy, engine, onShutdown, base, unit, signal } = options
+  if (weight !== undefined && (check.count('weight', weight) < 1 || weight > MAX_WEIGHT))
+    throw fail('VIR_ERR_INVALID_ARG', `weight must be a whole number from 1 to ${MAX_WEIGHT}, not '${weight}'`)
   if (policy !== undefined && !['full', 'idle'].includes(policy))
     throw fail('VIR_ERR_INVALID_ARG', `policy must be 'full' or 'idle', not '${policy as string}'`)
   if (engine !== undefined && !['auto', 'job', 'pull'].includes(engine))
@@ -42,6 +45,7 @@ export function checkStreamOptions(check: Arguments, options: StreamOptions): St
     throw fail('VIR_ERR_OPERATION_ABORTED', 'the stream was aborted before it began', signal.reason)
   return {
     ...(bandwidth !== undefined && { bandwidth: check.bandwidth(bandwidth, true) }),
+    ...(weight !== undefined && { weight }),
     ...(policy !== undefined && { policy }),
     ...(engine !== undefined && { engine }),
     ...(onShutdown !== undefined && { onShutdown }),

@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { StreamEngine } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { QmpEvent } from '../qmp/framing.js'
+import type { Allotment } from './budget.js'
 import type { Puller } from './puller.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -20,13 +21,16 @@ export interface BlockJobRecord {
   policy?: 'full' | 'idle'
   /** 'continue': when the domain is shut off in good order the stream goes on without it */
   onShutdown?: 'stop' | 'continue'
+  /** part of the bandwidth of all streams, against the others; absent: 1 */
+  weight?: number
+  /** place in the order of all streams of the root; absent: before all others */
+  arrival?: number
+  /** it has not begun: it waits for its turn */
+  queued?: true
   engine: StreamEngine
   /** 'pull' as long as our own requests move the data; QEMU has a job only in phase 'job' */
   phase: StreamEngine
 }
-
-/** bytes/s of a QEMU job that rests: it copies one chunk, then sleeps until it is told another speed */
-export const RESTING = 1
 
 /** What the job's own events have said so far. QEMU calls it concluded when nothing but its result is left. */
 export class BlockJob {
@@ -49,6 +53,14 @@ export class BlockJob {
   awaited = false
   /** policy 'idle': the guest has something to do */
   resting = false
+  /** when that began (performance.now) */
+  restingSince = 0
+  /** what the budget of the root lets it have */
+  readonly allotment: Allotment
+  /** takes part in the budget; not: it copies nothing */
+  budgeted = true
+  /** bytes/s that whoever moves the data was told last, NaN: not known; undefined: nobody moves it yet */
+  told: number | undefined
   /** moves the data in phase 'pull' */
   puller: Puller | undefined
   concluded!: () => void
@@ -58,6 +70,7 @@ export class BlockJob {
 
   constructor(record: BlockJobRecord) {
     this.record = record
+    this.allotment = { slot: true, share: record.bandwidth }
   }
 
   /** Takes a new position in: `offset` only grows, whatever QEMU counts anew. */

@@ -1,6 +1,6 @@
 /** Streams that a definition asks for in `<metadata>`: begun at each start until the disk needs no base any more. */
 import type { DomainDef } from '../conf/domain-def.js'
-import { readStreamRequests, type StreamRequest } from '../conf/stream-request.js'
+import { readDomainWeight, readStreamRequests, type StreamRequest } from '../conf/stream-request.js'
 import { VIR_DOMAIN_BLOCK_JOB_FAILED } from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { findDisk } from './disk-names.js'
@@ -9,9 +9,10 @@ import type { Qemu } from './qemu.js'
 import { startStream } from './stream.js'
 import type { Live, Vm } from './vm.js'
 
-/** At define: each request names a disk of the definition. VIR_ERR_XML_ERROR, VIR_ERR_INVALID_ARG. */
+/** At define: each request names a disk of the definition, and weights are weights. VIR_ERR_XML_ERROR, VIR_ERR_INVALID_ARG. */
 export function checkBootStreams(def: DomainDef): void {
   for (const { disk } of readStreamRequests(def)) findDisk(def, disk)
+  readDomainWeight(def)
 }
 
 /** After the start, as jobs of their own: the start does not wait for them, and does not fail with them. */

@@ -21,6 +21,7 @@ import { reconnectAll } from './reconnect.js'
 import { readSettings, type Settings } from './settings.js'
 import { Root, writeFileAtomically } from './root.js'
 import { saveOps } from './save.js'
+import { openBudget } from './stream-launch.js'
 import { streamOps } from './stream.js'
 import { Vm } from './vm.js'
 
@@ -47,11 +48,11 @@ function rootOf(uri: URL): string {
 async function openRoot(path: string, host: DriverHost): Promise<Partial<HypervisorOps>> {
   const root = Root.open(path)
   const capabilities = new CapabilitiesCache({ cacheDir: root.cacheDir, nvramDir: root.nvramDir })
-  const access = await accessPolicy(root, host).catch((error: unknown) => {
+  const { settings, access } = await settingsAndAccess(root, host).catch((error: unknown) => {
     root.release()
     throw error
   })
-  const qemu = new Qemu(host, root, capabilities, access)
+  const qemu = new Qemu(host, root, capabilities, access, settings.streams)
   try {
     for (const { def, autostart } of loadConfigs(root, (text) => qemu.warn(text))) {
       const vm = new Vm(def.name, def.uuid)
@@ -61,6 +62,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     }
     await reconnectAll(qemu)
     await reconnectOffline(qemu)
+    openBudget(qemu)
     if (!host.readOnly) autostart(qemu)
   } catch (error) {
     await close(qemu)
@@ -78,9 +80,13 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
   }
 }
 
-/** What the connection was opened with, else what the root's settings say, else nothing. */
-async function accessPolicy(root: Root, host: DriverHost): Promise<AccessPolicy> {
+async function settingsAndAccess(root: Root, host: DriverHost): Promise<{ settings: Settings; access: AccessPolicy }> {
   const settings = await readSettings(root)
+  return { settings, access: await accessPolicy(root, host, settings) }
+}
+
+/** What the connection was opened with, else what the root's settings say, else nothing. */
+async function accessPolicy(root: Root, host: DriverHost, settings: Settings): Promise<AccessPolicy> {
   const { security: names } = settings
   const configured = names === undefined || names === 'none' ? [] : names
   const drivers = host.security ?? configured.map((name) => securityDriver(name, settings))
@@ -135,6 +141,7 @@ async function handOverAll(vm: Vm): Promise<void> {
 
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
 async function close(qemu: Qemu): Promise<void> {
+  qemu.budget.close()
   // as a job, so that who is in the middle of something gets to its end
   const left = await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(vm), Infinity)))
   for (const result of left) if (result.status === 'rejected') qemu.warn(messageOf(result.reason))

@@ -30,6 +30,7 @@ export function endStreams(
     } else if (lost === undefined) emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_CANCELED, undefined, ref)
     else emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_FAILED, lost, ref)
   }
+  qemu.budget.update()
 }
 
 /** The process is gone whatever happens here: the next definition that is written says it. */

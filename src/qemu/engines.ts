@@ -9,12 +9,13 @@ import { formatBackingString } from '../storage/backing-string.js'
 import { messageOf } from '../error.js'
 import { chainOf } from './block-graph.js'
 import { formatNodeName } from './blockdev.js'
-import { type BlockJob, RESTING } from './blockjob.js'
+import type { BlockJob } from './blockjob.js'
 import { isRemote } from './link-watch.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { endPull } from './settle.js'
 import { saveStatus, saveStatusOrSay } from './status.js'
+import { rests, speedOf } from './stream-speed.js'
 import type { StreamHost, Vm } from './vm.js'
 
 /** requests in flight: the best in measurements */
@@ -24,18 +25,19 @@ const LAST_ANSWERS = 1_000
 
 /** Under the domain's job: hands a registered stream to QEMU. When it is refused the stream is forgotten. */
 export async function beginJob(vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
-  const { id, disk: target, bandwidth, baseIndex } = job.record
+  const { id, disk: target, baseIndex } = job.record
   const disk = host.def.disks.find((candidate) => candidate.target === target)
   const base = disk && chainOf(disk).find((image) => image.index === baseIndex && image !== disk.source)
   try {
     job.record.phase = 'job'
     saveStatus(vm, host)
     if (disk?.source === undefined) throw new Error(`disk '${target}' is gone`)
+    job.told = speedOf(job)
     await host.monitor.blockStream({
       'job-id': id,
       device: formatNodeName(disk.source),
       ...(base && { 'base-node': formatNodeName(base), 'backing-file': formatBackingString(base) }),
-      speed: job.resting ? RESTING : bandwidth,
+      speed: job.told,
       'on-error': 'enospc',
       'filter-node-name': id,
     })
@@ -53,11 +55,12 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
   const base = chain.findIndex((image) => image.index === job.record.baseIndex)
   const puller = new Puller(client, {
     window: chain.some(isRemote) ? WINDOW.remote : WINDOW.local,
-    bandwidth: job.record.bandwidth,
+    bandwidth: job.allotment.share,
     // depth 1 is the disk's own image; the images from the base on stay where they are
     ...(base > 0 && { maxDepth: base }),
   })
-  puller.rest(job.resting)
+  puller.rest(rests(job))
+  job.told = speedOf(job)
   job.puller = puller
   job.status = 'running'
   job.size = client.size

@@ -4,7 +4,7 @@ import type { ProcessExit } from '../native.js'
 import type { BlockJob } from './blockjob.js'
 import { emitLifecycle } from './emit.js'
 import { endStreams } from './end-streams.js'
-import { movedStream, resumeStreams } from './moved-streams.js'
+import { holdSlots, movedStream, resumeStreams } from './moved-streams.js'
 import { exitedCleanly } from './process.js'
 import type { Qemu } from './qemu.js'
 import { removeRunDir } from './status.js'
@@ -63,7 +63,9 @@ function leaveStreams(qemu: Qemu, vm: Vm, live: Live, ref: Vm['ref'], clean: boo
   const shutOff = clean && (SHUT_OFF as readonly number[]).includes(cause.reason) && vm.config !== undefined
   const goesOn = ({ record, completed }: BlockJob): boolean => shutOff && record.onShutdown === 'continue' && !completed
   const [going, ending] = [live.blockJobs.all.filter(goesOn), live.blockJobs.all.filter((job) => !goesOn(job))]
+  const streams = going.map((job) => movedStream(live.def, job.record, job))
+  holdSlots(qemu, streams)
   endStreams(qemu, vm, live, ending, ref, clean ? undefined : `QEMU of domain '${vm.name}' is gone`)
   for (const job of going) job.puller?.abort()
-  resumeStreams(qemu, vm, { streams: going.map((job) => movedStream(live.def, job.record, job)) })
+  resumeStreams(qemu, vm, { streams })
 }

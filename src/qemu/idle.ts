@@ -2,9 +2,10 @@
  * Policy 'idle': a stream runs in the gaps of the guest's own I/O. The guest's requests are counted (query-blockstats, which
  * does not count the stream's); as soon as there are new ones the stream rests, after two quiet looks it goes on.
  */
-import { type BlockJob, isMoving, RESTING } from './blockjob.js'
+import type { BlockJob } from './blockjob.js'
 import type { BlockStatsEntry } from './monitor.js'
 import type { Qemu } from './qemu.js'
+import { setResting, tellSpeed } from './stream-speed.js'
 import type { StreamHost, Vm } from './vm.js'
 
 /** ms between two looks; one costs QEMU less than a millisecond */
@@ -28,7 +29,7 @@ export function watchIdleness(qemu: Qemu, vm: Vm, host: StreamHost): void {
     const now = requests(await host.monitor.queryBlockstats())
     quiet = last === undefined || now !== last ? 0 : quiet + 1
     last = now
-    for (const job of idleJobs(host)) await setResting(host, job, quiet < QUIET_LOOKS)
+    for (const job of idleJobs(host)) await letRest(qemu, host, job, quiet < QUIET_LOOKS)
   }
   const next = (): void => {
     const timer = setTimeout(() => {
@@ -47,13 +48,10 @@ export function watchIdleness(qemu: Qemu, vm: Vm, host: StreamHost): void {
   next()
 }
 
-async function setResting(host: StreamHost, job: BlockJob, resting: boolean): Promise<void> {
-  if (job.puller !== undefined) {
-    job.puller.rest(resting)
-    job.resting = resting
-    return
-  }
-  if (job.resting === resting || job.record.phase !== 'job' || !isMoving(job)) return
-  job.resting = resting
-  await host.monitor.blockJobSetSpeed(job.record.id, resting ? RESTING : job.record.bandwidth)
+async function letRest(qemu: Qemu, host: StreamHost, job: BlockJob, resting: boolean): Promise<void> {
+  if (job.resting === resting) return
+  setResting(job, resting)
+  // it may have left its slot and its share to others
+  if (!resting) qemu.budget.update()
+  await tellSpeed(host, job)
 }

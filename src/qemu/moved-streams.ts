@@ -19,12 +19,16 @@ import type { Vm } from './vm.js'
 export interface Position {
   offset: number
   size: number
+  /** its place in the order of all streams */
+  arrival?: number
 }
 
 export interface MovedStream {
   disk: DiskDef | undefined
   options: StreamOptions
   position: Position
+  /** it had not begun */
+  queued: boolean
 }
 
 export interface Departure {
@@ -36,16 +40,28 @@ export interface Departure {
 /** A stream as it can be begun again anywhere: images have other indexes there. */
 export function movedStream(def: DomainDef, record: BlockJobRecord, position: Position): MovedStream {
   const disk = def.disks.find((candidate) => candidate.target === record.disk)
-  const { bandwidth, policy, onShutdown, engine, baseIndex } = record
+  const { bandwidth, weight, policy, onShutdown, engine, baseIndex, arrival } = record
   const base = disk && chainOf(disk).find((image) => image.index === baseIndex && image !== disk.source)
   const options = {
     bandwidth,
     engine,
+    ...(weight !== undefined && { weight }),
     ...(policy !== undefined && { policy }),
     ...(onShutdown !== undefined && { onShutdown }),
     ...(base !== undefined && { base: formatBackingString(base) }),
   }
-  return { disk, options, position: { offset: position.offset, size: position.size } }
+  const { offset, size } = position
+  const queued = record.queued === true
+  return { disk, options, position: { offset, size, ...(arrival !== undefined && { arrival }) }, queued }
+}
+
+/** Streams that are on their way keep their slots until they have begun again, or could not. */
+export function holdSlots(qemu: Qemu, streams: readonly MovedStream[]): void {
+  for (const { queued, position } of streams) if (!queued) qemu.budget.hold(position.arrival ?? 0)
+}
+
+function letGoOfSlots(qemu: Qemu, streams: readonly MovedStream[]): void {
+  for (const { position } of streams) qemu.budget.letGo(position.arrival ?? 0)
 }
 
 /** Under the domain's job: what needs the images that a daemon has. Its streams go on where the domain is then. */
@@ -77,14 +93,20 @@ async function leaveOffline(qemu: Qemu, vm: Vm): Promise<Departure | undefined> 
     vm.ref,
   )
   const streams = jobs.filter((job) => !job.completed).map((job) => movedStream(daemon.def, job.record, job))
+  holdSlots(qemu, streams)
   return { streams, runDir: daemon.runDir }
 }
 
 /** As jobs of their own: who started the domain does not wait for them. */
 export function resumeStreams(qemu: Qemu, vm: Vm, { streams, runDir }: Departure): void {
   if (streams.length === 0 && runDir === undefined) return
+  holdSlots(qemu, streams)
   qemu.inBackground(`going on with the streams of domain '${vm.name}'`, async () => {
-    for (const stream of streams) await resume(qemu, vm, stream)
+    try {
+      for (const stream of streams) await resume(qemu, vm, stream)
+    } finally {
+      letGoOfSlots(qemu, streams)
+    }
     if (runDir !== undefined) removeRunDir(runDir)
   })
 }

@@ -58,6 +58,7 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
     if (place.trouble === 'nospace' && job.puller === undefined)
       await host.monitor.blockJobResume(job.record.id).catch(() => undefined)
   }
+  qemu.budget.update()
 }
 
 interface Place {

@@ -1,8 +1,10 @@
 import type { DriverHost } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { AccessPolicy } from './access.js'
+import { StreamBudget, type StreamLimits } from './budget.js'
 import type { CapabilitiesCache } from './capabilities-cache.js'
 import type { Root } from './root.js'
+import { UnitPaces } from './unit-pace.js'
 import type { Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -14,16 +16,27 @@ export class Qemu {
   readonly capabilities: CapabilitiesCache
   /** who labels and locks what QEMUs use */
   readonly access: AccessPolicy
+  /** what all streams may have together */
+  readonly budget: StreamBudget
+  readonly units: UnitPaces
   readonly #vms = new Map<string, Vm>()
   #lastId = 0
   /** work that goes on after the call that caused it; close() waits for it */
   readonly #background = new Set<Promise<void>>()
 
-  constructor(host: DriverHost, root: Root, capabilities: CapabilitiesCache, access: AccessPolicy) {
+  constructor(
+    host: DriverHost,
+    root: Root,
+    capabilities: CapabilitiesCache,
+    access: AccessPolicy,
+    limits: StreamLimits = {},
+  ) {
     this.host = host
     this.root = root
     this.capabilities = capabilities
     this.access = access
+    this.budget = new StreamBudget(limits, this)
+    this.units = new UnitPaces(this.budget)
   }
 
   get vms(): Vm[] {

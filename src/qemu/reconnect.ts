@@ -9,6 +9,7 @@ import { Access } from './access.js'
 import { chainOf, cutConfigChain, readGuards } from './block-graph.js'
 import type { BlockJob, BlockJobRecord } from './blockjob.js'
 import { saveConfig } from './config.js'
+import { findDisk } from './disk-names.js'
 import { headerEndsAt, hasLetGo } from './detached.js'
 import { beginPull } from './engines.js'
 import { setState } from './events.js'
@@ -189,6 +190,7 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
   const infos = await host.monitor.queryJobs()
   const statusOf = (job: BlockJob): string | undefined => infos.find(({ id }) => id === job.record.id)?.status
   for (const job of host.blockJobs.all) {
+    if (job.record.queued === true) continue
     const status = statusOf(job)
     if (status !== 'concluded' && (status !== undefined || job.record.phase === 'pull')) continue
     if (status === undefined) await resolveLost(host, job)
@@ -200,7 +202,8 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
   host.guards = await readGuards(host.monitor, host.def)
   for (const job of host.blockJobs.all) {
     const status = statusOf(job)
-    if (status === undefined) await goOnPulling(qemu, vm, host, job)
+    if (job.record.queued === true) await goOnWaiting(qemu, host, job)
+    else if (status === undefined) await goOnPulling(qemu, vm, host, job)
     else await resumeFollowing(qemu, vm, host, job, status)
   }
   if (host.blockJobs.all.length > 0) follow(qemu, vm, host)
@@ -218,12 +221,22 @@ const PAUSED_STATES: Record<string, { state: number; reason: number }> = {
 
 async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, status: string): Promise<void> {
   job.status = status
+  job.told = NaN
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   if (disk === undefined) return
   await host.exports
     .open(disk)
     .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
   if (status === 'pending') finalizeLater(qemu, vm, host, job)
+}
+
+/** It has not begun; its export says how large the disk is. */
+async function goOnWaiting(qemu: Qemu, host: StreamHost, job: BlockJob): Promise<void> {
+  try {
+    job.size = (await host.exports.open(findDisk(host.def, job.record.disk))).size
+  } catch (error) {
+    qemu.warn(`the size of '${job.record.disk}', which waits to be streamed, is not known: ${messageOf(error)}`)
+  }
 }
 
 /** The process that pulled is gone; what it pulled is there. */

@@ -2,6 +2,7 @@
 import { join } from 'node:path'
 import type { LockDriverName } from '../locking/drivers.js'
 import { readSettingsFile } from '../util/settings-file.js'
+import type { StreamLimits } from './budget.js'
 import type { Root } from './root.js'
 
 /** See schemas/qemu.json. What is absent is left to its default. */
@@ -15,6 +16,7 @@ export interface Settings {
   lockDirectory?: string
   virtlockdSocket?: string
   fileLockspace?: string
+  streams?: StreamLimits
 }
 
 const SCHEMA = new URL('../../../schemas/qemu.json', import.meta.url)

@@ -55,6 +55,7 @@ export async function settle(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob
   }
   if (info !== undefined) await host.monitor.jobDismiss(job.record.id)
   host.blockJobs.forget(job)
+  qemu.budget.update()
   const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
   await host.exports.remove(job.record.disk).catch((error: unknown) => warn(messageOf(error)))
   if (disk !== undefined) {
@@ -73,6 +74,7 @@ export async function settle(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob
 export async function endPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, end: JobEnd): Promise<void> {
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   host.blockJobs.forget(job)
+  qemu.budget.update()
   job.concluded()
   const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`)
   await host.exports.remove(job.record.disk).catch(warn)

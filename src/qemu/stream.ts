@@ -1,5 +1,6 @@
 /** Streaming of whole disks, in the domain's QEMU or, while it does not run, in a storage daemon. */
 import type { DiskDef, StorageSource } from '../conf/domain-def.js'
+import { readDomainWeight } from '../conf/stream-request.js'
 import { VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC, VIR_DOMAIN_BLOCK_JOB_TYPE_PULL } from '../constants.gen.js'
 import type {
   DomainBlockJobInfo,
@@ -10,20 +11,21 @@ import type {
   StreamOptions,
 } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
-import { addGuard, removeGuard } from './block-graph.js'
-import { type BlockJob, isMoving } from './blockjob.js'
-import { beginJob, beginPull, stopPull } from './engines.js'
+import { addGuard } from './block-graph.js'
+import type { BlockJob } from './blockjob.js'
+import { stopPull } from './engines.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
-import { watchIdleness } from './idle.js'
 import { remoteImages } from './link-watch.js'
 import type { Position } from './moved-streams.js'
 import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import { follow, look } from './progress.js'
 import type { Qemu } from './qemu.js'
-import { settle } from './settle.js'
+import { endPull, settle } from './settle.js'
 import { saveStatus } from './status.js'
-import { streamUnit } from './unit.js'
+import { askForSlot, launch, setBandwidth } from './stream-launch.js'
+import { turnProblem } from './stream-turn.js'
+import { awaitUnit, streamUnit } from './unit.js'
 import { checkLinks, checkStreamable, checkUnguarded, findBase } from './stream-checks.js'
 import { modify } from './vm-job.js'
 import type { StreamHost, Vm } from './vm.js'
@@ -68,40 +70,39 @@ interface Beginning {
   position?: Position
 }
 
+/** Registers the stream, and begins it if the budget has a slot for it. */
 async function begin(
   qemu: Qemu,
   vm: Vm,
   host: StreamHost,
   { disk, base, options, position }: Beginning,
 ): Promise<void> {
-  if (base === undefined) await addGuard(host.monitor, host.guards, disk)
-  else await removeGuard(host.monitor, host.guards, disk)
-  const client = await host.exports.open(disk)
+  const { size } = await host.exports.open(disk)
   vm.requireSame(host)
   const engine = chooseEngine(disk, options)
+  const weight = options.weight ?? readDomainWeight(host.def)
   const job = host.blockJobs.register({
     id: `stream-${disk.target}`,
     disk: disk.target,
     bandwidth: options.bandwidth ?? 0,
+    arrival: position?.arrival ?? qemu.budget.arrive(),
+    ...(weight !== undefined && { weight }),
     ...(base?.index !== undefined && { baseIndex: base.index }),
     ...(options.policy !== undefined && { policy: options.policy }),
     ...(options.onShutdown !== undefined && { onShutdown: options.onShutdown }),
     engine,
     phase: engine,
   })
-  if (position !== undefined) job.advance(position.offset, position.size)
+  job.advance(position?.offset ?? 0, size)
   try {
-    saveStatus(vm, host)
+    if (askForSlot(qemu, job)) await launch(qemu, vm, host, job)
+    else saveStatus(vm, host)
+    follow(qemu, vm, host)
   } catch (error) {
     host.blockJobs.forget(job)
+    qemu.budget.update()
     throw error
   }
-  // until the guest has been seen to be quiet
-  job.resting = options.policy === 'idle'
-  if (engine === 'pull') beginPull(qemu, vm, host, job, client)
-  else await beginJob(vm, host, job)
-  follow(qemu, vm, host)
-  watchIdleness(qemu, vm, host)
 }
 
 /** Requests in parallel pay where each of them takes its time; next to a local image they only cost. */
@@ -124,6 +125,10 @@ const hasConcluded = (job: BlockJob): boolean => job.status === 'concluded'
 /** Under the domain's job: stops a stream; what was copied stays. With `async`, its end comes as an event only. */
 async function stop(qemu: Qemu, vm: Vm, name: string, async: boolean): Promise<void> {
   const { host, job } = requireJob(vm, name)
+  if (job.record.queued === true) {
+    await endPull(qemu, vm, host, job, { status: 'canceled' })
+    return
+  }
   if (job.record.phase === 'pull') {
     await stopPull(qemu, vm, host, job)
     return
@@ -149,9 +154,11 @@ async function stop(qemu: Qemu, vm: Vm, name: string, async: boolean): Promise<v
   throw fail('VIR_ERR_OPERATION_TIMEOUT', text)
 }
 
-function stateOf(host: StreamHost, job: BlockJob): StreamDiskState {
+function stateOf(qemu: Qemu, host: StreamHost, job: BlockJob): StreamDiskState {
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
-  const status = job.waiting !== undefined ? 'waiting' : job.status === 'paused' ? 'paused' : 'running'
+  const waiting = job.waiting ?? turnProblem(qemu, job)
+  const status = waiting !== undefined ? 'waiting' : job.status === 'paused' ? 'paused' : 'running'
+  const shares = qemu.budget.totalBandwidth !== undefined && waiting === undefined
   return {
     path: disk?.alias ?? '',
     offset: job.offset,
@@ -160,9 +167,10 @@ function stateOf(host: StreamHost, job: BlockJob): StreamDiskState {
     mode: host.mode,
     engine: job.record.phase,
     bandwidth: job.record.bandwidth,
+    ...(shares && { share: job.allotment.share }),
     status,
     ...(job.record.onShutdown === 'continue' && { onShutdown: 'continue' as const }),
-    ...(job.waiting !== undefined && { error: job.waiting }),
+    ...(waiting !== undefined && { error: waiting }),
   }
 }
 
@@ -187,8 +195,10 @@ export function streamOps(qemu: Qemu): StreamOps {
 
   return {
     async domainStreamDisk(ref, disk, offset, flags, options) {
-      if ((flags & VIR_STREAM_DISK_ONE) !== 0)
+      if ((flags & VIR_STREAM_DISK_ONE) !== 0) {
+        await awaitUnit(qemu, qemu.require(ref), disk, options.signal)
         return modify(qemu, ref, (vm, live) => streamUnit(qemu, vm, live, disk, offset, options), 'stream')
+      }
       if ((flags & VIR_STREAM_DISK_START) !== 0) await begin(ref, disk, options)
       if ((flags & VIR_STREAM_DISK_STOP) !== 0) await run(ref, (vm) => stop(qemu, vm, disk, false))
       return 0
@@ -199,7 +209,7 @@ export function streamOps(qemu: Qemu): StreamOps {
       const { host } = vm
       if (host === undefined) return []
       await look(qemu, vm, host)
-      return host.blockJobs.all.map((job) => stateOf(host, job))
+      return host.blockJobs.all.map((job) => stateOf(qemu, host, job))
     },
 
     domainBlockPull: (ref, disk, bandwidth) => begin(ref, disk, { bandwidth }),
@@ -229,9 +239,7 @@ export function streamOps(qemu: Qemu): StreamOps {
     domainBlockJobSetSpeed: (ref, disk, bandwidth) =>
       run(ref, async (vm) => {
         const { host, job } = requireJob(vm, disk)
-        if (job.record.phase === 'job' && isMoving(job)) await host.monitor.blockJobSetSpeed(job.record.id, bandwidth)
-        job.puller?.setBandwidth(bandwidth)
-        job.record.bandwidth = bandwidth
+        await setBandwidth(qemu, host, job, bandwidth)
         saveStatus(vm, host)
       }),
   }

@@ -1,4 +1,6 @@
 /** VIR_STREAM_DISK_ONE: one unit of a running disk, and where the next one is. */
+import type { DiskDef } from '../conf/domain-def.js'
+import { readDomainWeight } from '../conf/stream-request.js'
 import type { StreamOptions } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
 import { NbdError } from '../nbd/error.js'
@@ -54,6 +56,7 @@ export async function streamUnit(
     if (range !== undefined) {
       await withDeadline(client.cache(range.offset, end - range.offset), disk.target)
       await client.flush()
+      qemu.units.charge(unitKey(vm, disk), end - range.offset, options.weight ?? readDomainWeight(live.def) ?? 1)
       qemu.host.emit({ kind: 'stream-unit', domain: vm.ref, disk: disk.target, offset: end, size: client.size })
     }
     const next = (await nextRange(client, end))?.offset ?? client.size
@@ -71,6 +74,13 @@ export async function streamUnit(
   return client.size
 }
 
+/** Waits, outside of the domain's job, until the bandwidth of all streams has room for another unit of the disk. */
+export async function awaitUnit(qemu: Qemu, vm: Vm, name: string, signal?: AbortSignal): Promise<void> {
+  await qemu.units.wait(unitKey(vm, findDisk(vm.def, name)), signal)
+}
+
+const unitKey = (vm: Vm, disk: DiskDef): string => `${vm.uuid}/${disk.target}`
+
 /** Everything is in the disk's own image: QEMU's job has nothing to copy and drops the link. */
 async function dropLink(qemu: Qemu, vm: Vm, live: Live, target: string): Promise<void> {
   const job = live.blockJobs.register({
@@ -80,6 +90,7 @@ async function dropLink(qemu: Qemu, vm: Vm, live: Live, target: string): Promise
     engine: 'pull',
     phase: 'job',
   })
+  job.budgeted = false
   const ended = live.blockJobs.wait(job, LINK_TIMEOUT)
   await beginJob(vm, live, job)
   if (!(await ended))

@@ -25,18 +25,25 @@ export async function readSettingsFile<Settings>(path: string, schema: URL): Pro
   }
   // loaded by those who need it
   const { Ajv } = await import('ajv')
-  const validate = new Ajv({ allErrors: true }).compile<Settings>(JSON.parse(readFileSync(schema, 'utf8')) as object)
+  const validate = new Ajv({ allErrors: true, verbose: true }).compile<Settings>(
+    JSON.parse(readFileSync(schema, 'utf8')) as object,
+  )
   if (validate(settings)) return settings
   const wrong = [...new Set((validate.errors ?? []).filter(({ keyword }) => keyword !== 'const').map(sentence))]
   throw fail('VIR_ERR_CONF_SYNTAX', `'${path}': ${wrong.join('; ')}`)
 }
 
-function sentence({ keyword, instancePath, params, message }: ErrorObject): string {
-  const key = instancePath.split('/')[1]
-  if (keyword === 'additionalProperties') return `there is no setting '${String(params['additionalProperty'])}'`
+function sentence({ keyword, instancePath, params, message, data }: ErrorObject): string {
+  const path = instancePath.split('/').slice(1)
+  if (keyword === 'additionalProperties')
+    return `there is no setting '${nameOf([...path, String(params['additionalProperty'])])}'`
   const words = [
     message ?? 'is wrong',
     ...(keyword === 'enum' ? [(params['allowedValues'] as string[]).join(', ')] : []),
   ]
-  return `${key === undefined ? 'it' : `setting '${key}'`} ${words.join(': ')}`
+  const found = typeof data === 'object' ? '' : `, not '${typeof data === 'string' ? data : JSON.stringify(data)}'`
+  return `${path.length === 0 ? 'it' : `setting '${nameOf(path)}'`} ${words.join(': ')}${found}`
 }
+
+/** 'streams.maxStreams'; of a list the list itself */
+const nameOf = (path: readonly string[]): string => path.filter((step) => !/^\d+$/.test(step)).join('.')

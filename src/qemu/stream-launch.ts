@@ -1,0 +1,81 @@
+/** From a registered stream to one that moves, when the budget of the root has a slot for it. */
+import { messageOf } from '../error.js'
+import { addGuard, removeGuard } from './block-graph.js'
+import type { BlockJob } from './blockjob.js'
+import { findDisk } from './disk-names.js'
+import { beginJob, beginPull } from './engines.js'
+import { watchIdleness } from './idle.js'
+import type { Qemu } from './qemu.js'
+import { endPull } from './settle.js'
+import { saveStatus } from './status.js'
+import { setResting, tellSpeed } from './stream-speed.js'
+import { jobMembers } from './stream-turn.js'
+import type { StreamHost, Vm } from './vm.js'
+
+/** A stream that goes on elsewhere brings its slot with it. */
+export function askForSlot(qemu: Qemu, job: BlockJob): boolean {
+  job.allotment.slot = false
+  qemu.budget.letGo(job.record.arrival ?? 0)
+  qemu.budget.update()
+  const may = hasSlot(job)
+  if (!may) job.record.queued = true
+  return may
+}
+
+const hasSlot = ({ allotment }: BlockJob): boolean => allotment.slot
+
+/** Under the domain's job: a registered stream begins to move. */
+export async function launch(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+  const { disk: target, baseIndex, engine, policy } = job.record
+  const disk = findDisk(host.def, target)
+  if (baseIndex === undefined) await addGuard(host.monitor, host.guards, disk)
+  else await removeGuard(host.monitor, host.guards, disk)
+  const client = await host.exports.open(disk)
+  vm.requireSame(host)
+  delete job.record.queued
+  saveStatus(vm, host)
+  // until the guest has been seen to be quiet
+  setResting(job, policy === 'idle')
+  if (engine === 'pull') beginPull(qemu, vm, host, job, client)
+  else await beginJob(vm, host, job)
+  watchIdleness(qemu, vm, host)
+}
+
+/** A stream that waited has got a slot. */
+function launchLater(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): void {
+  const waits = (): boolean =>
+    qemu.budget.isOpen &&
+    vm.host === host &&
+    host.blockJobs.ofDisk(job.record.disk) === job &&
+    job.record.queued === true
+  const attempt = async (): Promise<void> => {
+    if (!waits()) return
+    try {
+      await launch(qemu, vm, host, job)
+    } catch (error) {
+      if (vm.host === host) await endPull(qemu, vm, host, job, { status: 'failed', error: messageOf(error) })
+    }
+  }
+  qemu.inBackground(`the stream of '${job.record.disk}', whose turn it is`, () =>
+    vm.jobs.run('stream', attempt, Infinity),
+  )
+}
+
+/** All streams of the root are known: from now on they share what its settings let them have. */
+export function openBudget(qemu: Qemu): void {
+  qemu.budget.open(() => jobMembers(qemu, (vm, host, job) => launchLater(qemu, vm, host, job)))
+}
+
+/** Other streams may get another share by it, and it less than it asks for. */
+export async function setBandwidth(qemu: Qemu, host: StreamHost, job: BlockJob, bandwidth: number): Promise<void> {
+  const before = job.record.bandwidth
+  job.record.bandwidth = bandwidth
+  qemu.budget.update()
+  try {
+    await tellSpeed(host, job)
+  } catch (error) {
+    job.record.bandwidth = before
+    qemu.budget.update()
+    throw error
+  }
+}
