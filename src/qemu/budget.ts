@@ -47,7 +47,7 @@ const MAKING_ROOM = 1_000
  */
 export function shareOut(total: number, members: readonly { weight: number; bandwidth: number }[]): number[] {
   const shares = members.map(() => 0)
-  let open = members.map((member, at) => ({ ...member, at }))
+  let open = members.map(({ weight, bandwidth }, at) => ({ weight, bandwidth, at }))
   let rest = total
   for (;;) {
     const perWeight = rest / open.reduce((sum, { weight }) => sum + weight, 0)

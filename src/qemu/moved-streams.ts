@@ -85,6 +85,8 @@ async function leaveOffline(qemu: Qemu, vm: Vm): Promise<Departure | undefined> 
   for (const job of daemon.blockJobs.all) job.puller?.abort()
   await terminate(daemon.process, daemon.ended, false)
   const jobs = daemon.blockJobs.all
+  const streams = jobs.filter((job) => !job.completed).map((job) => movedStream(daemon.def, job.record, job))
+  holdSlots(qemu, streams)
   endStreams(
     qemu,
     vm,
@@ -92,8 +94,6 @@ async function leaveOffline(qemu: Qemu, vm: Vm): Promise<Departure | undefined> 
     jobs.filter((job) => job.completed),
     vm.ref,
   )
-  const streams = jobs.filter((job) => !job.completed).map((job) => movedStream(daemon.def, job.record, job))
-  holdSlots(qemu, streams)
   return { streams, runDir: daemon.runDir }
 }
 

@@ -6,6 +6,9 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { failFrom } from '../error.js'
 import type { Allotment, BudgetMember, StreamBudget } from './budget.js'
 
+/** ms; timers take no more than 31 bits of them */
+const LONGEST_DELAY = 1_000_000
+
 const fail = failFrom('VIR_FROM_QEMU')
 
 export class UnitPaces {
@@ -72,7 +75,8 @@ class UnitPace implements BudgetMember {
       this.#settle()
       if (this.#debt <= 0) return
       const { signal } = this.#changed
-      await delay((this.#debt / this.#speed) * 1000, undefined, { signal, ref: false }).catch(() => undefined)
+      const ms = Math.min((this.#debt / this.#speed) * 1000, LONGEST_DELAY)
+      await delay(ms, undefined, { signal, ref: false }).catch(() => undefined)
     }
   }
 
