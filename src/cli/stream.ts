@@ -113,7 +113,7 @@ const streamDiskCommand: CommandSpec = {
     ['--idle', "only in the gaps of the guest's own I/O, as long as a process has the tree open"],
     [
       '--engine <name>',
-      "'job': QEMU's own job, one request at a time; 'pull': many requests at once, for bases with latency; default: 'auto', 'pull' for remote bases",
+      "'job': QEMU's own job, one request at a time; 'pull': many requests at once, which is faster; default: 'auto', which takes 'pull'",
     ],
     ['--base <path>', 'keep this image of the backing chain as backing image; default: none is kept'],
     ['--wait', 'wait for the end: with a progress bar on a terminal, with lines elsewhere'],

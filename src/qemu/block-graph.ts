@@ -15,6 +15,9 @@ import {
 import { sourceName } from './disk-names.js'
 import type { Monitor } from './monitor.js'
 
+/** of qcow2, in bytes */
+const SMALLEST_CLUSTER = 512
+
 /** The images of a disk, its own first. */
 export function chainOf(disk: DiskDef): StorageSource[] {
   const chain: StorageSource[] = []
@@ -100,6 +103,12 @@ export async function isDetached(monitor: Monitor, disk: DiskDef, base: StorageS
   const filters = device.inserted['node-name'] === copyOnReadNodeName(disk) ? 1 : 0
   const staying = base === undefined ? 0 : 1 + chainBelow(base).length
   return device.inserted.backing_file_depth - filters <= staying
+}
+
+/** Bytes of a cluster of the disk's own image, the least that it takes over from its backing image. */
+export async function clusterSize(monitor: Monitor, disk: DiskDef): Promise<number> {
+  const device = (await monitor.queryBlock()).find((candidate) => isDeviceOf(disk, candidate.qdev))
+  return device?.inserted?.image['cluster-size'] ?? SMALLEST_CLUSTER
 }
 
 /** Removes the nodes of images that the disk no longer reads. A node that is still in use is left, and reported. */

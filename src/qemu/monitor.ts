@@ -45,7 +45,7 @@ export interface BlockDevice {
     file: string
     ro: boolean
     backing_file_depth: number
-    image: { 'virtual-size': number; 'actual-size'?: number }
+    image: { 'virtual-size': number; 'actual-size'?: number; 'cluster-size'?: number }
   }
 }
 /** One device of query-blockstats (BlockStats), what we read of it. */

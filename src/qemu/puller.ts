@@ -21,6 +21,8 @@ const BURST = 100
 export interface PullOptions {
   /** requests in flight */
   window: number
+  /** bytes of one request; default DEFAULT_UNIT */
+  unit?: number
   /** bytes/s, 0: no limit */
   bandwidth: number
   /** images deeper than this stay where they are; absent: all are pulled */
@@ -29,14 +31,44 @@ export interface PullOptions {
   start?: number
 }
 
-/** The next range from `offset` on that only backing images (down to `maxDepth`) hold; undefined: there is none. */
-export async function nextRange(
+export interface Range {
+  /** bytes */
+  offset: number
+  /** bytes */
+  length: number
+}
+
+export interface UnitOptions {
+  /** where to begin */
+  offset?: number
+  /** images deeper than this do not count */
+  maxDepth?: number | undefined
+  /** bytes of a unit at most */
+  unit: number
+}
+
+/** What only backing images (down to `maxDepth`) hold, unit by unit. */
+export async function* unitsOf(
   client: NbdClient,
-  offset: number,
-  maxDepth = Infinity,
-): Promise<{ offset: number; length: number } | undefined> {
-  for await (const extent of client.extents(ALLOCATION_DEPTH, offset))
-    if (extent.flags >= 2 && extent.flags <= maxDepth) return { offset: extent.offset, length: extent.length }
+  { offset = 0, maxDepth = Infinity, unit }: UnitOptions,
+): AsyncGenerator<Range> {
+  let [from, to] = [offset, offset]
+  for await (const extent of client.extents(ALLOCATION_DEPTH, offset)) {
+    if (extent.flags >= 2 && extent.flags <= maxDepth) {
+      if (from === to) from = extent.offset
+      to = extent.offset + extent.length
+      for (; to - from >= unit; from += unit) yield { offset: from, length: unit }
+    } else if (from < to) {
+      yield { offset: from, length: to - from }
+      from = to
+    }
+  }
+  if (from < to) yield { offset: from, length: to - from }
+}
+
+/** The first unit of at most `unit` bytes from `offset` on that only backing images hold; undefined: there is none. */
+export async function nextUnit(client: NbdClient, offset: number, unit: number): Promise<Range | undefined> {
+  for await (const range of unitsOf(client, { offset, unit })) return range
   return undefined
 }
 
@@ -96,10 +128,10 @@ export class Puller {
   /** Resolves when all is pulled, or to nothing done after `abort`. Rejects with the NbdError of a base that cannot be read. */
   async run(): Promise<void> {
     const workers = new Set<Promise<void>>()
-    for await (const unit of this.#units()) {
-      if (this.aborted || this.#failure !== undefined) break
-      if (this.#resting !== undefined) await this.#orAborted(this.#resting.promise)
-      await this.#pay(unit.length)
+    const { maxDepth, unit: size = DEFAULT_UNIT } = this.#options
+    for await (const unit of unitsOf(this.#client, { offset: this.#cursor, maxDepth, unit: size })) {
+      this.#cursor = unit.offset
+      if (!(await this.#mayAsk(unit.length))) break
       this.#flying.add(unit.offset)
       this.#cursor = unit.offset + unit.length
       const worker = this.#pull(unit).finally(() => workers.delete(worker))
@@ -111,20 +143,14 @@ export class Puller {
     if (!this.aborted) this.#cursor = this.#client.size
   }
 
-  async *#units(): AsyncGenerator<{ offset: number; length: number }> {
-    const { maxDepth = Infinity } = this.#options
-    for await (const extent of this.#client.extents(ALLOCATION_DEPTH, this.#cursor)) {
-      if (extent.flags < 2 || extent.flags > maxDepth) {
-        this.#cursor = extent.offset + extent.length
-        continue
-      }
-      const end = extent.offset + extent.length
-      for (let offset = extent.offset; offset < end; offset += DEFAULT_UNIT)
-        yield { offset, length: Math.min(DEFAULT_UNIT, end - offset) }
-    }
+  /** Waits until a request of `bytes` may be made; false: no further ones. */
+  async #mayAsk(bytes: number): Promise<boolean> {
+    if (this.#failure === undefined && this.#resting !== undefined) await this.#orAborted(this.#resting.promise)
+    if (this.#failure === undefined) await this.#pay(bytes)
+    return !this.aborted && this.#failure === undefined
   }
 
-  async #pull(unit: { offset: number; length: number }): Promise<void> {
+  async #pull(unit: Range): Promise<void> {
     while (!this.aborted) {
       try {
         await this.#client.cache(unit.offset, unit.length)

@@ -3,11 +3,12 @@ import type { DiskDef } from '../conf/domain-def.js'
 import { readDomainWeight } from '../conf/stream-request.js'
 import type { StreamOptions } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
+import type { NbdClient } from '../nbd/client.js'
 import { NbdError } from '../nbd/error.js'
-import { addGuard } from './block-graph.js'
+import { addGuard, clusterSize } from './block-graph.js'
 import { findDisk } from './disk-names.js'
 import { beginJob } from './engines.js'
-import { DEFAULT_UNIT, MAX_UNIT, nextRange } from './puller.js'
+import { DEFAULT_UNIT, MAX_UNIT, nextUnit, type Range } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { settle } from './settle.js'
 import { checkLinks, checkStreamable } from './stream-checks.js'
@@ -21,7 +22,7 @@ const UNIT_TIMEOUT = 25_000
 const LINK_TIMEOUT = 30_000
 
 /**
- * Under the domain's job: pulls at most one unit at or behind `offset` and makes it durable. Answers the offset for the
+ * Under the domain's job: pulls at most one unit at or behind `offset` and makes it durable; a unit is whole clusters. Answers the offset for the
  * next call; the size of the disk when nothing is left there. When nothing is left on the whole disk the link is dropped.
  */
 export async function streamUnit(
@@ -51,16 +52,16 @@ export async function streamUnit(
       `offset '${offset}' is behind the end of disk '${disk.target}', ${client.size} bytes`,
     )
   try {
-    const range = await nextRange(client, offset)
-    const end = range === undefined ? client.size : range.offset + Math.min(unit, range.length)
+    const range = await unitAt(client, offset, unit, await clusterSize(live.monitor, disk))
+    const end = range === undefined ? client.size : range.offset + range.length
     if (range !== undefined) {
-      await withDeadline(client.cache(range.offset, end - range.offset), disk.target)
+      await withDeadline(client.cache(range.offset, range.length), disk.target)
       await client.flush()
       qemu.units.charge(unitKey(vm, disk), end - range.offset, options.weight ?? readDomainWeight(live.def) ?? 1)
       qemu.host.emit({ kind: 'stream-unit', domain: vm.ref, disk: disk.target, offset: end, size: client.size })
     }
-    const next = (await nextRange(client, end))?.offset ?? client.size
-    if (next < client.size || (await nextRange(client, 0)) !== undefined) return next
+    const next = (await nextUnit(client, end, 1))?.offset ?? client.size
+    if (next < client.size || (await nextUnit(client, 0, 1)) !== undefined) return next
   } catch (error) {
     if (!(error instanceof NbdError)) throw error
     throw fail(
@@ -80,6 +81,13 @@ export async function awaitUnit(qemu: Qemu, vm: Vm, name: string, signal?: Abort
 }
 
 const unitKey = (vm: Vm, disk: DiskDef): string => `${vm.uuid}/${disk.target}`
+
+/** The first unit at or behind `offset`, whole clusters of the disk's own image: that is what QEMU copies in any case. */
+async function unitAt(client: NbdClient, offset: number, unit: number, cluster: number): Promise<Range | undefined> {
+  if (offset === client.size) return undefined
+  const first = Math.floor(offset / cluster) * cluster
+  return nextUnit(client, first, Math.ceil(unit / cluster) * cluster)
+}
 
 /** Everything is in the disk's own image: QEMU's job has nothing to copy and drops the link. */
 async function dropLink(qemu: Qemu, vm: Vm, live: Live, target: string): Promise<void> {

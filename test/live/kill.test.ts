@@ -30,6 +30,7 @@ import { checkPattern } from '../support/pattern.js'
 import { findProgram, requires } from '../support/requires.js'
 
 const MiB = 1024 * 1024
+const ENGINES = ['job', 'pull'] as const
 const CRASHED = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_CRASHED }
 const STOPPED_CRASHED = `${c.VIR_DOMAIN_EVENT_STOPPED}/${c.VIR_DOMAIN_EVENT_STOPPED_CRASHED}`
 
@@ -42,86 +43,88 @@ function alive(pid: number): boolean {
   }
 }
 
-test('a QEMU that is killed in mid-stream costs some seconds of progress and nothing else', async (t) => {
-  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
-  const root = await testRoot(t)
-  const base = await patternImage(root.folder, 64 * MiB)
-  const path = await overlay(root.folder, base.path)
-  const dom = await startPlain(root, { name: 'killed', devices: diskXml('vda', path) })
-  const events = recordEvents(root.conn)
-  const bandwidth = 8 * MiB
-  const stream = await dom.stream('vda', { bandwidth })
-  await until('40 MiB are copied', async () => ((await stream.info())?.offset ?? 0) >= 40 * MiB)
-  const reached = (await stream.info())?.offset ?? 0
-  process.kill(qemuPid(root, dom), 'SIGKILL')
-  await assert.rejects(stream.finished, virError('VIR_ERR_OPERATION_FAILED', /QEMU of domain 'killed' is gone/))
-  await until('the domain is shut off', async () => !(await dom.isActive()))
+for (const engine of ENGINES)
+  test(`a QEMU that is killed in mid-stream costs some seconds of progress and nothing else, engine '${engine}'`, async (t) => {
+    if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+    const root = await testRoot(t)
+    const base = await patternImage(root.folder, 64 * MiB)
+    const path = await overlay(root.folder, base.path)
+    const dom = await startPlain(root, { name: 'killed', devices: diskXml('vda', path) })
+    const events = recordEvents(root.conn)
+    const bandwidth = 8 * MiB
+    const stream = await dom.stream('vda', { bandwidth, engine })
+    await until('40 MiB are copied', async () => ((await stream.info())?.offset ?? 0) >= 40 * MiB)
+    const reached = (await stream.info())?.offset ?? 0
+    process.kill(qemuPid(root, dom), 'SIGKILL')
+    await assert.rejects(stream.finished, virError('VIR_ERR_OPERATION_FAILED', /QEMU of domain 'killed' is gone/))
+    await until('the domain is shut off', async () => !(await dom.isActive()))
 
-  assert.deepEqual(await dom.getState(), CRASHED)
-  assert.deepEqual(lifecycleOf(events), [STOPPED_CRASHED])
-  const jobs = events.flatMap((event) => (event.kind === 'block-job' ? [event.status] : []))
-  assert.deepEqual(jobs, [c.VIR_DOMAIN_BLOCK_JOB_FAILED])
-  assertNothingRuns(root)
-  await checkImage(path)
-  assert.equal(await backingOf(path), base.path)
-  const kept = await ownBytes(path)
-  t.diagnostic(`kept ${kept / MiB} of ${reached / MiB} MiB`)
-  assert.ok(kept >= reached - 4.5 * bandwidth && kept > 0, `${kept} of ${reached} bytes were kept`)
+    assert.deepEqual(await dom.getState(), CRASHED)
+    assert.deepEqual(lifecycleOf(events), [STOPPED_CRASHED])
+    const jobs = events.flatMap((event) => (event.kind === 'block-job' ? [event.status] : []))
+    assert.deepEqual(jobs, [c.VIR_DOMAIN_BLOCK_JOB_FAILED])
+    assertNothingRuns(root)
+    await checkImage(path)
+    assert.equal(await backingOf(path), base.path)
+    const kept = await ownBytes(path)
+    t.diagnostic(`kept ${kept / MiB} of ${reached / MiB} MiB`)
+    assert.ok(kept >= reached - 4.5 * bandwidth && kept > 0, `${kept} of ${reached} bytes were kept`)
 
-  await dom.create(c.VIR_DOMAIN_START_PAUSED)
-  await (
-    await dom.stream('vda')
-  ).finished
-  await dom.destroy()
-  await checkImage(path)
-  assert.equal(await backingOf(path), undefined)
-  assert.equal((await checkPattern(path, 'qcow2', base.seed)).bad, 0)
-})
+    await dom.create(c.VIR_DOMAIN_START_PAUSED)
+    await (
+      await dom.stream('vda')
+    ).finished
+    await dom.destroy()
+    await checkImage(path)
+    assert.equal(await backingOf(path), undefined)
+    assert.equal((await checkPattern(path, 'qcow2', base.seed)).bad, 0)
+  })
 
-test('when our process is killed in mid-stream the guest works on, and the next one finishes the stream', async (t) => {
-  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
-  const root = await testRoot(t)
-  const base = await patternImage(root.folder, 64 * MiB)
-  const path = await overlay(root.folder, base.path)
-  await root.conn.domainDefineXML(await guestXml(root.folder, { devices: diskXml('vda', path) }))
-  await root.conn.close()
-  const first = driverProcess(t, root.uri, { name: 'guest', do: 'create', bandwidth: 4 * MiB })
-  assert.equal(await first.said, 'ready')
-  const guest = await agentOf(t, root.folder)
-  await guest.base('vda', base.seed, base.size)
-  await guest.work('vda', 'slowly')
-  await first.kill()
-  await delay(500)
+for (const engine of ENGINES)
+  test(`when our process is killed in mid-stream the guest works on, and the next one finishes the stream, engine '${engine}'`, async (t) => {
+    if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+    const root = await testRoot(t)
+    const base = await patternImage(root.folder, 64 * MiB)
+    const path = await overlay(root.folder, base.path)
+    await root.conn.domainDefineXML(await guestXml(root.folder, { devices: diskXml('vda', path) }))
+    await root.conn.close()
+    const first = driverProcess(t, root.uri, { name: 'guest', do: 'create', bandwidth: 4 * MiB, engine })
+    assert.equal(await first.said, 'ready')
+    const guest = await agentOf(t, root.folder)
+    await guest.base('vda', base.seed, base.size)
+    await guest.work('vda', 'slowly')
+    await first.kill()
+    await delay(500)
 
-  await reopen(root)
-  const dom = await root.conn.domainLookupByName('guest')
-  assert.equal((await dom.getState()).state, c.VIR_DOMAIN_RUNNING)
-  const [state] = await dom.streamDiskInfo()
-  assert.ok(state !== undefined && state.offset > 0 && state.offset < state.size, JSON.stringify(state))
-  assert.deepEqual([state.disk, state.bandwidth, state.status], ['vda', 4 * MiB, 'running'])
-  await assert.rejects(dom.stream('vda'), virError('VIR_ERR_OPERATION_INVALID', /already in active block job/))
-  const stream = await dom.attachStream('vda')
-  await stream.setBandwidth(0)
-  await stream.finished
-  assert.equal(await backingOf(path), undefined)
-  assert.doesNotMatch(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
-  await guest.stop()
-  const { bad, err } = await guest.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
-  const events = recordEvents(root.conn)
-  await powerOff(dom, guest)
-  assert.ok(lifecycleOf(events).includes(`${c.VIR_DOMAIN_EVENT_STOPPED}/${c.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN}`))
-  assert.deepEqual((await dom.getState()).reason, c.VIR_DOMAIN_SHUTOFF_SHUTDOWN)
-})
+    await reopen(root)
+    const dom = await root.conn.domainLookupByName('guest')
+    assert.equal((await dom.getState()).state, c.VIR_DOMAIN_RUNNING)
+    const [state] = await dom.streamDiskInfo()
+    assert.ok(state !== undefined && state.offset > 0 && state.offset < state.size, JSON.stringify(state))
+    assert.deepEqual([state.disk, state.bandwidth, state.status], ['vda', 4 * MiB, 'running'])
+    await assert.rejects(dom.stream('vda'), virError('VIR_ERR_OPERATION_INVALID', /already in active block job/))
+    const stream = await dom.attachStream('vda')
+    await stream.setBandwidth(0)
+    await stream.finished
+    assert.equal(await backingOf(path), undefined)
+    assert.doesNotMatch(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
+    await guest.stop()
+    const { bad, err } = await guest.verify('vda')
+    assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+    const events = recordEvents(root.conn)
+    await powerOff(dom, guest)
+    assert.ok(lifecycleOf(events).includes(`${c.VIR_DOMAIN_EVENT_STOPPED}/${c.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN}`))
+    assert.deepEqual((await dom.getState()).reason, c.VIR_DOMAIN_SHUTOFF_SHUTDOWN)
+  })
 
-test('a stream that has copied all when nobody is there is finished by the next process', async (t) => {
+test('a job of QEMU that has copied all when nobody is there is finished by the next process', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const root = await testRoot(t)
   const base = await patternImage(root.folder, 16 * MiB)
   const path = await overlay(root.folder, base.path)
   await root.conn.domainDefineXML(plainXml({ name: 'ended', devices: diskXml('vda', path) }))
   await root.conn.close()
-  const first = driverProcess(t, root.uri, { name: 'ended', do: 'create-paused', bandwidth: 8 * MiB })
+  const first = driverProcess(t, root.uri, { name: 'ended', do: 'create-paused', bandwidth: 8 * MiB, engine: 'job' })
   assert.equal(await first.said, 'ready')
   first.child.kill('SIGSTOP')
   await delay(3_500)
@@ -148,11 +151,11 @@ test('a QEMU that is killed the moment its image lets go of the base has lost no
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const root = await testRoot(t)
   const base = await patternImage(root.folder, 16 * MiB)
-  for (let round = 0; round < 3; round++) {
+  for (let round = 0; round < 4; round++) {
     const path = await overlay(root.folder, base.path, { name: `round-${round}.qcow2` })
     const dom = await startPlain(root, { name: `round-${round}`, devices: diskXml('vda', path) })
     const pid = qemuPid(root, dom)
-    await dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_START)
+    await dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_START, { engine: ENGINES[round % 2] ?? 'auto' })
     await withoutBackingFile(path)
     process.kill(pid, 'SIGKILL')
     await until('the domain is shut off', async () => !(await dom.isActive()))

@@ -47,7 +47,7 @@ test('a guest boots on an overlay, its disk is streamed while it works, and in t
       size: 64 * MiB,
       disk: 'vda',
       mode: 'full',
-      engine: 'job',
+      engine: 'pull',
       bandwidth: 32 * MiB,
       status: 'running',
     },

@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { test, type TestContext } from 'node:test'
 import { startByHand, withoutMonitor } from '../support/by-hand.js'
-import { agentOf, diskXml, powerOff, qemuPid, startGuest, testRoot, type TestRoot } from '../support/domain.js'
+import { agentOf, diskXml, powerOff, qemuPid, startGuest, testRoot, until, type TestRoot } from '../support/domain.js'
 import type { Guest, GuestVerify } from '../support/guest.js'
 import { backingOf, overlay, patternImage, type PatternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
@@ -76,6 +76,9 @@ test('without the guard a failing block status gives the guest wrong blocks and 
     'filter-node-name': 'filter',
   }
   await qemu.execute('block-stream', job)
+  const copied = async (): Promise<number> =>
+    ((await qemu.execute('query-block-jobs')) as { offset: number }[])[0]?.offset ?? 0
+  await until('it sleeps', async () => (await copied()) > 0)
   fail(true)
   const found = await readAround(guest)
   await qemu.kill()
@@ -90,7 +93,7 @@ test('with the driver not one block is wrong, and the stream itself goes through
   const { dom, guest } = await startGuest(t, root, { name: 'guarded', devices: diskXml('vda', path) })
   await guest.base('vda', base.seed, base.size)
   await guest.work('vda', 'slowly')
-  const stream = await dom.stream('vda', { bandwidth: 1 })
+  const stream = await dom.stream('vda', { bandwidth: 1, engine: 'job' })
   fail(true)
   await delay(1_000)
   await stream.setBandwidth(16 * MiB)
@@ -111,7 +114,7 @@ test('with the driver a guest that reads everything meanwhile sees no wrong bloc
   const { root, base, path, fail } = await setUp(t)
   const { dom, guest } = await startGuest(t, root, { name: 'reading', devices: diskXml('vda', path) })
   await guest.base('vda', base.seed, base.size)
-  const stream = await dom.stream('vda', { bandwidth: 1 })
+  const stream = await dom.stream('vda', { bandwidth: 1, engine: 'job' })
   fail(true)
   const found = await readAround(guest)
   t.diagnostic(`with the guard: ${JSON.stringify(found)}`)

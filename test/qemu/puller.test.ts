@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { NbdClient } from '../../src/nbd/client.js'
 import { NbdError } from '../../src/nbd/error.js'
-import { DEFAULT_UNIT, nextRange, Puller } from '../../src/qemu/puller.js'
+import { DEFAULT_UNIT, nextUnit, Puller, unitsOf } from '../../src/qemu/puller.js'
 
 const UNITS = 40
 
@@ -118,6 +118,18 @@ test('an abort is obeyed although a request is never answered', async () => {
   assert.equal(disk.asked.length, 4)
 })
 
+test('a pull that is aborted while it waits for its bandwidth has nothing left under way', async () => {
+  const disk = new Disk(() => 2)
+  const puller = new Puller(disk.client, { window: 4, bandwidth: 10 * DEFAULT_UNIT })
+  disk.answer = () => delay(30)
+  const done = puller.run()
+  await delay(20)
+  puller.abort()
+  await done
+  await delay(40)
+  assert.equal(puller.inFlight, 0)
+})
+
 test('a limit holds, and a higher one wakes a pull that waits for the lower', async () => {
   const disk = new Disk(() => 2)
   const puller = new Puller(disk.client, { window: 4, bandwidth: 1 })
@@ -141,9 +153,16 @@ test('while it rests no requests are made', async () => {
   assert.equal(disk.asked.length, UNITS)
 })
 
-test('the next range begins at or behind the offset', async () => {
+test('what lies at different depths below each other is pulled as one', async () => {
+  const disk = new Disk((unit) => (unit >= 20 ? 1 : 2 + (unit % 2)))
+  const units: number[] = []
+  for await (const { length } of unitsOf(disk.client, { unit: 8 * DEFAULT_UNIT })) units.push(length / DEFAULT_UNIT)
+  assert.deepEqual(units, [8, 8, 4])
+})
+
+test('the next unit begins at or behind the offset', async () => {
   const disk = new Disk((unit) => (unit >= 10 ? 2 : 1))
-  assert.deepEqual(await nextRange(disk.client, 0), { offset: 10 * DEFAULT_UNIT, length: DEFAULT_UNIT })
-  assert.equal((await nextRange(disk.client, 11 * DEFAULT_UNIT + 512))?.offset, 11 * DEFAULT_UNIT + 512)
-  assert.equal(await nextRange(new Disk(() => 1).client, 0), undefined)
+  assert.deepEqual(await nextUnit(disk.client, 0, 4096), { offset: 10 * DEFAULT_UNIT, length: 4096 })
+  assert.equal((await nextUnit(disk.client, 11 * DEFAULT_UNIT + 512, 4096))?.offset, 11 * DEFAULT_UNIT + 512)
+  assert.equal(await nextUnit(new Disk(() => 1).client, 0, 4096), undefined)
 })

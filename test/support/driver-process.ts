@@ -1,5 +1,5 @@
 /**
- * A process of its own that uses the driver, to be killed by a test: `node driver-process.js URI DOMAIN create BANDWIDTH`
+ * A process of its own that uses the driver, to be killed by a test: `node driver-process.js URI DOMAIN create BANDWIDTH ENGINE`
  * starts the domain and a stream of vda (BANDWIDTH bytes/s; 'none': no stream), `… open` only opens the root, `… save` saves the domain (managed save). It says
  * 'ready' when that is done, or 'error: …', and then stays.
  */
@@ -20,7 +20,9 @@ export interface DriverProcess {
 }
 
 export type Task =
-  { name: string; do: 'create' | 'create-paused'; bandwidth?: number } | { name: string; do: 'open' | 'save' } | Stream
+  | { name: string; do: 'create' | 'create-paused'; bandwidth?: number; engine?: StreamEngine }
+  | { name: string; do: 'open' | 'save' }
+  | Stream
 /** of a domain that does not run */
 interface Stream {
   name: string
@@ -33,7 +35,7 @@ interface Stream {
 export function driverProcess(t: Cleanup, uri: string, task: Task): DriverProcess {
   const bandwidth = 'bandwidth' in task ? task.bandwidth : undefined
   const args = [fileURLToPath(import.meta.url), uri, task.name, task.do, String(bandwidth ?? 'none')]
-  if (task.do === 'stream') args.push(task.engine)
+  if ('engine' in task) args.push(task.engine)
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
   const exited = once(child, 'exit')
   const said = once(createInterface(child.stdout), 'line').then(([line]) => String(line))
@@ -45,7 +47,7 @@ export function driverProcess(t: Cleanup, uri: string, task: Task): DriverProces
   return { child, pid: child.pid ?? 0, said, kill }
 }
 
-async function main(uri: string, name: string, what: string, bandwidth: string, engine?: string): Promise<void> {
+async function main(uri: string, name: string, what: string, bandwidth: string, engine = 'auto'): Promise<void> {
   const conn = await Connect.open(uri)
   if (what === 'open') return
   const dom = await conn.domainLookupByName(name)
@@ -53,13 +55,10 @@ async function main(uri: string, name: string, what: string, bandwidth: string, 
     await dom.managedSave()
     return
   }
-  if (what === 'stream') {
-    const options = { bandwidth: Number(bandwidth), engine: engine as StreamEngine }
-    await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, options)
-    return
-  }
-  await dom.create(what === 'create-paused' ? VIR_DOMAIN_START_PAUSED : 0)
-  if (bandwidth !== 'none') await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: Number(bandwidth) })
+  if (what !== 'stream') await dom.create(what === 'create-paused' ? VIR_DOMAIN_START_PAUSED : 0)
+  if (bandwidth === 'none') return
+  const options = { bandwidth: Number(bandwidth), engine: engine as StreamEngine | 'auto' }
+  await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, options)
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
