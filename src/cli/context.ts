@@ -35,6 +35,7 @@ export class Context {
   readonly err: Output
   readonly quiet: boolean
   readonly #options: GlobalOptions
+  readonly #others: Connect[] = []
   #connect: Promise<Connect> | undefined
 
   constructor(io: Io, options: GlobalOptions) {
@@ -70,7 +71,17 @@ export class Context {
     return this.#connect
   }
 
+  /** One more connection, to where a domain is to go; closed with the other one. */
+  async connectionTo(uri: string): Promise<Connect> {
+    const other = await this.attempt(`failed to connect to '${uri}'`, () =>
+      Connect.open(uri, { logger: this.#logger() }),
+    )
+    this.#others.push(other)
+    return other
+  }
+
   async close(): Promise<void> {
+    for (const other of this.#others) await other.close()
     const connect = await this.#connect?.catch(() => undefined)
     await connect?.close()
   }

@@ -11,8 +11,10 @@ import { eventCommand } from './event.js'
 import { commandHelp, globalOptions, programHelp } from './help.js'
 import { hostCommands } from './host.js'
 import { infoCommands } from './info.js'
+import { jobCommands } from './job.js'
 import { lifecycleCommands } from './lifecycle.js'
 import { listCommand } from './list.js'
+import { migrateCommand } from './migrate.js'
 import { saveCommands } from './save.js'
 import { groups } from './spec.js'
 import type { CommandSpec } from './spec.js'
@@ -30,6 +32,8 @@ export const specs: readonly CommandSpec[] = [
   ...streamCommands,
   ...blockJobCommands,
   ...blockCommands,
+  migrateCommand,
+  ...jobCommands,
   ...saveCommands,
   ...hostCommands,
 ]

@@ -14,7 +14,7 @@ export interface ProgressView {
 
 const percent = ({ offset, size }: StreamProgress): number => (size === 0 ? 100 : Math.floor((offset / size) * 100))
 
-function isTerminal(stream: unknown): stream is WriteStream {
+export function isTerminal(stream: unknown): stream is WriteStream {
   return (stream as Partial<WriteStream>).isTTY === true
 }
 

@@ -21,7 +21,7 @@ export interface CommandSpec {
   run(context: Context, args: readonly string[], options: Values): Promise<number | undefined>
 }
 
-export const groups = ['Domains', 'Definitions', 'Disks and streams', 'Saved states', 'Host'] as const
+export const groups = ['Domains', 'Definitions', 'Disks and streams', 'Migration', 'Saved states', 'Host'] as const
 export type Group = (typeof groups)[number]
 
 export const domainArgument = ['<domain>', 'name, id or UUID of the domain'] as const

@@ -2,6 +2,7 @@
  * The operations that a client may ask for, each by the public call that checks its arguments: what comes over the wire is
  * believed no more than what any other application says. Bandwidths are in bytes/s here.
  */
+import { existsSync } from 'node:fs'
 import type { Arguments } from '../api/arguments.js'
 import type { Connect } from '../api/connect.js'
 import { Domain } from '../api/domain.js'
@@ -65,12 +66,12 @@ function cookieOf(cookie: unknown): string {
   return cookie
 }
 
-/** A daemon shows the other one its own certificates, whatever files the client names. */
+/** A daemon shows the other one its own certificates; the client's only where they are on this host. */
 function destination({ pki }: Served, uri: unknown): string {
   if (typeof uri !== 'string') throw fail('VIR_ERR_INVALID_ARG', 'uri must be a string')
   if (!uri.startsWith('virstream+')) return uri
   try {
-    return withPki(uri, pki)
+    return withPki(uri, (given) => pki ?? (given !== undefined && existsSync(given) ? given : undefined))
   } catch (error) {
     throw wireError(error, 'the destination cannot be reached')
   }

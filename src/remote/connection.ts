@@ -11,7 +11,6 @@ import { Gate } from '../util/gate.js'
 import { isOpened, type Opened, type Opening } from './protocol.js'
 import { CONSOLE, CONTROL, EVENTS, isObject, PROTOCOL_VERSION } from './protocol.js'
 import { wireError } from './errors.js'
-import { withPki } from './uri.js'
 
 const fail = failFrom('VIR_FROM_REMOTE')
 
@@ -93,7 +92,7 @@ export class RemoteConnection {
       ...(domainMigratePrepare && {
         domainMigratePrepare: async (...args) => {
           const prepared = await domainMigratePrepare(...args)
-          return prepared.uri === '' ? { ...prepared, uri: withPki(this.#uri, undefined) } : prepared
+          return prepared.uri === '' ? { ...prepared, uri: this.#uri } : prepared
         },
       }),
       connectTunnel: () => this.#lend(),

@@ -2,9 +2,9 @@ import { join } from 'node:path'
 import { formatTunnelUri, parseTunnelUri } from '../tunnel/address.js'
 
 /** `uri` with other certificates: those of one host are not where those of another one are. Throws TunnelError EINVAL. */
-export function withPki(uri: string, pkipath: string | undefined): string {
+export function withPki(uri: string, choose: (pkipath: string | undefined) => string | undefined): string {
   const address = parseTunnelUri(uri)
-  return formatTunnelUri(address.kind === 'tls' ? { ...address, pkipath } : address)
+  return formatTunnelUri(address.kind === 'tls' ? { ...address, pkipath: choose(address.pkipath) } : address)
 }
 
 /** Where the daemon of a root listens for the users of this host. */

@@ -1,0 +1,135 @@
+/** Watches a migration: until the guest has moved, then until its disks have. */
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Connect } from '../api/connect.js'
+import type { Domain } from '../api/domain.js'
+import * as c from '../constants.gen.js'
+import type { MigrateParams, StreamDiskState } from '../driver.js'
+import { VirError } from '../error.js'
+import { CommandError } from './context.js'
+import type { Context } from './context.js'
+import type { MigrationView } from './migrate-view.js'
+
+/** ms between two questions how far it is */
+const LOOK_INTERVAL = 500
+
+interface Move {
+  domain: Domain
+  destination: Connect
+  params: MigrateParams
+  flags: number
+  /** ms after which the guest is suspended, so that it changes no more memory */
+  timeout: number | undefined
+}
+
+/** Moves the guest. Ctrl-C aborts that, and the guest goes on where it is. */
+export async function move(context: Context, how: Move, view: MigrationView | undefined): Promise<Domain> {
+  const { domain, destination, params, flags, timeout } = how
+  const aborted = new AbortController()
+  const over = new AbortController()
+  const interrupt = (): void => {
+    context.err.line('The migration is being aborted; Ctrl-C again does not wait for that.')
+    aborted.abort()
+  }
+  process.once('SIGINT', interrupt)
+  const watching = view === undefined ? undefined : watchMove(domain, view, over.signal)
+  const timer =
+    timeout === undefined ? undefined : setTimeout(() => void domain.suspend().catch(() => undefined), timeout)
+  try {
+    return await context.attempt(`Failed to migrate domain '${domain.name}'`, () =>
+      domain.migrate(destination, { ...params, signal: aborted.signal }, flags),
+    )
+  } finally {
+    process.off('SIGINT', interrupt)
+    clearTimeout(timer)
+    over.abort()
+    await watching
+  }
+}
+
+async function watchMove(domain: Domain, view: MigrationView, over: AbortSignal): Promise<void> {
+  while (!over.aborted) {
+    // before it has begun, and after its end, there is no job
+    const stats = await domain.getJobStats().catch(() => undefined)
+    if (stats !== undefined && stats.memTotal > 0)
+      view.at('Memory', { offset: stats.memTotal - stats.memRemaining, size: stats.memTotal })
+    for (const { disk, offset, size } of stats?.disks ?? []) view.at(`Disk ${disk}`, { offset, size })
+    await delay(LOOK_INTERVAL, undefined, { signal: over }).catch(() => undefined)
+  }
+}
+
+/** Waits until the disks have followed and the source has let go. Ctrl-C ends the waiting only. */
+export async function followDisks(
+  context: Context,
+  { source, arrived }: { source: Domain; arrived: Domain },
+  view: MigrationView | undefined,
+): Promise<'interrupted' | undefined> {
+  const interrupted = new AbortController()
+  const interrupt = (): void => interrupted.abort()
+  process.once('SIGINT', interrupt)
+  context.out.gone.addEventListener('abort', interrupt)
+  const sizes = new Map<string, number>()
+  try {
+    while (!interrupted.signal.aborted) {
+      const states = await context.attempt(
+        `Failed to follow the disks of domain '${arrived.name}', which go on being streamed`,
+        () => disksOf(arrived),
+      )
+      if (states === undefined) throw await gone(source, arrived)
+      if (states.length === 0 && (await hasLetGo(source, arrived))) {
+        for (const [what, size] of sizes) view?.at(what, { offset: size, size })
+        return undefined
+      }
+      for (const state of states) show(view, sizes, state)
+      await delay(LOOK_INTERVAL, undefined, { signal: interrupted.signal }).catch(() => undefined)
+    }
+    return 'interrupted'
+  } finally {
+    process.off('SIGINT', interrupt)
+    context.out.gone.removeEventListener('abort', interrupt)
+  }
+}
+
+function show(view: MigrationView | undefined, sizes: Map<string, number>, state: StreamDiskState): void {
+  const { disk, offset, size, status, error } = state
+  const what = `Disk ${disk}`
+  sizes.set(what, size)
+  view?.at(what, { offset, size })
+  view?.note(what, status === 'running' ? undefined : (error ?? status))
+}
+
+/** Those that are still on their way; undefined: the domain is not there any more. */
+async function disksOf(arrived: Domain): Promise<StreamDiskState[] | undefined> {
+  try {
+    return (await arrived.streamDiskInfo()).filter(({ mode }) => mode === 'migration')
+  } catch (error) {
+    const codes = ['VIR_ERR_NO_DOMAIN', 'VIR_ERR_OPERATION_INVALID']
+    if (error instanceof VirError && codes.includes(error.code)) return undefined
+    throw error
+  }
+}
+
+/** Has the source nothing to serve any more? VIR_ERR_NO_DOMAIN: it has forgotten the domain. */
+async function hasLetGo(source: Domain, arrived: Domain): Promise<boolean> {
+  const state = await stateOf(source)
+  if (state === c.VIR_DOMAIN_RUNNING) throw await gone(source, arrived)
+  return state === undefined || state === c.VIR_DOMAIN_SHUTOFF
+}
+
+async function stateOf(domain: Domain): Promise<number | undefined> {
+  try {
+    return (await domain.getState()).state
+  } catch (error) {
+    if (error instanceof VirError && error.code === 'VIR_ERR_NO_DOMAIN') return undefined
+    throw error
+  }
+}
+
+/** Why there is nothing to follow any more. */
+async function gone(source: Domain, arrived: Domain): Promise<CommandError> {
+  const back = (await stateOf(source)) === c.VIR_DOMAIN_RUNNING
+  return new CommandError(
+    back
+      ? `Domain '${source.name}' has come back, the migration was aborted`
+      : `Domain '${arrived.name}' does not run at the destination any more; ask for it here by domstate --reason`,
+  )
+}
