@@ -17,6 +17,9 @@ import { whyNeeded } from './until-idle.js'
 
 const fail = failFrom('VIR_FROM_REMOTE')
 
+/** ms for clients to go by themselves when the daemon ends */
+const LAST_WORDS = 1000
+
 export interface DaemonOptions {
   driver: HypervisorDriver
   /** of the hypervisor, for `driver` */
@@ -84,7 +87,7 @@ export class Daemon {
     try {
       await this.#shared.close()
     } finally {
-      for (const tunnel of tunnels) tunnel.destroy(new TunnelError('ESHUTDOWN', 'the daemon ends'))
+      await Promise.all(tunnels.map(farewell))
     }
   }
 
@@ -109,6 +112,14 @@ export class Daemon {
       this.#logger.info({ peer: tunnel.peer, ...(error && { reason: error.message }) }, 'a client has gone'),
     )
   }
+}
+
+/** Lets the last words go out; whoever still holds on to the tunnel then is cut off. */
+async function farewell(tunnel: Tunnel): Promise<void> {
+  const why = 'the daemon ends'
+  const timer = setTimeout(() => tunnel.destroy(new TunnelError('ESHUTDOWN', why)), LAST_WORDS)
+  await tunnel.close(why)
+  clearTimeout(timer)
 }
 
 /** Processes of other users may not use a unix socket, whatever the file's mode; TLS has asked for a certificate. */
