@@ -216,6 +216,24 @@ void SetNotSentLowat(const Napi::CallbackInfo& info) {
   if (setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &bytes, sizeof bytes) != 0) ThrowErrno(env, errno, "setsockopt");
 }
 
+void SendDatagram(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::string path = SystemString(info[0], "path");
+  const std::string text = info[1].As<Napi::String>().Utf8Value();
+  Address address = AddressOf(env, path, "sendto");
+  if (path[0] == '@') {
+    // in the abstract namespace a name has no NUL behind it, but one before it
+    address.name.sun_path[0] = '\0';
+    address.length -= 1;
+  }
+  OwnedFd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (fd.get() < 0) ThrowErrno(env, errno, "socket");
+  const int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+  if (sendto(fd.get(), text.data(), text.size(), flags, address.get(), address.length) < 0) {
+    ThrowErrno(env, errno, "sendto", path);
+  }
+}
+
 void Close(const Napi::CallbackInfo& info) {
   // After EINTR the descriptor is gone as well on Linux: closing again could hit someone else's.
   if (close(Descriptor(info[0])) != 0 && errno != EINTR) ThrowErrno(info.Env(), errno, "close");
@@ -231,5 +249,6 @@ void InitSockets(Napi::Env env, Napi::Object exports) {
   exports.Set("recvFds", Napi::Function::New(env, RecvFds, "recvFds"));
   exports.Set("peerCredentials", Napi::Function::New(env, PeerCredentials, "peerCredentials"));
   exports.Set("setNotSentLowat", Napi::Function::New(env, SetNotSentLowat, "setNotSentLowat"));
+  exports.Set("sendDatagram", Napi::Function::New(env, SendDatagram, "sendDatagram"));
   exports.Set("close", Napi::Function::New(env, Close, "close"));
 }

@@ -96,6 +96,8 @@ export interface NativeAddon {
   peerCredentials(socket: number): PeerCredentials
   /** TCP_NOTSENT_LOWAT: a TCP socket takes no more while so many bytes in it were not sent yet. ENOTSUP and the like when it is no TCP socket. */
   setNotSentLowat(socket: number, bytes: number): void
+  /** Sends one datagram to a unix socket; '@name' is one in the abstract namespace. Never waits. */
+  sendDatagram(path: string, text: string): void
   /**
    * Closes a descriptor that this addon gave out. What `fs.open` gave out is closed by `fs.close` only: a worker thread
    * keeps a list of those and closes what is on it when it ends, by then perhaps someone else's.

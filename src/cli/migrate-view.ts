@@ -61,7 +61,7 @@ function bars(stream: WriteStream): MigrationView {
   })
   return {
     at(what, { offset, size }) {
-      const bar = drawn.get(what) ?? (multi.create(size, offset, { what }))
+      const bar = drawn.get(what) ?? multi.create(size, offset, { what })
       drawn.set(what, bar)
       const speed = speeds.get(what) ?? new Speed()
       speeds.set(what, speed)

@@ -19,7 +19,10 @@ export const daemonOptions: readonly (readonly [flags: string, meaning: string])
     '--allowed-dn <patterns...>',
     "names in clients' certificates that may connect, with * and ?; default: all that the authority of cacert.pem has signed",
   ],
-  ['--until-idle', 'end by itself when there is no client, no stream and no migration for some seconds'],
+  [
+    '--until-idle [seconds]',
+    'end by itself when there has been no client, no stream and no migration for so long; default: 5',
+  ],
   ['--log-level <level>', 'trace, debug, info, warn, error, fatal or silent; default: info'],
   ['--ready-fd <number>', 'write one line of JSON to this descriptor when clients may come, or why none can'],
 ]

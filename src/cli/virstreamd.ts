@@ -1,15 +1,15 @@
 /** The command line of the daemon. */
-import { spawn } from 'node:child_process'
 import { closeSync, writeSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { pino, type Logger } from 'pino'
 import { messageOf, VirError } from '../error.js'
+import { native } from '../native.js'
 import { qemuDriver } from '../qemu/driver.js'
 import { readDaemonSettings } from '../remote/config.js'
 import { Daemon } from '../remote/daemon.js'
 import type { Readiness } from '../remote/embedded.js'
 import { untilIdle } from '../remote/until-idle.js'
-import { daemonUri, embeddedRoot, socketOf } from '../remote/uri.js'
+import { embeddedRoot, socketOf } from '../remote/uri.js'
 import { packageVersion } from '../util/package.js'
 import { defaultUri } from './context.js'
 import type { Io } from './context.js'
@@ -22,13 +22,15 @@ interface Given {
   unix?: string[]
   pki?: string
   allowedDn?: string[]
-  untilIdle?: true
+  untilIdle?: true | string
   logLevel?: string
   readyFd?: string
 }
 
-/** after how many ms without anybody's need `--until-idle` ends */
-const patience = { after: 5000, before: 60_000 }
+/** seconds without anybody's need after which `--until-idle` ends */
+const PATIENCE = 5
+/** ms for whoever started it to come */
+const FIRST_PATIENCE = 60_000
 
 /** Runs the daemon until it is told to end, and answers the exit status. */
 export async function runDaemon(argv: readonly string[], io: Io): Promise<number> {
@@ -60,6 +62,8 @@ export async function runDaemon(argv: readonly string[], io: Io): Promise<number
 
 async function serve(given: Given, io: Io, ready: (what: Readiness) => void): Promise<void> {
   const root = given.root ?? embeddedRoot(defaultUri(io.env)) ?? ''
+  const { untilIdle: idle } = given
+  const seconds = idle === true ? PATIENCE : idle && parseCount('--until-idle', idle, 1)
   const settings = await readDaemonSettings(root)
   const level = given.logLevel ?? settings.logLevel ?? 'info'
   const logger = pino({ level, base: { pid: process.pid } }, pino.destination({ fd: 2, sync: true }))
@@ -76,13 +80,16 @@ async function serve(given: Given, io: Io, ready: (what: Readiness) => void): Pr
   const asked = askedToEnd(logger)
   logger.info({ root, uris: daemon.uris, version: packageVersion }, 'ready')
   ready({ ready: true, uris: daemon.uris })
-  tellSystemd(io.env, ['--ready', `--status=serves ${daemonUri(root)}`], logger)
+  tellSystemd(io.env, ['READY=1', `STATUS=serves ${daemon.uris.join(', ')}`], logger)
   try {
-    if (given.untilIdle !== true) await asked.promise
-    else await Promise.race([asked.promise, untilIdle(() => daemon.busy(), patience, asked.signal)])
+    if (typeof seconds !== 'number') await asked.promise
+    else {
+      const patience = { after: seconds * 1000, before: FIRST_PATIENCE }
+      await Promise.race([asked.promise, untilIdle(daemon, patience, asked.signal)])
+    }
   } finally {
     logger.info('ends; domains run on')
-    tellSystemd(io.env, ['--stopping'], logger)
+    tellSystemd(io.env, ['STOPPING=1'], logger)
     await daemon.close()
     asked.over()
   }
@@ -108,10 +115,14 @@ function askedToEnd(logger: Logger): { promise: Promise<void>; signal: AbortSign
 }
 
 /** sd_notify(3), where systemd wants to know. */
-function tellSystemd(env: NodeJS.ProcessEnv, words: readonly string[], logger: Logger): void {
-  if (env['NOTIFY_SOCKET'] === undefined) return
-  const child = spawn('systemd-notify', [`--pid=${process.pid}`, ...words], { stdio: 'ignore', env })
-  child.once('error', (error) => logger.warn({ err: error }, 'systemd could not be told'))
+function tellSystemd(env: NodeJS.ProcessEnv, lines: readonly string[], logger: Logger): void {
+  const socket = env['NOTIFY_SOCKET']
+  if (socket === undefined || socket === '') return
+  try {
+    native.sendDatagram(socket, lines.join('\n'))
+  } catch (error) {
+    logger.warn({ err: error }, 'systemd could not be told')
+  }
 }
 
 /** Tells, once, who started the daemon; without the option nobody is told. */

@@ -40,6 +40,7 @@ export class Daemon {
   readonly #dispatch: Dispatch
   readonly #logger: Logger
   readonly #listeners: TunnelListener[] = []
+  #used = false
   #closing: Promise<void> | undefined
 
   private constructor(shared: SharedDriver, { pki, logger }: DaemonOptions) {
@@ -66,6 +67,11 @@ export class Daemon {
   /** What clients may dial. */
   get uris(): string[] {
     return this.#listeners.map(({ uri }) => uri)
+  }
+
+  /** Has there been a client? */
+  get used(): boolean {
+    return this.#used
   }
 
   /** Why the daemon is of use: a client, a stream, a migration. Undefined: nobody would miss it. */
@@ -106,6 +112,7 @@ export class Daemon {
   }
 
   #serve(tunnel: Tunnel): void {
+    this.#used = true
     this.#logger.info({ peer: tunnel.peer }, 'a client is here')
     this.#dispatch.serve(tunnel)
     void tunnel.closed.then((error) =>

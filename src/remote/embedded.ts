@@ -1,6 +1,6 @@
 /** A root that a daemon has open is used through that daemon, whoever opens it by its own URI. */
 import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, openSync, closeSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { text } from 'node:stream/consumers'
@@ -56,10 +56,18 @@ export async function ensureDaemon(root: string): Promise<void> {
     const said = await startDaemon(root)
     if (said.ready) return
     const error = toError(said)
-    // perhaps by another daemon that was begun at the same time and does not listen yet
-    const inUse = error.code === 'VIR_ERR_OPERATION_INVALID' && performance.now() < deadline
-    if (!inUse) throw error
+    if (performance.now() > deadline || !isHeldByDaemon(root)) throw error
     await delay(200)
+  }
+}
+
+/** Has a daemon the root, one that was begun at the same time and does not listen yet? */
+function isHeldByDaemon(root: string): boolean {
+  try {
+    const pid = readFileSync(join(root, 'run/lock'), 'utf8').trim()
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('virstreamd')
+  } catch {
+    return false
   }
 }
 

@@ -33,22 +33,26 @@ async function whyDomainNeeds(operations: Partial<HypervisorOps>, domain: Domain
   return job !== undefined && runs.includes(job.type) ? `domain '${domain.name}' has a job` : undefined
 }
 
-/** ms that nobody needs the daemon before it ends: since it was needed, and since it was started for somebody */
+/** ms that nobody needs the daemon before it ends: since it was of use, and since it was started for somebody */
 export interface Patience {
   after: number
   before: number
 }
 
-/** Resolves when `busy` has answered undefined for so long; sooner when the signal aborts. */
-export async function untilIdle(
-  busy: () => Promise<string | undefined>,
-  { after, before }: Patience,
-  signal: AbortSignal,
-): Promise<void> {
+interface Watched {
+  /** what it is of use for now */
+  busy(): Promise<string | undefined>
+  /** has there been a client? */
+  readonly used: boolean
+}
+
+/** Resolves when nobody has needed the daemon for so long; sooner when the signal aborts. */
+export async function untilIdle(daemon: Watched, { after, before }: Patience, signal: AbortSignal): Promise<void> {
   let needed = false
   let since = performance.now()
   while (!signal.aborted) {
-    if ((await busy()) !== undefined) {
+    const busy = (await daemon.busy()) !== undefined
+    if (busy || (daemon.used && !needed)) {
       needed = true
       since = performance.now()
     }
