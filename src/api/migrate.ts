@@ -112,9 +112,10 @@ export async function migrateDomain(
       throw error
     })
   const uri = params.uri ?? prepared.uri
+  const tunnel = destination.has('connectTunnel') ? await destination.call('connectTunnel', () => []) : undefined
   let performed: { cookie: string }
   try {
-    performed = await source.call('domainMigratePerform', () => [domain, checked, flags, prepared.cookie, uri])
+    performed = await source.call('domainMigratePerform', () => [domain, checked, flags, prepared.cookie, uri, tunnel])
   } catch (error) {
     await destination
       .call('domainMigrateFinish', () => [checked, flags, prepared.cookie, true])

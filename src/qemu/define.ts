@@ -98,7 +98,7 @@ export async function startAs(qemu: Qemu, def: DomainDef, options: StartOptions)
     try {
       await startVm(qemu, vm, def, options)
     } catch (error) {
-      removeIfNothing(qemu, vm)
+      forgetIfNothing(qemu, vm)
       throw error
     }
   })
@@ -106,7 +106,7 @@ export async function startAs(qemu: Qemu, def: DomainDef, options: StartOptions)
 }
 
 /** A domain that is neither defined nor runs is none. */
-function removeIfNothing(qemu: Qemu, vm: Vm): void {
+export function forgetIfNothing(qemu: Qemu, vm: Vm): void {
   if (vm.config === undefined && vm.live === undefined && qemu.find(vm.uuid) === vm) qemu.remove(vm)
 }
 

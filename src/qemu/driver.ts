@@ -13,6 +13,8 @@ import { consoleOps } from './console.js'
 import { defineOps } from './define.js'
 import { handOver } from './engines.js'
 import { createVm, lifecycleOps } from './lifecycle.js'
+import { migrationOps } from './migration.js'
+import { closeMigrations, reconnectMigrations, reopenRelays } from './migration-reconnect.js'
 import { passthroughOps } from './passthrough.js'
 import { Qemu } from './qemu.js'
 import { queryOps } from './query.js'
@@ -60,9 +62,11 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
       vm.autostart = autostart
       qemu.add(vm)
     }
+    await reopenRelays(qemu)
     await reconnectAll(qemu)
     await reconnectOffline(qemu)
     openBudget(qemu)
+    await reconnectMigrations(qemu)
     if (!host.readOnly) autostart(qemu)
   } catch (error) {
     await close(qemu)
@@ -76,6 +80,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     ...streamOps(qemu),
     ...consoleOps(qemu),
     ...passthroughOps(qemu),
+    ...migrationOps(qemu),
     connectClose: () => close(qemu),
   }
 }
@@ -145,6 +150,7 @@ async function close(qemu: Qemu): Promise<void> {
   // as a job, so that who is in the middle of something gets to its end
   const left = await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(vm), Infinity)))
   for (const result of left) if (result.status === 'rejected') qemu.warn(messageOf(result.reason))
+  await closeMigrations(qemu)
   await qemu.idle()
   for (const { host } of qemu.vms) {
     host?.exports.close()

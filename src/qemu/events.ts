@@ -147,6 +147,9 @@ const handlers: Record<string, Handler> = {
   BLOCK_IO_ERROR: onBlockIoError,
   VSERPORT_CHANGE: onPortChange,
   DEVICE_TRAY_MOVED: onTray,
+  MIGRATION: (_qemu, _vm, live, data) => live.onMigration?.(textOf(data['status'])),
+  MIGRATION_PASS: (qemu, vm, _live, data) =>
+    qemu.host.emit({ kind: 'migration-iteration', domain: vm.ref, iteration: Number(data['pass']) }),
   WATCHDOG: (_qemu, _vm, live, data) => {
     if (data['action'] === 'pause') live.pauseReason = c.VIR_DOMAIN_PAUSED_WATCHDOG
   },

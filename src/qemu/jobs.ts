@@ -3,7 +3,7 @@ import { failFrom } from '../error.js'
 const fail = failFrom('VIR_FROM_QEMU')
 
 /** What a job is for; the word stands in the error of whoever could not wait long enough. */
-export type JobKind = 'create' | 'destroy' | 'modify' | 'save' | 'stream' | 'settle' | 'undefine'
+export type JobKind = 'create' | 'destroy' | 'modify' | 'save' | 'stream' | 'settle' | 'undefine' | 'migrate'
 
 /** ms that a call waits for the job of another one (libvirt waits 30 s as well) */
 const ADMISSION_TIMEOUT = 30_000

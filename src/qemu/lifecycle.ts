@@ -89,6 +89,16 @@ async function destroy(live: Live, flags: number): Promise<void> {
   }
 }
 
+/** Without it the guest would lose its disks where it runs now. */
+function refuseServing(qemu: Qemu, vm: Vm): void {
+  for (const { vm: leaving, record } of qemu.outgoing.values())
+    if (leaving === vm && (record.phase === 'switched' || record.phase === 'serving'))
+      throw fail(
+        'VIR_ERR_OPERATION_INVALID',
+        `domain '${vm.name}' runs on '${record.peer}', which still reads its disks from here; abort the job to have it back`,
+      )
+}
+
 /** The ACPI power button, and a guest that comes up again when it has gone down. */
 async function reboot(vm: Vm, live: Live): Promise<void> {
   if (vm.state.state !== c.VIR_DOMAIN_RUNNING) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is not running')
@@ -121,6 +131,7 @@ export function lifecycleOps(qemu: Qemu): LifecycleOps {
     async domainDestroy(ref, flags) {
       checkFlags('domainDestroy', flags)
       const vm = qemu.require(ref)
+      refuseServing(qemu, vm)
       // not a job: it must get through while another one hangs on this very QEMU
       const ending = destroy(vm.requireLive(), flags)
       // who closes the connection waits for it all the same

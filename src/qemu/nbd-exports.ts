@@ -14,7 +14,8 @@ const fail = failFrom('VIR_FROM_QEMU')
 /** The socket on which the exports of one process are. */
 export const nbdSocket = (runDir: string): string => join(runDir, 'nbd.sock')
 
-const exportId = (target: string): string => `vs-${target}`
+/** The export of a disk, and its name for clients. */
+export const exportName = (target: string): string => `vs-${target}`
 
 /**
  * Read-only exports of a running domain's disks from the NBD server embedded in its QEMU, on a private socket that it got
@@ -36,19 +37,34 @@ export class NbdExports {
 
   /** Exports the disk and connects to it; one that is there already is taken over. */
   async open(disk: DiskDef): Promise<NbdClient> {
-    const { source, target } = disk
+    const { target } = disk
     const known = this.#clients.get(target)
     if (known?.connected === true) return known
-    if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
-    await this.#startServer()
-    const id = exportId(target)
-    const present = (await this.#monitor.queryBlockExports()).some((candidate) => candidate.id === id)
-    if (!present) await this.#monitor.blockExportAdd(id, formatNodeName(source))
+    const id = await this.#export(disk)
     const socket = new Socket({ fd: native.connectUnix(this.#socket), readable: true, writable: true })
     socket.unref()
     const client = await NbdClient.connect(socket, { export: id, metaContexts: [ALLOCATION_DEPTH] })
     this.#clients.set(target, client)
     return client
+  }
+
+  /** Exports the disk for others, who connect to the socket themselves. */
+  async serve(disk: DiskDef): Promise<void> {
+    await this.#export(disk)
+  }
+
+  /** Takes back what `serve` gave; whoever is connected loses the connection. */
+  async unserve(target: string): Promise<void> {
+    await this.#monitor.blockExportDel(exportName(target))
+  }
+
+  async #export({ source, target }: DiskDef): Promise<string> {
+    if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
+    await this.#startServer()
+    const id = exportName(target)
+    const present = (await this.#monitor.queryBlockExports()).some((candidate) => candidate.id === id)
+    if (!present) await this.#monitor.blockExportAdd(id, formatNodeName(source))
+    return id
   }
 
   async #startServer(): Promise<void> {
@@ -81,7 +97,7 @@ export class NbdExports {
     if (client === undefined) return
     this.#clients.delete(target)
     await client.disconnect().catch(() => undefined)
-    await this.#monitor.blockExportDel(exportId(target))
+    await this.#monitor.blockExportDel(exportName(target))
   }
 
   /** Our connections end, the exports stay: another process may take them over. */

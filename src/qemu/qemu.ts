@@ -1,4 +1,4 @@
-import type { DriverHost } from '../driver.js'
+import type { DomainJobStats, DriverHost } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { AccessPolicy } from './access.js'
 import { StreamBudget, type StreamLimits } from './budget.js'
@@ -6,6 +6,8 @@ import type { CapabilitiesCache } from './capabilities-cache.js'
 import type { Root } from './root.js'
 import { UnitPaces } from './unit-pace.js'
 import type { Vm } from './vm.js'
+import type { Outgoing } from './outgoing.js'
+import type { Incoming } from './incoming.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -19,6 +21,11 @@ export class Qemu {
   /** what all streams may have together */
   readonly budget: StreamBudget
   readonly units: UnitPaces
+  /** migrations by their ids: from here, and to here */
+  readonly outgoing = new Map<string, Outgoing>()
+  readonly incoming = new Map<string, Incoming>()
+  /** how the last job of a domain went, by its uuid */
+  readonly finishedJobs = new Map<string, DomainJobStats>()
   readonly #vms = new Map<string, Vm>()
   #lastId = 0
   /** work that goes on after the call that caused it; close() waits for it */

@@ -59,6 +59,7 @@ export class Root {
         root.autostartDir,
         root.statusDir,
         root.offlineDir,
+        root.migrationDir,
         root.saveDir,
         root.nvramDir,
         root.logDir,
@@ -96,6 +97,10 @@ export class Root {
   /** one directory for each storage daemon that streams disks of a domain that does not run */
   get offlineDir(): string {
     return join(this.path, 'run/offline')
+  }
+  /** one directory for each migration, from here or to here */
+  get migrationDir(): string {
+    return join(this.path, 'run/migration')
   }
   /** private directory of one running domain: sockets and the pid file */
   runDir(id: number): string {

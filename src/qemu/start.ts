@@ -1,42 +1,37 @@
 /** From a definition to a running QEMU, and back to nothing when a step fails. */
 import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { DiskDef, DomainDef } from '../conf/domain-def.js'
+import type { DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
-import { failFrom } from '../error.js'
 import type { ProcessExit, ProcessWatch } from '../native.js'
 import type { QmpEvent } from '../qmp/framing.js'
-import { resolveBackingChain } from '../storage/chain.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import { Access } from './access.js'
-import { assignAliases, assignSourceIndexes } from './alias.js'
+
 import { type Guards, initialGuards } from './block-graph.js'
 import { BlockJobs } from './blockjob.js'
 import type { QemuCapabilities } from './capabilities.js'
 import { buildCommand, commandEnvironment, commandSecretFiles } from './command.js'
-import { prepareDefinition } from './definition.js'
 import { beginBootStreams } from './boot-streams.js'
 import { configure } from './configure.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
 import { finalizeLater } from './finalize.js'
 import { finishLive } from './exit.js'
-import { chooseFirmware, makeVariableStore } from './firmware.js'
-import { remoteImages } from './link-watch.js'
+import { makeVariableStore } from './firmware.js'
 import { carryStreams } from './moved-streams.js'
 import type { Monitor, MonitorEvents } from './monitor.js'
+import { prepareLive } from './prepare-live.js'
 import { NbdExports } from './nbd-exports.js'
 import { freeVncPorts } from './ports.js'
 import { killHard, launch, qemuDir } from './process.js'
 import type { Qemu } from './qemu.js'
 import { settleLater } from './settle.js'
-import { checkLinks } from './stream-checks.js'
 import { createTap, deleteTap } from './tap.js'
 import { removeRunDir, saveStarting, saveStatus } from './status.js'
+import { requireAtHome } from './vm-job.js'
 import type { Live, Vm } from './vm.js'
-
-const fail = failFrom('VIR_FROM_QEMU')
 
 export interface StartOptions {
   /** leave the guest stopped */
@@ -45,6 +40,8 @@ export interface StartOptions {
   pausedAsSaved?: boolean
   /** QEMU waits for a state that `load` gives it, before the guest's first instruction */
   load?: (monitor: Monitor) => Promise<void>
+  /** QEMU waits for a guest that comes from another host later */
+  incoming?: true
   /**
    * targets of disks whose own images another host has the locks of still: `Access.setDiskLocks` takes them, before the guest
    * runs
@@ -99,10 +96,33 @@ function watchLoss(qemu: Qemu, vm: Vm, live: Live): void {
 
 /** Under the domain's job: starts `source` as the live self of `vm`. Streams that ran without it go on in it. */
 export async function startVm(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOptions): Promise<void> {
+  requireAtHome(qemu, vm)
   await carryStreams(qemu, vm, () => startQemu(qemu, vm, source, options))
 }
 
 async function startQemu(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOptions): Promise<void> {
+  await launchQemu(qemu, vm, source, options, async (live) => {
+    if (options.load !== undefined) await options.load(live.monitor)
+    await begin(qemu, vm, live, options)
+  })
+}
+
+/**
+ * Under the domain's job: a QEMU that waits for a guest from another host. Nobody is told of it yet, and a process that finds
+ * it in this state ends it. `unlocked`: see `StartOptions`.
+ */
+export async function startIncoming(qemu: Qemu, vm: Vm, source: DomainDef, unlocked: readonly string[]): Promise<Live> {
+  return launchQemu(qemu, vm, source, { paused: true, incoming: true, unlocked }, () => Promise.resolve())
+}
+
+/** A QEMU with everything that is said to it before the guest begins, and then `next`; when that fails none is left. */
+async function launchQemu(
+  qemu: Qemu,
+  vm: Vm,
+  source: DomainDef,
+  options: StartOptions,
+  next: (live: Live) => Promise<void>,
+): Promise<Live> {
   const def = structuredClone(source)
   const caps = await qemu.capabilities.get(def.emulator)
   await prepareLive(def, caps)
@@ -116,51 +136,14 @@ async function startQemu(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOp
     vm.requireSame(live)
     saveStatus(vm, live)
     await configure(live)
-    if (options.load !== undefined) await options.load(live.monitor)
-    await begin(qemu, vm, live, options)
+    await next(live)
+    return live
   } catch (error) {
     live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_FAILED, detail: c.VIR_DOMAIN_EVENT_STOPPED_FAILED }
     killHard(live.process)
     await live.ended
     throw error
   }
-}
-
-/** Everything that only a running domain has: whole backing chains, aliases, indexes; what the host lacks is found out here. */
-async function prepareLive(def: DomainDef, caps: QemuCapabilities): Promise<void> {
-  chooseFirmware(def)
-  prepareDefinition(def, caps)
-  if (def.virtType === 'kvm' && !(await caps.kvmWorks()))
-    throw fail(
-      'VIR_ERR_CONFIG_UNSUPPORTED',
-      `domain type 'kvm' does not work on this host (${await caps.kvmReason()}); type 'qemu' does`,
-    )
-  for (const disk of def.disks) {
-    if (disk.source === undefined) continue
-    try {
-      await resolveBackingChain(disk.source)
-      // QEMU would try for some seconds, and then not say which server it was
-      await checkLinks(disk)
-    } catch (error) {
-      if (disk.source.startupPolicy !== 'optional' || disk.device === 'disk') throw error
-      delete disk.source
-    }
-  }
-  for (const disk of def.disks) pauseOnLostBase(disk)
-  assignAliases(def)
-  assignSourceIndexes(def)
-}
-
-/**
- * QEMU reconnects to NBD servers, but answers reads from another server that is gone with an error at once. Unless the
- * definition says what is to happen then, the guest is paused, and can go on when the server is back.
- */
-function pauseOnLostBase(disk: DiskDef): void {
-  const { driver } = disk
-  const fragile = remoteImages(disk).some((image) => image.type === 'network' && image.protocol !== 'nbd')
-  if (!fragile || driver.errorPolicy !== undefined || driver.rerrorPolicy !== undefined) return
-  driver.errorPolicy = 'stop'
-  driver.rerrorPolicy = 'stop'
 }
 
 async function bringUp(
@@ -207,7 +190,7 @@ async function bringUp(
         monitorFd,
         runDir: qemuDir(runDir),
         listeners: access.listeners,
-        ...(options.load && { incoming: 'defer' as const }),
+        ...((options.load ?? options.incoming) && { incoming: 'defer' as const }),
       }),
     env: { LC_ALL: 'C', PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...commandEnvironment(def) },
     runDir,

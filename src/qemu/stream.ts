@@ -16,6 +16,7 @@ import type { BlockJob } from './blockjob.js'
 import { stopPull } from './engines.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
+import { isFromMigration } from './migration-record.js'
 import type { Position } from './moved-streams.js'
 import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import { follow, look } from './progress.js'
@@ -26,7 +27,7 @@ import { askForSlot, launch, setBandwidth } from './stream-launch.js'
 import { turnProblem } from './stream-turn.js'
 import { awaitUnit, streamUnit } from './unit.js'
 import { checkLinks, checkStreamable, checkUnguarded, findBase } from './stream-checks.js'
-import { modify } from './vm-job.js'
+import { modify, requireAtHome } from './vm-job.js'
 import type { StreamHost, Vm } from './vm.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
 
@@ -160,7 +161,7 @@ function stateOf(qemu: Qemu, host: StreamHost, job: BlockJob): StreamDiskState {
     offset: job.offset,
     size: job.size,
     disk: job.record.disk,
-    mode: host.mode,
+    mode: disk !== undefined && isFromMigration(disk) ? 'migration' : host.mode,
     engine: job.record.phase,
     bandwidth: job.record.bandwidth,
     ...(shares && { share: job.allotment.share }),
@@ -184,6 +185,7 @@ type StreamOps = Pick<
 export function streamOps(qemu: Qemu): StreamOps {
   const run = (ref: DomainRef, work: (vm: Vm) => Promise<void>): Promise<void> => {
     const vm = qemu.require(ref)
+    requireAtHome(qemu, vm)
     return vm.jobs.run('modify', () => work(qemu.require(ref)))
   }
   const begin = (ref: DomainRef, disk: string, options: StreamOptions): Promise<void> =>

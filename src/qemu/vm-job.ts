@@ -1,7 +1,10 @@
 import type { DomainRef } from '../driver.js'
+import { failFrom } from '../error.js'
 import type { JobKind } from './jobs.js'
 import type { Qemu } from './qemu.js'
 import type { Live, Vm } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
 
 /** Runs `work` as a job on a running domain; whether it runs is asked before and again after the wait for the job. */
 export function modify<T>(
@@ -12,5 +15,21 @@ export function modify<T>(
 ): Promise<T> {
   const vm = qemu.require(ref)
   vm.requireLive()
-  return vm.jobs.run(kind, () => work(vm, vm.requireLive()))
+  requireAtHome(qemu, vm)
+  return vm.jobs.run(kind, () => {
+    requireAtHome(qemu, vm)
+    return work(vm, vm.requireLive())
+  })
+}
+
+/** VIR_ERR_OPERATION_INVALID while its guest is on its way, or gone already and only its disks are served from here. */
+export function requireAtHome(qemu: Qemu, vm: Vm): void {
+  for (const { vm: leaving, record } of qemu.outgoing.values())
+    if (leaving === vm && record.phase !== 'begun' && record.phase !== 'memory') {
+      const text = `domain '${vm.name}' has been migrated to '${record.peer}' and serves its disks from here`
+      throw fail('VIR_ERR_OPERATION_INVALID', text)
+    }
+  for (const { vm: coming, record } of qemu.incoming.values())
+    if (coming === vm && record.phase !== 'streaming')
+      throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated from '${record.peer}'`)
 }

@@ -50,6 +50,8 @@ export interface Live extends ImageHolder {
   exitCause?: ExitCause
   /** the reason that the next STOP event gets, set by who causes it */
   pauseReason?: number
+  /** of QEMU's MIGRATION events */
+  onMigration?: (status: string) => void
 }
 
 /** What exists only while disks of a domain that does not run are streamed: a qemu-storage-daemon. `id` is its number. */

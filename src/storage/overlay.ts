@@ -20,6 +20,8 @@ export interface OverlayRequest {
   backing: StorageSource
   /** bytes, default: as the backing image */
   size?: number
+  /** false: the backing image is noted down as it is said to be, it need not be there yet; then `size` must be given */
+  openBacking?: boolean
   options?: {
     /** bytes, a power of two */
     clusterSize?: number
@@ -39,7 +41,7 @@ export interface OverlayRequest {
  */
 export async function createOverlay(request: OverlayRequest): Promise<void> {
   const { path, size, timeout = 60_000, signal } = request
-  const args = ['create', '-q', '-f', request.format, ...backingArgs(request), ...formatArgs(request), path]
+  const args = ['create', '-q', '-f', request.format, ...(request.openBacking === false ? ['-u'] : []), ...backingArgs(request), ...formatArgs(request), path]
   if (size !== undefined) args.push(String(size))
   await using undo = new Undo()
   await claim(path)

@@ -1,0 +1,95 @@
+/** A migration to here, as long as it lasts. */
+import { setTimeout as delay } from 'node:timers/promises'
+import type { DiskDef } from '../conf/domain-def.js'
+import * as c from '../constants.gen.js'
+import { cancel, releaseWhenDone } from './migration-arrive.js'
+import { messageOf } from '../error.js'
+import type { Messages } from '../tunnel/messages.js'
+import type { UnixRelay } from '../tunnel/relay.js'
+import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './migration-record.js'
+import { JobStats } from './migration-stats.js'
+import type { MigrationWatch } from './migration-watch.js'
+import type { Qemu } from './qemu.js'
+import type { Vm } from './vm.js'
+
+/** ms that a destination waits for its source to come after prepare, or back while memory goes over */
+const PATIENCE = 60_000
+/** A migration to here. */
+export class Incoming {
+  vm: Vm
+  readonly record: MigrationRecord
+  readonly stats: JobStats
+  relay: UnixRelay | undefined
+  messages: Messages | undefined
+  watch: MigrationWatch | undefined
+  /** what QEMU said when it failed */
+  reason = ''
+  releasing = false
+  readonly #qemu: Qemu
+  readonly #loaded: Promise<void>
+  /** all memory is here */
+  arrived!: () => void
+  #patience: NodeJS.Timeout | undefined
+
+  constructor(qemu: Qemu, vm: Vm, record: MigrationRecord) {
+    this.#qemu = qemu
+    this.vm = vm
+    this.record = record
+    this.stats = new JobStats(c.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN, record)
+    this.#loaded = new Promise((resolve) => (this.arrived = resolve))
+    if (record.phase !== 'incoming') this.arrived()
+  }
+
+  get migrated(): DiskDef[] {
+    const names = new Set(this.record.disks.map(({ disk }) => disk))
+    return (this.vm.host?.def ?? this.vm.config)?.disks.filter(({ target }) => names.has(target)) ?? []
+  }
+
+  /** Resolves when all memory is here, or after `timeout` ms. */
+  async whenLoaded(timeout: number): Promise<void> {
+    const stop = new AbortController()
+    await Promise.race([this.#loaded, delay(timeout, undefined, { signal: stop.signal }).catch(() => undefined)])
+    stop.abort()
+  }
+
+  enter(phase: MigrationPhase): void {
+    this.record.phase = phase
+    saveRecord(this.#qemu.root, this.record)
+  }
+
+  /** Without a source a guest that has not arrived yet never will. */
+  waitForSource(): void {
+    clearTimeout(this.#patience)
+    if (this.record.phase !== 'incoming') return
+    this.#patience = setTimeout(() => {
+      this.#qemu.inBackground(`giving up the migration of domain '${this.record.name}'`, () =>
+        cancel(this.#qemu, this, 'the source did not come'),
+      )
+    }, PATIENCE).unref()
+  }
+  /** Perhaps no disk needs the source any more. */
+  streamEnded(): void {
+    this.#qemu.inBackground(`the disks of domain '${this.record.name}'`, () => releaseWhenDone(this.#qemu, this))
+  }
+  sourceIsHere(): void {
+    clearTimeout(this.#patience)
+  }
+
+  /** Our connections end; the migration goes on when the root is opened again. */
+  async close(): Promise<void> {
+    clearTimeout(this.#patience)
+    this.messages?.close()
+    await this.relay?.close().catch((error: unknown) => this.#qemu.warn(messageOf(error)))
+    this.relay = undefined
+  }
+
+  /** Over, one way or the other. */
+  async forget(): Promise<void> {
+    this.#qemu.incoming.delete(this.record.id)
+    await this.close()
+    removeRecord(this.#qemu.root, this.record.id)
+  }
+}
+
+export const incomingsOf = (qemu: Qemu, vm: Vm): Incoming[] =>
+  [...qemu.incoming.values()].filter((incoming) => incoming.vm === vm)

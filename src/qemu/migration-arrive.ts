@@ -1,0 +1,115 @@
+/** What the destination of a migration does once the guest has come, or will not: lets it run, pulls its disks, or ends it. */
+import { rmSync } from 'node:fs'
+import { parseDomainXml } from '../conf/parse.js'
+import type { Incoming } from './incoming.js'
+import * as c from '../constants.gen.js'
+import type { DomainRef } from '../driver.js'
+import { failFrom } from '../error.js'
+import type { LockCookie } from './access-locks.js'
+import { saveConfig } from './config.js'
+import { forgetIfNothing } from './define.js'
+import { emitLifecycle } from './emit.js'
+import { storageOf } from './migration-flags.js'
+import { sharedDisks } from './migration-disks.js'
+import { type MigrationRecord } from './migration-record.js'
+import { beginStreams, disksLeft } from './migration-target-disks.js'
+import { killHard } from './process.js'
+import type { Qemu } from './qemu.js'
+import { saveStatus } from './status.js'
+import { type Live } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** ms from the source's last word about memory to the end of it here */
+const LOADING = 60_000
+
+/** Finish: the guest runs here. */
+export async function finish(qemu: Qemu, incoming: Incoming, locks?: LockCookie): Promise<DomainRef> {
+  const { vm, record } = incoming
+  if (record.phase === 'streaming') return vm.ref
+  await incoming.whenLoaded(LOADING)
+  await vm.jobs.run('migrate', async () => {
+    const live = vm.requireLive()
+    if (record.phase !== 'loaded')
+      throw fail('VIR_ERR_OPERATION_FAILED', `the state of domain '${vm.name}' has not arrived`)
+    if (storageOf(record.flags) === 'shared') await live.access.setDiskLocks(sharedDisks(live), 'held', locks)
+    if ((record.flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0) keepDefinition(qemu, incoming, live)
+    incoming.enter('streaming')
+    await run(qemu, incoming, live)
+  })
+  if (storageOf(record.flags) === 'stream') beginStreams(qemu, incoming)
+  else await done(qemu, incoming)
+  return vm.ref
+}
+
+/** Under the domain's job; the phase that it is in is written down. */
+export async function run(qemu: Qemu, incoming: Incoming, live: Live): Promise<void> {
+  const { vm, record } = incoming
+  const paused = (record.flags & c.VIR_MIGRATE_PAUSED) !== 0 || !record.running
+  // a guest that powers down before its disks are here leaves a QEMU that goes on pulling
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STARTED, c.VIR_DOMAIN_EVENT_STARTED_MIGRATED)
+  if (paused) {
+    vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_USER }
+    emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED)
+  } else {
+    vm.state = { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_MIGRATED }
+    await live.monitor.cont()
+    emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_RESUMED, c.VIR_DOMAIN_EVENT_RESUMED_MIGRATED)
+  }
+  saveStatus(vm, live)
+}
+
+function keepDefinition(qemu: Qemu, { vm, record }: Incoming, live: Live): void {
+  const def = record.persistentXml === undefined ? structuredClone(live.def) : parseDomainXml(record.persistentXml)
+  def.name = vm.name
+  const known = vm.config !== undefined
+  saveConfig(qemu.root, def)
+  vm.config = def
+  const detail = known ? c.VIR_DOMAIN_EVENT_DEFINED_UPDATED : c.VIR_DOMAIN_EVENT_DEFINED_ADDED
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_DEFINED, detail)
+}
+
+/** The guest will not come: nothing of it remains here. */
+export async function cancel(qemu: Qemu, incoming: Incoming, why: string): Promise<void> {
+  const { vm, record } = incoming
+  if (record.phase === 'streaming' || !qemu.incoming.has(record.id)) return
+  incoming.reason ||= why
+  qemu.incoming.delete(record.id)
+  const { live } = vm
+  if (live !== undefined) {
+    live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_FAILED, detail: c.VIR_DOMAIN_EVENT_STOPPED_FAILED }
+    killHard(live.process)
+    await live.ended
+  }
+  removeMade(record)
+  await incoming.forget()
+  forgetIfNothing(qemu, vm)
+}
+
+/** A stream of this domain ended, or its source is back: when no disk needs the source any more it may go. */
+export async function releaseWhenDone(qemu: Qemu, incoming: Incoming): Promise<void> {
+  const { record, messages } = incoming
+  if (record.phase !== 'streaming' || messages === undefined || incoming.releasing) return
+  if ((await disksLeft(incoming)).length > 0) return
+  incoming.releasing = true
+  try {
+    await messages.request('released', {}, { timeout: 30_000 })
+  } finally {
+    incoming.releasing = false
+  }
+  await done(qemu, incoming)
+}
+
+async function done(qemu: Qemu, incoming: Incoming): Promise<void> {
+  const { vm, stats } = incoming
+  if (!qemu.incoming.has(incoming.record.id)) return
+  stats.complete()
+  qemu.finishedJobs.set(vm.uuid, stats.now)
+  await incoming.forget()
+  const { operation } = stats.now
+  qemu.host.emit({ kind: 'job-completed', domain: vm.ref, operation, stats: stats.now })
+}
+/** The images that were made for a guest that will not come. */
+export function removeMade({ made = [] }: MigrationRecord): void {
+  for (const path of made) rmSync(path, { force: true })
+}

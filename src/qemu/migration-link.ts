@@ -1,0 +1,130 @@
+/** The source's end of a migration's connection: a tunnel to the destination, made anew as often as it breaks. */
+import type { Duplex } from 'node:stream'
+import { setTimeout as delay } from 'node:timers/promises'
+import { failFrom, messageOf } from '../error.js'
+import { dial } from '../tunnel/dial.js'
+import { TunnelError } from '../tunnel/error.js'
+import { Messages } from '../tunnel/messages.js'
+import type { ChannelRequest } from '../tunnel/requests.js'
+import type { Tunnel } from '../tunnel/tunnel.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** services of the channels: messages of the two drivers, the guest's memory, the blocks of its disks */
+export const SERVICE = { messages: 'migration', memory: 'migration-memory', disks: 'migration-disks' } as const
+
+/** ms between two tries to reach the destination, at first and at most */
+const RETRY = { first: 100, most: 2_000 }
+
+export interface LinkOptions {
+  id: string
+  key: string
+  /** of the destination */
+  uri: string
+  /** one that is there already, used as long as it lasts */
+  tunnel?: Tunnel
+  /** channels that the destination opens */
+  onOpen: (request: ChannelRequest) => void | Promise<void>
+  onRequest: (method: string, params: unknown) => unknown
+  /** it is there again, after it was lost */
+  onRestored: () => void
+  warn: (text: string) => void
+}
+
+/** The destination answered that it knows of no such migration. */
+export class UnknownThereError extends Error {
+  override readonly name = 'UnknownThereError'
+}
+
+export class MigrationLink {
+  readonly #options: LinkOptions
+  #tunnel: Tunnel | undefined
+  #messages: Messages | undefined
+  #closed = false
+  #lasting = false
+  /** why it is down; undefined while it is up */
+  problem: string | undefined = 'not connected yet'
+
+  constructor(options: LinkOptions) {
+    this.#options = options
+  }
+
+  get isUp(): boolean {
+    return this.problem === undefined
+  }
+
+  /** Reaches the destination once. UnknownThereError, or why it could not be reached. */
+  async connect(): Promise<void> {
+    const { id, key, onOpen, onRequest } = this.#options
+    const tunnel = await this.#reach()
+    try {
+      tunnel.onOpen ??= onOpen
+      const messages = new Messages(await tunnel.open(SERVICE.messages, { id, key }), { onRequest })
+      this.#tunnel = tunnel
+      this.#messages = messages
+      this.problem = undefined
+      void messages.closed.then((error) => this.#lost(tunnel, error))
+    } catch (error) {
+      if (tunnel !== this.#options.tunnel) tunnel.destroy()
+      if (error instanceof TunnelError && error.code === 'ECONNREFUSED') throw new UnknownThereError(error.message)
+      throw error
+    }
+  }
+
+  async #reach(): Promise<Tunnel> {
+    const { tunnel, uri, id, key, onOpen } = this.#options
+    if (tunnel?.isClosed === false) return tunnel
+    return dial(uri, { token: key, params: { migration: id }, onOpen })
+  }
+
+  /** From now on it is made anew whenever it breaks. */
+  last(): void {
+    this.#lasting = true
+    if (!this.isUp) void this.#restore()
+  }
+
+  #lost(tunnel: Tunnel, error: Error | undefined): void {
+    if (this.#tunnel !== tunnel || this.#closed) return
+    this.problem = error?.message ?? 'the other side closed it'
+    this.#messages = undefined
+    // what QEMU is still told over it would come to nobody
+    if (tunnel !== this.#options.tunnel) tunnel.destroy()
+    if (this.#lasting) void this.#restore()
+  }
+
+  async #restore(): Promise<void> {
+    for (let pause = RETRY.first; !this.#closed && !this.isUp; pause = Math.min(2 * pause, RETRY.most)) {
+      try {
+        await this.connect()
+        this.#options.onRestored()
+        return
+      } catch (error) {
+        if (this.problem !== messageOf(error))
+          this.#options.warn(`the destination cannot be reached: ${messageOf(error)}`)
+        this.problem = messageOf(error)
+        await delay(pause, undefined, { ref: false })
+      }
+    }
+  }
+
+  /** A question to the destination's driver. VIR_ERR_OPERATION_FAILED while it cannot be reached. */
+  async request(method: string, params: object = {}, timeout = 30_000): Promise<unknown> {
+    if (this.#messages === undefined)
+      throw fail('VIR_ERR_OPERATION_FAILED', `the destination cannot be reached: ${this.problem ?? 'not connected'}`)
+    return this.#messages.request(method, params, { timeout })
+  }
+
+  async open(service: string): Promise<Duplex> {
+    const { id, key } = this.#options
+    if (this.#tunnel === undefined || !this.isUp)
+      throw fail('VIR_ERR_OPERATION_FAILED', `the destination cannot be reached: ${this.problem ?? 'not connected'}`)
+    return this.#tunnel.open(service, { id, key })
+  }
+
+  close(): void {
+    this.#closed = true
+    this.problem = 'it was closed'
+    this.#messages?.close()
+    if (this.#tunnel !== this.#options.tunnel) void this.#tunnel?.close()
+  }
+}

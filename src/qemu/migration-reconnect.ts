@@ -1,0 +1,99 @@
+/** Migrations that an earlier process left: what it began is gone on with or undone, by how far it was. */
+import * as c from '../constants.gen.js'
+import { messageOf } from '../error.js'
+import { setState } from './events.js'
+import { MigrationCommands } from './migration-commands.js'
+import { sourceStorage } from './migration-disks.js'
+import { closeListener, listenForMigrations } from './migration-listener.js'
+import { loadRecords, type MigrationRecord } from './migration-record.js'
+import { beginStreams, openRelay } from './migration-target-disks.js'
+import type { Qemu } from './qemu.js'
+import { type Live, Vm } from './vm.js'
+import { linkFor, resume } from './migration-leave.js'
+import { Outgoing } from './outgoing.js'
+import { Incoming } from './incoming.js'
+import { removeMade, run } from './migration-arrive.js'
+
+/** Before QEMUs are taken over: those that read from a source find their way to it again. */
+export async function reopenRelays(qemu: Qemu): Promise<void> {
+  for (const record of loadRecords(qemu.root, (text) => qemu.warn(text))) {
+    const vm = qemu.find(record.uuid) ?? new Vm(record.name, record.uuid)
+    if (record.role === 'source') {
+      qemu.outgoing.set(record.id, new Outgoing(qemu, vm, record))
+      continue
+    }
+    const incoming = new Incoming(qemu, vm, record)
+    qemu.incoming.set(record.id, incoming)
+    if (record.phase !== 'incoming')
+      incoming.relay = await openRelay(qemu, incoming).catch((error: unknown) => {
+        qemu.warn(messageOf(error))
+        return undefined
+      })
+  }
+}
+
+/** After QEMUs have been taken over. */
+export async function reconnectMigrations(qemu: Qemu): Promise<void> {
+  for (const incoming of [...qemu.incoming.values()]) await reconnectIncoming(qemu, rebound(qemu, incoming))
+  for (const outgoing of [...qemu.outgoing.values()]) await reconnectOutgoing(qemu, rebound(qemu, outgoing))
+  const waiting = [...qemu.incoming.values()].length > 0
+  if (waiting && qemu.host.tunnels !== true) await listenForMigrations(qemu)
+}
+
+/** A transient domain is known only once its QEMU was taken over. */
+function rebound<T extends { vm: Vm }>(qemu: Qemu, migration: T & { record: MigrationRecord }): T {
+  const vm = qemu.find(migration.record.uuid)
+  if (vm !== undefined) migration.vm = vm
+  return migration
+}
+
+async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> {
+  const { record, vm } = incoming
+  const { live } = vm
+  // while it waits for its memory a QEMU is one of a start that was broken off, and has been ended
+  if (record.phase === 'incoming' || (record.phase === 'loaded' && live === undefined)) {
+    removeMade(record)
+    await incoming.forget()
+    return
+  }
+  if (record.phase !== 'streaming') return
+  // the process that was to let it run died just before
+  const { state, reason } = vm.state
+  if (live !== undefined && state === c.VIR_DOMAIN_PAUSED && reason === c.VIR_DOMAIN_PAUSED_MIGRATION)
+    await vm.jobs.run('migrate', () => run(qemu, incoming, live))
+  beginStreams(qemu, incoming)
+}
+
+async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { record, vm } = outgoing
+  const { live } = vm
+  if (record.phase === 'memory' && (live === undefined || !(await hasGone(live)))) {
+    if (live !== undefined) await vm.jobs.run('migrate', () => callOff(qemu, outgoing, live))
+    outgoing.forget()
+    return
+  }
+  if (record.phase === 'memory') outgoing.enter('switched')
+  outgoing.link = linkFor(qemu, outgoing)
+  qemu.inBackground(`the migration of domain '${vm.name}'`, () => resume(qemu, outgoing))
+}
+
+/** The last byte of its state went out, though nobody lived to write it down. */
+async function hasGone(live: Live): Promise<boolean> {
+  return (await new MigrationCommands(live.monitor).query()).status === 'completed'
+}
+
+/** Under the domain's job: the connection that its memory went over died with our process. */
+async function callOff(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void> {
+  await new MigrationCommands(live.monitor).cancel()
+  await sourceStorage(qemu, outgoing, live).undo()
+  if (!outgoing.record.running) return
+  if (!(await live.monitor.queryStatus()).running) await live.monitor.cont()
+  setState(qemu, outgoing.vm, live, c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_RUNNING_MIGRATION_CANCELED)
+}
+
+/** The connections end; what goes on goes on when the root is opened again. */
+export async function closeMigrations(qemu: Qemu): Promise<void> {
+  for (const { link } of qemu.outgoing.values()) link?.close()
+  for (const incoming of qemu.incoming.values()) await incoming.close()
+  await closeListener(qemu)
+}

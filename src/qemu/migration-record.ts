@@ -1,0 +1,84 @@
+/** What a later process must know of a migration: one file for each, at either side, in `ROOT/run/migration/ID`. */
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import type { MigrateParams } from '../driver.js'
+import type { DiskDef } from '../conf/domain-def.js'
+import { messageOf } from '../error.js'
+import { chainOf } from './block-graph.js'
+import type { MigratedDisk } from './migration-cookie.js'
+import { type Root, writeFileAtomically } from './root.js'
+
+/**
+ * At the source: 'begun', 'memory' while it goes over, 'switched' once it has and neither guest runs, 'serving' while the
+ * destination pulls the disks. At the destination: 'incoming' until all memory is there, 'loaded' until the guest may run,
+ * 'streaming' while disks are pulled.
+ */
+export type MigrationPhase = 'begun' | 'memory' | 'switched' | 'serving' | 'incoming' | 'loaded' | 'streaming'
+
+export interface MigrationRecord {
+  version: 1
+  role: 'source' | 'destination'
+  id: string
+  key: string
+  phase: MigrationPhase
+  name: string
+  uuid: string
+  flags: number
+  params: MigrateParams
+  /** those that move, target devs and sizes */
+  disks: MigratedDisk[]
+  /** name of the other host; '' when not known yet */
+  peer: string
+  /** where the source finds the destination */
+  uri?: string
+  /** the guest ran when it began */
+  running: boolean
+  /** ms since 1970 */
+  startedAt: number
+  /** at the destination: the definition to keep there */
+  persistentXml?: string
+  /** images that were made for it at the destination */
+  made?: string[]
+}
+
+export const migrationDir = (root: Root, id: string): string => join(root.migrationDir, id)
+/** where the QEMU at the destination finds the disks of the source */
+export const disksSocket = (root: Root, id: string): string => join(migrationDir(root, id), 'nbd.sock')
+
+/** Whether a disk reads from the source of a migration. */
+export function isFromMigration(disk: DiskDef): boolean {
+  return chainOf(disk).some(
+    (image) =>
+      image.type === 'network' &&
+      image.hosts.some(({ socket = '' }) => /\/run\/migration\/[0-9a-f]{16}\/nbd\.sock$/.test(socket)),
+  )
+}
+
+const file = (root: Root, id: string): string => join(migrationDir(root, id), 'record.json')
+
+export function saveRecord(root: Root, record: MigrationRecord): void {
+  mkdirSync(migrationDir(root, record.id), { recursive: true, mode: 0o700 })
+  writeFileAtomically(file(root, record.id), JSON.stringify(record))
+}
+
+export function removeRecord(root: Root, id: string): void {
+  rmSync(migrationDir(root, id), { recursive: true, force: true })
+}
+
+/** Every record of a root; what cannot be read is reported and left where it is. */
+export function loadRecords(root: Root, warn: (text: string) => void): MigrationRecord[] {
+  const found: MigrationRecord[] = []
+  for (const id of readdirSync(root.migrationDir)) {
+    const path = file(root, id)
+    if (!existsSync(path)) continue
+    try {
+      const record = JSON.parse(readFileSync(path, 'utf8')) as Partial<MigrationRecord> | null
+      if (record?.version !== 1 || record.id !== id || typeof record.uuid !== 'string' || !Array.isArray(record.disks))
+        throw new Error('not a record of this version')
+      found.push(record as MigrationRecord)
+    } catch (error) {
+      warn(`cannot read '${path}', the migration is left as it is: ${messageOf(error)}`)
+    }
+  }
+  return found
+}

@@ -1,0 +1,191 @@
+/** A domain leaves: begin and perform of a migration. */
+import { formatDomainXml } from '../conf/format.js'
+import * as c from '../constants.gen.js'
+import type { MigrateParams } from '../driver.js'
+import { failFrom, messageOf } from '../error.js'
+import { native } from '../native.js'
+import { descriptorFor } from '../tunnel/join.js'
+import type { Tunnel } from '../tunnel/tunnel.js'
+import { capabilitiesFor, checkMigrationFlags, parametersFor } from './migration-flags.js'
+import { MigrationCommands } from './migration-commands.js'
+import { newId, newKey, readCookie, thisHost, writeCookie } from './migration-cookie.js'
+import { chooseDisks, type SourceStorage, sourceStorage } from './migration-disks.js'
+import { SERVICE } from './migration-link.js'
+import { type MigrationRecord } from './migration-record.js'
+import { MigrationWatch } from './migration-watch.js'
+import type { Qemu } from './qemu.js'
+import type { Live, Vm } from './vm.js'
+import { Outgoing, outgoingOf, requireOutgoing } from './outgoing.js'
+import { comeBack, linkFor } from './migration-leave.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** Under the domain's job: what the destination has to know. The guest runs on as it did. */
+export async function begin(
+  qemu: Qemu,
+  vm: Vm,
+  params: MigrateParams,
+  flags: number,
+): Promise<{ xml: string; cookie: string }> {
+  checkMigrationFlags(params, flags)
+  const live = vm.requireLive()
+  const known = outgoingOf(qemu, vm)
+  // one that was begun and not gone on with: whoever began it is gone
+  if (known?.record.phase === 'begun') known.forget()
+  else if (known !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated already`)
+  if (live.blockJobs.all.length > 0) throw fail('VIR_ERR_OPERATION_INVALID', 'domain has active block job')
+  const disks = await chooseDisks(live, params, flags)
+  const running = vm.state.state === c.VIR_DOMAIN_RUNNING
+  const persist = (flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0
+  const record: MigrationRecord = {
+    ...{ version: 1, role: 'source', id: newId(), key: newKey(), phase: 'begun' },
+    ...{ name: vm.name, uuid: vm.uuid, flags, params, disks, peer: '', running, startedAt: Date.now() },
+  }
+  const keep = params.persistXML ?? (vm.config && formatDomainXml(vm.config, { inactive: true, secure: true }))
+  qemu.outgoing.set(record.id, new Outgoing(qemu, vm, record))
+  return {
+    xml: params.destinationXML ?? formatDomainXml(live.def, { inactive: true, secure: true, migratable: true }),
+    cookie: writeCookie({
+      ...{ version: 1, id: record.id, key: record.key, host: thisHost(), name: vm.name, uuid: vm.uuid, running, disks },
+      abi: formatDomainXml(live.def, { inactive: true, migratable: true }),
+      ...(persist && keep !== undefined && { persistentXml: keep }),
+    }),
+  }
+}
+
+/** Under the domain's job: the guest's memory goes over. Whatever fails, the guest is left as it was. */
+export async function perform(
+  qemu: Qemu,
+  vm: Vm,
+  { cookie, uri, tunnel }: { cookie: string; uri: string; tunnel: Tunnel | undefined },
+): Promise<{ cookie: string }> {
+  const outgoing = requireOutgoing(qemu, vm)
+  const live = vm.requireLive()
+  const { record } = outgoing
+  if (record.phase !== 'begun')
+    throw fail('VIR_ERR_OPERATION_INVALID', `the migration of domain '${vm.name}' is past that phase`)
+  const { id, host } = await readCookie(cookie)
+  if (id !== record.id) throw fail('VIR_ERR_INVALID_ARG', 'the cookie is of another migration')
+  record.peer = host.name
+  record.uri = uri
+  const storage = sourceStorage(qemu, outgoing, live)
+  try {
+    outgoing.enter('memory')
+    outgoing.link = linkFor(qemu, outgoing, tunnel)
+    await connect(outgoing)
+    await storage.before()
+    await transfer(outgoing, live, storage)
+    vm.requireSame(live)
+    outgoing.enter('switched')
+    outgoing.link.last()
+  } catch (error) {
+    outgoing.stats.fail(error)
+    await stay(qemu, outgoing, live, storage)
+    throw error
+  }
+  const { key } = record
+  const { locks } = outgoing
+  return { cookie: writeCookie({ version: 1, id, key, host: thisHost(), ...(locks && { locks }) }) }
+}
+
+async function connect({ link, record }: Outgoing): Promise<void> {
+  try {
+    await link?.connect()
+  } catch (error) {
+    const text = `destination '${record.peer}' of domain '${record.name}' cannot be reached at '${record.uri ?? ''}': ${messageOf(error)}`
+    throw fail('VIR_ERR_OPERATION_FAILED', text, error)
+  }
+}
+
+/** The guest goes over, stands still on both sides then. */
+async function transfer(outgoing: Outgoing, live: Live, storage: SourceStorage): Promise<void> {
+  const { record, link, vm } = outgoing
+  const { flags, params } = record
+  const commands = new MigrationCommands(live.monitor)
+  const watch = new MigrationWatch(live)
+  const capabilities = capabilitiesFor(flags, params)
+  try {
+    if ((flags & c.VIR_MIGRATE_LIVE) === 0 && record.running) await live.monitor.stop()
+    live.pauseReason = c.VIR_DOMAIN_PAUSED_MIGRATION
+    await link?.request('incoming', { capabilities })
+    await commands.setCapabilities({ ...capabilities, 'pause-before-switchover': true })
+    await commands.setParameters(parametersFor(params))
+    const channel = await link?.open(SERVICE.memory)
+    if (channel === undefined || outgoing.aborted) throw aborted(vm)
+    const { fd, joined } = descriptorFor(channel)
+    joined.catch(() => undefined)
+    try {
+      await commands.send(fd)
+    } finally {
+      native.close(fd)
+    }
+    outgoing.commands = commands
+    outgoing.stats.follow(commands)
+    // by who could not see it yet a moment ago
+    if (isAborted(outgoing)) await commands.cancel()
+    let seen = await watch.until(['pre-switchover'])
+    if (seen === 'pre-switchover') {
+      await storage.atSwitch()
+      await commands.continueFrom('pre-switchover')
+      seen = await watch.until([])
+    }
+    if (seen !== 'completed') throw await whyNot(outgoing, commands, seen)
+    await outgoing.stats.memoryDone(commands)
+  } finally {
+    outgoing.commands = undefined
+    delete live.pauseReason
+    watch.close()
+  }
+}
+
+const isAborted = (outgoing: Outgoing): boolean => outgoing.aborted
+const aborted = (vm: Vm): Error => fail('VIR_ERR_OPERATION_ABORTED', `migration of domain '${vm.name}' was canceled`)
+
+async function whyNot(outgoing: Outgoing, commands: MigrationCommands, seen: string | undefined): Promise<Error> {
+  const { vm, link, record } = outgoing
+  if (seen === 'gone') return fail('VIR_ERR_OPERATION_FAILED', `domain '${vm.name}' stopped while it was migrated`)
+  if (seen === 'cancelled' || outgoing.aborted) return aborted(vm)
+  const own = await commands.query().then(
+    (info) => info['error-desc'],
+    () => undefined,
+  )
+  const theirs = await link?.request('reason', {}, 2_000).catch(() => undefined)
+  const words = [own, theirs].filter((text) => typeof text === 'string' && text !== '')
+  const why = words.length === 0 ? (link?.problem ?? 'QEMU gave no reason') : words.join('; at the destination: ')
+  return fail('VIR_ERR_OPERATION_FAILED', `domain '${vm.name}' could not be migrated to '${record.peer}': ${why}`)
+}
+
+/** It did not go: the guest is here, as it was. */
+async function stay(qemu: Qemu, outgoing: Outgoing, live: Live, storage: SourceStorage): Promise<void> {
+  const { vm, record } = outgoing
+  const warn = (error: unknown): void =>
+    qemu.warn(`domain '${vm.name}' after a migration that failed: ${messageOf(error)}`)
+  if (vm.live === live) {
+    const commands = new MigrationCommands(live.monitor)
+    await commands.query().then(({ status }) => {
+      if (status === 'active' || status === 'setup' || status === 'pre-switchover') return cancelled(commands)
+      return undefined
+    }, warn)
+    await storage.undo().catch(warn)
+    if (vm.live === live && record.running) await comeBack(qemu, outgoing, live).catch(warn)
+  }
+  record.phase = 'begun'
+  outgoing.link?.close()
+}
+
+async function cancelled(commands: MigrationCommands): Promise<void> {
+  await commands.cancel()
+  for (;;) {
+    const { status } = await commands.query()
+    if (status !== 'cancelling' && status !== 'active' && status !== 'pre-switchover' && status !== 'device') return
+  }
+}
+
+/** Not a job: it has to get through while the migration holds the domain. */
+export async function abort(outgoing: Outgoing): Promise<void> {
+  const { record, vm } = outgoing
+  if (record.phase !== 'memory')
+    throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' has no migration that could be canceled`)
+  outgoing.aborted = true
+  await outgoing.commands?.cancel()
+}

@@ -1,0 +1,143 @@
+/** The destination's side of disks that are streamed after the guest has come. */
+import { existsSync } from 'node:fs'
+import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
+import { VIR_DOMAIN_BLOCK_JOB_FAILED } from '../constants.gen.js'
+import { failFrom, messageOf } from '../error.js'
+import { createOverlay } from '../storage/overlay.js'
+import { UnixRelay } from '../tunnel/relay.js'
+import { Undo } from '../util/undo.js'
+import { assignSourceIndexes } from './alias.js'
+import { addGuard, chainOf } from './block-graph.js'
+import { formatNode, formatNodeName, imageOptions, storageNode, storageNodeName } from './blockdev.js'
+import { headerEndsAt } from './detached.js'
+import { emitPull } from './emit.js'
+import { storageOf } from './migration-flags.js'
+import { SERVICE } from './migration-link.js'
+import { disksSocket, isFromMigration, saveRecord } from './migration-record.js'
+import { exportName } from './nbd-exports.js'
+import type { Qemu } from './qemu.js'
+import { startStream } from './stream.js'
+import type { Live } from './vm.js'
+import type { Incoming } from './incoming.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+const OVERLAY_FORMATS = ['qcow2', 'qed'] as const
+
+/** The disk as the source serves it, seen from here. */
+function remoteSource(qemu: Qemu, incoming: Incoming, target: string): StorageSource {
+  const socket = disksSocket(qemu.root, incoming.record.id)
+  const hosts = [{ transport: 'unix' as const, socket }]
+  return { type: 'network', protocol: 'nbd', name: exportName(target), hosts, format: 'raw', backingStore: null }
+}
+
+/**
+ * Makes the images that will take the disks in. They say in their header what they lack and where that is: whoever opens
+ * one before all is there gets it from the source, or an error, and never takes a hole for data.
+ */
+export async function makeDisks(qemu: Qemu, incoming: Incoming, def: DomainDef): Promise<void> {
+  const { record } = incoming
+  if (storageOf(record.flags) !== 'stream') return
+  const caps = await qemu.capabilities.get(def.emulator)
+  if (!caps.hasBlockDriver('quorum'))
+    throw fail(
+      'VIR_ERR_CONFIG_UNSUPPORTED',
+      `QEMU '${caps.emulator}' has no driver 'quorum': disks cannot be streamed safely`,
+    )
+  for (const { disk: target, size } of record.disks) {
+    const disk = def.disks.find((candidate) => candidate.target === target)
+    const { path, format } = placeFor(disk, target)
+    if (existsSync(path)) throw fail('VIR_ERR_OPERATION_FAILED', `image '${path}' for disk '${target}' exists already`)
+    record.made?.push(path)
+    saveRecord(qemu.root, record)
+    await createOverlay({ path, format, size, backing: remoteSource(qemu, incoming, target), openBacking: false })
+    if (disk?.source !== undefined) disk.source.backingStore = null
+  }
+}
+
+function placeFor(disk: DiskDef | undefined, target: string): { path: string; format: 'qcow2' | 'qed' } {
+  const source = disk?.source
+  if (source === undefined)
+    throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `the definition for the destination has no disk '${target}' with a source`)
+  if (source.type !== 'file')
+    throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `disk '${target}' must be a file at the destination, not '${source.type}'`)
+  const format = OVERLAY_FORMATS.find((known) => known === source.format)
+  if (format === undefined)
+    throw fail(
+      'VIR_ERR_CONFIG_UNSUPPORTED',
+      `disk '${target}' has format '${source.format ?? 'raw'}' at the destination; a disk that is streamed needs one with backing images: ${OVERLAY_FORMATS.join(', ')}`,
+    )
+  return { path: source.path, format }
+}
+
+/** Where QEMU finds the source's disks, whatever becomes of the connection. */
+export async function openRelay(qemu: Qemu, { record, vm }: Incoming): Promise<UnixRelay | undefined> {
+  if (storageOf(record.flags) !== 'stream') return undefined
+  const { id, key } = record
+  return UnixRelay.listen({
+    path: disksSocket(qemu.root, id),
+    service: SERVICE.disks,
+    params: { id, key },
+    onBroken: (error) => qemu.host.logger.debug({ err: error, domain: vm.name }, 'a connection to a disk broke'),
+  })
+}
+
+/** While QEMU waits for the guest: its disks get the source's below them. */
+export async function attachDisks(qemu: Qemu, incoming: Incoming, live: Live): Promise<void> {
+  if (storageOf(incoming.record.flags) !== 'stream') return
+  for (const disk of incoming.migrated) {
+    const { source } = disk
+    if (source === undefined || source.backingStore !== null) continue
+    const backing = remoteSource(qemu, incoming, disk.target)
+    await using undo = new Undo()
+    source.backingStore = backing
+    undo.add(() => (source.backingStore = null))
+    assignSourceIndexes(live.def, Math.max(...live.def.disks.flatMap((each) => chainOf(each).map((i) => i.index ?? 0))))
+    const options = imageOptions(disk, backing)
+    await live.monitor.blockdevAdd(storageNode(backing, options))
+    undo.add(() => live.monitor.blockdevDel(storageNodeName(backing)))
+    await live.monitor.blockdevAdd(formatNode(backing, { ...options, backing: null }))
+    undo.add(() => live.monitor.blockdevDel(formatNodeName(backing)))
+    await addGuard(live.monitor, live.guards, disk)
+    undo.commit()
+  }
+}
+
+/** Each as a job of its own; one that fails is told of, and can be begun again by streamDisk(). */
+export function beginStreams(qemu: Qemu, incoming: Incoming): void {
+  const { vm, record } = incoming
+  const { diskStreamBandwidth: bandwidth, diskStreamEngine: engine } = record.params
+  for (const disk of incoming.migrated) {
+    if (!disk.source?.backingStore) continue
+    qemu.inBackground(`the stream of '${disk.target}' after a migration`, async () => {
+      try {
+        await vm.jobs.run('stream', async () => {
+          if (vm.host === undefined || vm.host.blockJobs.ofDisk(disk.target) !== undefined) return
+          const options = { ...(bandwidth !== undefined && { bandwidth }), ...(engine && { engine }) }
+          await startStream(qemu, vm, disk.target, { ...options, onShutdown: 'continue' })
+        })
+      } catch (error) {
+        emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_FAILED, messageOf(error))
+        throw error
+      }
+    })
+  }
+}
+
+/** The disks that still need the source, by what is written in the images themselves where no QEMU has them open. */
+export async function disksLeft(incoming: Incoming): Promise<string[]> {
+  const left: string[] = []
+  for (const disk of incoming.migrated) {
+    const reads =
+      incoming.vm.host !== undefined && isOpen(incoming, disk)
+        ? isFromMigration(disk)
+        : !(await headerEndsAt(disk.source, undefined))
+    if (reads) left.push(disk.target)
+  }
+  return left
+}
+
+/** A daemon that streams without a guest has only some of the disks open. */
+function isOpen({ vm }: Incoming, { target }: DiskDef): boolean {
+  return vm.live !== undefined || vm.offline?.blockJobs.ofDisk(target) !== undefined
+}

@@ -1,0 +1,187 @@
+/** A domain arrives: prepare of a migration, and what its source opens and asks. */
+import { parseDomainXml } from '../conf/parse.js'
+import type { DomainDef } from '../conf/domain-def.js'
+import * as c from '../constants.gen.js'
+import type { MigrateParams } from '../driver.js'
+import { failFrom } from '../error.js'
+import { native } from '../native.js'
+import { descriptorFor } from '../tunnel/join.js'
+import { Messages } from '../tunnel/messages.js'
+import type { ChannelRequest } from '../tunnel/requests.js'
+import type { Tunnel } from '../tunnel/tunnel.js'
+import { Undo } from '../util/undo.js'
+import { checkAbi } from './abi.js'
+import type { LockCookie } from './access-locks.js'
+import { forgetIfNothing, match, readDefinition } from './define.js'
+import { MigrationCommands } from './migration-commands.js'
+import { type MigrationCookie, readCookie, thisHost, writeCookie } from './migration-cookie.js'
+import { checkMigrationFlags, storageOf } from './migration-flags.js'
+import { SERVICE } from './migration-link.js'
+import { listenForMigrations } from './migration-listener.js'
+import { type MigrationRecord, saveRecord } from './migration-record.js'
+import { attachDisks, makeDisks, openRelay } from './migration-target-disks.js'
+import { MigrationWatch } from './migration-watch.js'
+import type { Qemu } from './qemu.js'
+import { startIncoming } from './start.js'
+import { saveStatus } from './status.js'
+import { type Live, Vm } from './vm.js'
+import { Incoming } from './incoming.js'
+import { cancel, finish, removeMade } from './migration-arrive.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** A QEMU that waits for the guest; what cannot be run here is refused. */
+export async function prepare(
+  qemu: Qemu,
+  params: MigrateParams,
+  flags: number,
+  { cookie: text, xml }: { cookie: string; xml: string },
+): Promise<{ cookie: string; uri: string }> {
+  checkMigrationFlags(params, flags)
+  const cookie = await readCookie(text)
+  const def = await readDefinition(qemu, xml, false)
+  if (cookie.abi !== undefined) checkAbi(parseDomainXml(cookie.abi), def)
+  if (params.destinationName !== undefined) def.name = params.destinationName
+  const vm = match(qemu, def) ?? new Vm(def.name, def.uuid)
+  refuseActive(vm)
+  qemu.add(vm)
+  const uri = qemu.host.tunnels === true ? '' : await listenForMigrations(qemu)
+  await vm.jobs.run('migrate', async () => {
+    refuseActive(vm)
+    qemu.add(vm)
+    try {
+      await receive(qemu, vm, def, recordOf(cookie, def, params, flags))
+    } catch (error) {
+      forgetIfNothing(qemu, vm)
+      throw error
+    }
+  })
+  const { id, key } = cookie
+  return { cookie: writeCookie({ version: 1, id, key, host: thisHost() }), uri }
+}
+
+function refuseActive(vm: Vm): void {
+  if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is already active`)
+  if (vm.offline !== undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `disks of domain '${vm.name}' are being streamed here`)
+}
+
+function recordOf(cookie: MigrationCookie, def: DomainDef, params: MigrateParams, flags: number): MigrationRecord {
+  const { id, key, running = true, disks = [], host, persistentXml } = cookie
+  return {
+    ...{ version: 1, role: 'destination', id, key, phase: 'incoming', name: def.name, uuid: def.uuid, flags, params },
+    ...{ disks, peer: host.name, running, startedAt: Date.now(), made: [] },
+    ...(persistentXml !== undefined && { persistentXml }),
+  }
+}
+
+/** Under the domain's job. */
+async function receive(qemu: Qemu, vm: Vm, def: DomainDef, record: MigrationRecord): Promise<void> {
+  const incoming = new Incoming(qemu, vm, record)
+  await using undo = new Undo()
+  saveRecord(qemu.root, record)
+  undo.add(() => incoming.forget())
+  undo.add(() => removeMade(record))
+  await makeDisks(qemu, incoming, def)
+  incoming.relay = await openRelay(qemu, incoming)
+  const live = await startIncoming(qemu, vm, def, unlockedDisks(def, record))
+  qemu.incoming.set(record.id, incoming)
+  incoming.watch = new MigrationWatch(live)
+  qemu.inBackground(`the migration of domain '${vm.name}'`, () => followMemory(qemu, incoming, live))
+  incoming.waitForSource()
+  undo.commit()
+}
+
+/** Until all memory is here, or will never be. */
+async function followMemory(qemu: Qemu, incoming: Incoming, live: Live): Promise<void> {
+  const seen = await incoming.watch?.until(['completed'])
+  if (incoming.record.phase !== 'incoming' || !qemu.incoming.has(incoming.record.id)) return
+  if (seen !== 'completed') {
+    await cancel(qemu, incoming, 'its state did not arrive')
+    return
+  }
+  const { vm } = incoming
+  vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_MIGRATION }
+  saveStatus(vm, live)
+  incoming.enter('loaded')
+  incoming.sourceIsHere()
+  incoming.arrived()
+}
+
+/** A channel that a source opens. */
+export async function routeIncoming(qemu: Qemu, request: ChannelRequest, tunnel: Tunnel): Promise<void> {
+  const { id, key } = request.params
+  const incoming = typeof id === 'string' ? qemu.incoming.get(id) : undefined
+  if (incoming === undefined || incoming.record.key !== key) request.refuse('there is no such migration here')
+  else if (request.service === SERVICE.messages) attach(qemu, incoming, request, tunnel)
+  else if (request.service === SERVICE.memory) await takeMemory(incoming, request)
+  else request.refuse(`a migration has no service '${request.service}'`)
+}
+
+/** The source is here (again). */
+function attach(qemu: Qemu, incoming: Incoming, request: ChannelRequest, tunnel: Tunnel): void {
+  incoming.messages?.close()
+  const messages = new Messages(request.accept(), {
+    onRequest: (method, params) => answer(qemu, incoming, method, params),
+  })
+  incoming.messages = messages
+  incoming.sourceIsHere()
+  incoming.relay?.setTunnel(tunnel)
+  void messages.closed.then(() => {
+    if (incoming.messages === messages) left(incoming, tunnel)
+  })
+  incoming.streamEnded()
+}
+
+function left(incoming: Incoming, tunnel: Tunnel): void {
+  incoming.messages = undefined
+  if (incoming.relay?.tunnel === tunnel) incoming.relay.setTunnel(undefined)
+  incoming.waitForSource()
+}
+
+async function takeMemory(incoming: Incoming, request: ChannelRequest): Promise<void> {
+  const { live } = incoming.vm
+  if (live === undefined || incoming.record.phase !== 'incoming') {
+    request.refuse(`domain '${incoming.record.name}' does not wait for its memory`)
+    return
+  }
+  const { fd, joined } = descriptorFor(request.accept())
+  joined.catch(() => undefined)
+  try {
+    await new MigrationCommands(live.monitor).receive(fd)
+  } finally {
+    native.close(fd)
+  }
+}
+
+/** What the source's driver asks or tells. */
+async function answer(qemu: Qemu, incoming: Incoming, method: string, params: unknown): Promise<unknown> {
+  const { record, vm } = incoming
+  switch (method) {
+    case 'incoming': {
+      const live = vm.requireLive()
+      const { capabilities } = params as { capabilities: Record<string, boolean> }
+      await attachDisks(qemu, incoming, live)
+      await new MigrationCommands(live.monitor).setCapabilities(capabilities)
+      return {}
+    }
+    case 'reason':
+      return incoming.reason
+    case 'phase':
+      return { phase: record.phase }
+    case 'finish':
+      await finish(qemu, incoming, (params as { locks?: LockCookie }).locks)
+      return { phase: record.phase }
+    case 'cancel':
+      if (record.phase === 'streaming') return { phase: record.phase }
+      await cancel(qemu, incoming, 'the source called it off')
+      return { phase: 'cancelled' }
+    default:
+      throw fail('VIR_ERR_NO_SUPPORT', `the destination of a migration knows no '${method}'`)
+  }
+}
+
+/** Images that both hosts see are locked by the source still. */
+function unlockedDisks(def: DomainDef, { flags }: MigrationRecord): string[] {
+  return storageOf(flags) === 'shared' ? def.disks.map(({ target }) => target) : []
+}

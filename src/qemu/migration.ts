@@ -1,0 +1,87 @@
+/** The operations of migration, and what a process that opens a root does about those that it finds in it. */
+import type { HypervisorOps } from '../driver.js'
+import { failFrom } from '../error.js'
+import { readCookie } from './migration-cookie.js'
+import { abort, begin, perform } from './migration-source.js'
+import { prepare, routeIncoming } from './migration-target.js'
+import type { Qemu } from './qemu.js'
+import * as c from '../constants.gen.js'
+import { confirm } from './migration-leave.js'
+import { outgoingOf } from './outgoing.js'
+import { cancel, finish } from './migration-arrive.js'
+import { incomingsOf } from './incoming.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+type MigrationOps = Pick<
+  HypervisorOps,
+  | 'domainMigrateBegin'
+  | 'domainMigratePrepare'
+  | 'domainMigratePerform'
+  | 'domainMigrateFinish'
+  | 'domainMigrateConfirm'
+  | 'migrationChannel'
+  | 'domainAbortJob'
+  | 'domainGetJobStats'
+>
+
+const NOTHING = {
+  ...{ type: c.VIR_DOMAIN_JOB_NONE, operation: c.VIR_DOMAIN_JOB_OPERATION_UNKNOWN, timeElapsed: 0 },
+  ...{ dataTotal: 0, dataProcessed: 0, dataRemaining: 0, memTotal: 0, memProcessed: 0, memRemaining: 0 },
+  ...{ diskTotal: 0, diskProcessed: 0, diskRemaining: 0, disks: [] },
+}
+
+export function migrationOps(qemu: Qemu): MigrationOps {
+  return {
+    async domainMigrateBegin(ref, params, flags) {
+      const vm = qemu.require(ref)
+      vm.requireLive()
+      return vm.jobs.run('migrate', () => begin(qemu, vm, params, flags))
+    },
+
+    domainMigratePrepare: (params, flags, cookie, xml) => prepare(qemu, params, flags, { cookie, xml }),
+
+    async domainMigratePerform(ref, _params, _flags, cookie, uri, tunnel) {
+      const vm = qemu.require(ref)
+      return vm.jobs.run('migrate', () => perform(qemu, vm, { cookie, uri, tunnel }))
+    },
+
+    async domainMigrateFinish(_params, _flags, text, cancelled) {
+      const cookie = await readCookie(text)
+      const incoming = qemu.incoming.get(cookie.id)
+      if (cancelled) {
+        if (incoming !== undefined) await cancel(qemu, incoming, 'it was called off')
+        return undefined
+      }
+      if (incoming === undefined || incoming.record.key !== cookie.key)
+        throw fail('VIR_ERR_OPERATION_FAILED', 'there is no such migration here (any more)')
+      return finish(qemu, incoming, cookie.locks)
+    },
+
+    async domainMigrateConfirm(ref, _params, _flags, _cookie, cancelled) {
+      const vm = qemu.require(ref)
+      await vm.jobs.run('migrate', () => confirm(qemu, vm, cancelled))
+    },
+
+    migrationChannel: (request, tunnel) => routeIncoming(qemu, request, tunnel),
+
+    async domainAbortJob(ref) {
+      const vm = qemu.require(ref)
+      vm.requireLive()
+      const outgoing = outgoingOf(qemu, vm)
+      if (outgoing === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `no job is active on domain '${vm.name}'`)
+      await abort(outgoing)
+    },
+
+    async domainGetJobStats(ref, flags) {
+      const vm = qemu.require(ref)
+      if ((flags & c.VIR_DOMAIN_JOB_STATS_COMPLETED) !== 0) {
+        const finished = qemu.finishedJobs.get(vm.uuid)
+        if ((flags & c.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED) === 0) qemu.finishedJobs.delete(vm.uuid)
+        return finished ?? NOTHING
+      }
+      const [job] = [outgoingOf(qemu, vm), ...incomingsOf(qemu, vm)].filter((each) => each !== undefined)
+      return (await job?.stats.look()) ?? NOTHING
+    },
+  }
+}

@@ -1,0 +1,68 @@
+/** A migration away from here, as long as it lasts. */
+import type { DiskDef } from '../conf/domain-def.js'
+import * as c from '../constants.gen.js'
+import { failFrom } from '../error.js'
+import type { LockCookie } from './access-locks.js'
+import type { MigrationCommands } from './migration-commands.js'
+import type { MigrationLink } from './migration-link.js'
+import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './migration-record.js'
+import { JobStats } from './migration-stats.js'
+import type { Qemu } from './qemu.js'
+import type { Vm } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** A migration away from here. */
+export class Outgoing {
+  vm: Vm
+  readonly record: MigrationRecord
+  readonly stats: JobStats
+  link: MigrationLink | undefined
+  /** of the migration that goes on now: who calls it off does it here */
+  commands: MigrationCommands | undefined
+  aborted = false
+  /** what the other side needs to have the locks of shared images */
+  locks: LockCookie | undefined
+  readonly #qemu: Qemu
+
+  constructor(qemu: Qemu, vm: Vm, record: MigrationRecord) {
+    this.#qemu = qemu
+    this.vm = vm
+    this.record = record
+    this.stats = new JobStats(c.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, record)
+  }
+
+  get migrated(): DiskDef[] {
+    const names = new Set(this.record.disks.map(({ disk }) => disk))
+    return (this.vm.host?.def ?? this.vm.def).disks.filter(({ target }) => names.has(target))
+  }
+
+  /** Writes down how far it is. */
+  enter(phase: MigrationPhase): void {
+    const before = this.record.phase
+    this.record.phase = phase
+    try {
+      saveRecord(this.#qemu.root, this.record)
+    } catch (error) {
+      this.record.phase = before
+      throw error
+    }
+  }
+
+  /** Over, one way or the other. */
+  forget(): void {
+    this.link?.close()
+    this.#qemu.outgoing.delete(this.record.id)
+    removeRecord(this.#qemu.root, this.record.id)
+  }
+}
+
+export function outgoingOf(qemu: Qemu, vm: Vm): Outgoing | undefined {
+  return [...qemu.outgoing.values()].find((outgoing) => outgoing.vm === vm)
+}
+
+export function requireOutgoing(qemu: Qemu, vm: Vm): Outgoing {
+  const outgoing = outgoingOf(qemu, vm)
+  if (outgoing === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is not being migrated`)
+  return outgoing
+}
