@@ -6,6 +6,7 @@ import { emitLifecycle } from './emit.js'
 import { endStreams } from './end-streams.js'
 import { holdSlots, movedStream, resumeStreams } from './moved-streams.js'
 import { exitedCleanly } from './process.js'
+import { serveAgainLater } from './migration-serve.js'
 import type { Qemu } from './qemu.js'
 import { removeRunDir } from './status.js'
 import { deleteTap } from './tap.js'
@@ -50,6 +51,7 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   }
   for (const net of live.def.interfaces) qemu.inBackground('removing a tap device', () => deleteTap(net))
   if (vm.config === undefined) qemu.remove(vm)
+  for (const outgoing of qemu.outgoing.values()) if (outgoing.vm === vm) serveAgainLater(qemu, outgoing)
   // of a start that failed its caller is told, and nobody else has heard of it
   if (announced) emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STOPPED, cause.detail, ref)
   live.markEnded()

@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { DiskDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
-import { cancel, releaseWhenDone } from './migration-arrive.js'
+import { cancel, releaseWhenDone, tellProgress } from './migration-arrive.js'
 import { messageOf } from '../error.js'
 import type { Messages } from '../tunnel/messages.js'
 import type { UnixRelay } from '../tunnel/relay.js'
@@ -30,6 +30,7 @@ export class Incoming {
   /** all memory is here */
   arrived!: () => void
   #patience: NodeJS.Timeout | undefined
+  #telling: NodeJS.Timeout | undefined
 
   constructor(qemu: Qemu, vm: Vm, record: MigrationRecord) {
     this.#qemu = qemu
@@ -57,6 +58,12 @@ export class Incoming {
     saveRecord(this.#qemu.root, this.record)
   }
 
+  /** Tells the source once a second where the disks are. */
+  #tell(): void {
+    clearInterval(this.#telling)
+    this.#telling = setInterval(() => void tellProgress(this).catch(() => undefined), 1_000).unref()
+  }
+
   /** Without a source a guest that has not arrived yet never will. */
   waitForSource(): void {
     clearTimeout(this.#patience)
@@ -73,11 +80,13 @@ export class Incoming {
   }
   sourceIsHere(): void {
     clearTimeout(this.#patience)
+    this.#tell()
   }
 
   /** Our connections end; the migration goes on when the root is opened again. */
   async close(): Promise<void> {
     clearTimeout(this.#patience)
+    clearInterval(this.#telling)
     this.messages?.close()
     await this.relay?.close().catch((error: unknown) => this.#qemu.warn(messageOf(error)))
     this.relay = undefined

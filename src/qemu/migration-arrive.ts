@@ -86,6 +86,15 @@ export async function cancel(qemu: Qemu, incoming: Incoming, why: string): Promi
   forgetIfNothing(qemu, vm)
 }
 
+/** Where the disks are, for those who ask at the source. */
+export async function tellProgress({ vm, record, messages, stats }: Incoming): Promise<void> {
+  if (record.phase !== 'streaming' || messages === undefined) return
+  const disks = (vm.host?.blockJobs.all ?? []).map(({ record: { disk }, offset, size }) => ({ disk, offset, size }))
+  if (disks.length === 0) return
+  stats.takeDisks({ disks })
+  await messages.request('progress', { disks: stats.now.disks }, { timeout: 5_000 })
+}
+
 /** A stream of this domain ended, or its source is back: when no disk needs the source any more it may go. */
 export async function releaseWhenDone(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { record, messages } = incoming

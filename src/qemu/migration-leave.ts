@@ -11,6 +11,7 @@ import type { Outgoing } from './outgoing.js'
 import { requireOutgoing } from './outgoing.js'
 import { sharedDisks, sourceStorage } from './migration-disks.js'
 import { MigrationLink, SERVICE, UnknownThereError } from './migration-link.js'
+import { stopServing } from './migration-serve.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import type { Live, Vm } from './vm.js'
@@ -77,11 +78,13 @@ async function leave(qemu: Qemu, outgoing: Outgoing): Promise<void> {
 export async function letGo(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm, record, stats } = outgoing
   const { live } = vm
+  outgoing.enter('released')
   if (live !== undefined) {
     if (storageOf(record.flags) === 'shared') live.access.keepLabels(sharedDisks(live))
     live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
     await terminate(live.process, live.ended, false)
   }
+  await stopServing(qemu, outgoing)
   outgoing.forget()
   stats.complete()
   qemu.finishedJobs.set(vm.uuid, stats.now)

@@ -6,10 +6,11 @@ import { MigrationCommands } from './migration-commands.js'
 import { sourceStorage } from './migration-disks.js'
 import { closeListener, listenForMigrations } from './migration-listener.js'
 import { loadRecords, type MigrationRecord } from './migration-record.js'
+import { serveAgainLater } from './migration-serve.js'
 import { beginStreams, openRelay } from './migration-target-disks.js'
 import type { Qemu } from './qemu.js'
 import { type Live, Vm } from './vm.js'
-import { linkFor, resume } from './migration-leave.js'
+import { letGo, linkFor, resume } from './migration-leave.js'
 import { Outgoing } from './outgoing.js'
 import { Incoming } from './incoming.js'
 import { removeMade, run } from './migration-arrive.js'
@@ -67,12 +68,17 @@ async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> 
 async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { record, vm } = outgoing
   const { live } = vm
+  if (record.phase === 'released') {
+    await vm.jobs.run('migrate', () => letGo(qemu, outgoing))
+    return
+  }
   if (record.phase === 'memory' && (live === undefined || !(await hasGone(live)))) {
     if (live !== undefined) await vm.jobs.run('migrate', () => callOff(qemu, outgoing, live))
     outgoing.forget()
     return
   }
   if (record.phase === 'memory') outgoing.enter('switched')
+  serveAgainLater(qemu, outgoing)
   outgoing.link = linkFor(qemu, outgoing)
   qemu.inBackground(`the migration of domain '${vm.name}'`, () => resume(qemu, outgoing))
 }

@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { MigrateParams } from '../driver.js'
-import type { DiskDef } from '../conf/domain-def.js'
+import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import { messageOf } from '../error.js'
 import { chainOf } from './block-graph.js'
 import type { MigratedDisk } from './migration-cookie.js'
@@ -10,10 +10,11 @@ import { type Root, writeFileAtomically } from './root.js'
 
 /**
  * At the source: 'begun', 'memory' while it goes over, 'switched' once it has and neither guest runs, 'serving' while the
- * destination pulls the disks. At the destination: 'incoming' until all memory is there, 'loaded' until the guest may run,
+ * destination pulls the disks, 'released' when it has them all. At the destination: 'incoming' until all memory is there, 'loaded' until the guest may run,
  * 'streaming' while disks are pulled.
  */
-export type MigrationPhase = 'begun' | 'memory' | 'switched' | 'serving' | 'incoming' | 'loaded' | 'streaming'
+export type MigrationPhase =
+  'begun' | 'memory' | 'switched' | 'serving' | 'released' | 'incoming' | 'loaded' | 'streaming'
 
 export interface MigrationRecord {
   version: 1
@@ -35,6 +36,8 @@ export interface MigrationRecord {
   running: boolean
   /** ms since 1970 */
   startedAt: number
+  /** at the source, once the guest has gone: its live definition */
+  def?: DomainDef
   /** at the destination: the definition to keep there */
   persistentXml?: string
   /** images that were made for it at the destination */

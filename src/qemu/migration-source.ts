@@ -76,6 +76,7 @@ export async function perform(
     await storage.before()
     await transfer(outgoing, live, storage)
     vm.requireSame(live)
+    record.def = live.def
     outgoing.enter('switched')
     outgoing.link.last()
   } catch (error) {

@@ -14,7 +14,9 @@ import type { Daemon, Vm } from './vm.js'
 /** After the domains: takes over every daemon that still runs; what has died meanwhile is tidied up. */
 export async function reconnectOffline(qemu: Qemu): Promise<void> {
   for (const { status, runDir } of loadStatuses(qemu.root.offlineDir, (text) => qemu.warn(text))) {
-    const vm = qemu.find(status.uuid)
+    // a transient domain that has moved on is known by its migration only
+    const leaving = [...qemu.outgoing.values()].find(({ record }) => record.uuid === status.uuid)
+    const vm = qemu.find(status.uuid) ?? leaving?.vm
     try {
       if (status.phase === 'starting') await abandonStart(qemu, status, runDir)
       else if (isAlive(status)) await takeOver(qemu, vm, status, runDir)

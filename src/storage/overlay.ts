@@ -41,7 +41,16 @@ export interface OverlayRequest {
  */
 export async function createOverlay(request: OverlayRequest): Promise<void> {
   const { path, size, timeout = 60_000, signal } = request
-  const args = ['create', '-q', '-f', request.format, ...(request.openBacking === false ? ['-u'] : []), ...backingArgs(request), ...formatArgs(request), path]
+  const args = [
+    'create',
+    '-q',
+    '-f',
+    request.format,
+    ...(request.openBacking === false ? ['-u'] : []),
+    ...backingArgs(request),
+    ...formatArgs(request),
+    path,
+  ]
   if (size !== undefined) args.push(String(size))
   await using undo = new Undo()
   await claim(path)

@@ -14,9 +14,22 @@ import {
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_PERSIST_DEST,
   VIR_MIGRATE_STREAM_DISKS,
+  type Domain,
 } from '../../src/index.js'
-import { agentOf, diskXml, recordEvents, startGuest, testRoot, until } from '../support/domain.js'
-import { backingOf, patternImage } from '../support/images.js'
+import {
+  agentOf,
+  diskXml,
+  qemuPid,
+  recordEvents,
+  reopen,
+  startGuest,
+  testRoot,
+  until,
+  virError,
+  type TestRoot,
+} from '../support/domain.js'
+import type { Guest } from '../support/guest.js'
+import { backingOf, type Cleanup, patternImage } from '../support/images.js'
 import { run } from '../../src/util/run.js'
 import { requires } from '../support/requires.js'
 
@@ -54,6 +67,52 @@ test('a guest runs at the destination at once, and its disk follows while it wri
   await until('nothing is left of it', () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0)
   assert.ok(events.some(({ kind }) => kind === 'job-completed'))
 })
+
+test('whoever dies while disks follow is replaced: both drivers, and the QEMU that serves', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon')) return
+  const [here, there] = [await testRoot(t), await testRoot(t)]
+  const { moved, guest } = await moveGuest(t, here, there, 2 << 20)
+  await guest.work('vda')
+  await reopen(there)
+  const again = await there.conn.domainLookupByName('guest')
+  await until('the source is back', async () => (await again.streamDiskInfo())[0]?.status === 'running', 60_000)
+  await reopen(here)
+  const dom = await here.conn.domainLookupByName('guest')
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY })
+  await assert.rejects(dom.resume(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
+  await assert.rejects(dom.destroy(), virError('VIR_ERR_OPERATION_INVALID', /still reads its disks from here/))
+  process.kill(qemuPid(here, dom), 'SIGKILL')
+  await until('it is gone', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
+  await assert.rejects(dom.create(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
+  await again.blockJobSetSpeed('vda', 0)
+  await until(
+    'nothing is left of it',
+    () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0,
+    120_000,
+  )
+  await guest.stop('vda')
+  const { bad, err } = await guest.verify('vda')
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  assert.equal(moved.uuid, dom.uuid)
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
+})
+
+/** A guest with a disk of 64 MiB, on its way: it runs there, its disk follows with `bandwidth` bytes/s. */
+async function moveGuest(
+  t: Cleanup,
+  here: TestRoot,
+  there: TestRoot,
+  bandwidth: number,
+): Promise<{ dom: Domain; moved: Domain; guest: Guest }> {
+  const { path: base, size, seed } = await patternImage(here.folder)
+  await run('qemu-img', ['convert', '-O', 'qcow2', base, join(here.folder, 'disk.qcow2')])
+  const { dom, guest } = await startGuest(t, here, { devices: diskXml('vda', join(here.folder, 'disk.qcow2')) })
+  await guest.base('vda', seed, size)
+  const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+  const params = { destinationXML: xml, diskStreamBandwidth: bandwidth }
+  const moved = await dom.migrate(there.conn, params, STREAM | VIR_MIGRATE_PERSIST_DEST)
+  return { dom, moved, guest: await agentOf(t, there.folder) }
+}
 
 function migrationsIn(folder: string): string[] {
   return readdirSync(join(folder, 'root/run/migration')).filter((name) => name !== 'tunnel.sock')

@@ -1,0 +1,54 @@
+/** The QEMU of a guest that has moved on is gone before its disks were: a storage daemon serves them in its place. */
+import * as c from '../constants.gen.js'
+import { messageOf } from '../error.js'
+import { openOffline } from './offline.js'
+import type { Outgoing } from './outgoing.js'
+import { terminate } from './process.js'
+import type { Qemu } from './qemu.js'
+
+/** ms until what could not be served is tried again */
+const RETRY = 2_000
+
+const isServing = ({ record }: Outgoing): boolean => record.phase === 'serving' || record.phase === 'switched'
+
+/** Whatever ended the QEMU: the guest at the destination only waits for its blocks meanwhile. */
+export function serveAgainLater(qemu: Qemu, outgoing: Outgoing): void {
+  const { vm, record } = outgoing
+  if (!isServing(outgoing) || record.def === undefined || record.disks.length === 0) return
+  const attempt = async (): Promise<void> => {
+    if (isServing(outgoing) && qemu.outgoing.has(record.id) && vm.host === undefined) await serve(qemu, outgoing)
+  }
+  qemu.inBackground(`serving the disks of domain '${vm.name}'`, async () => {
+    try {
+      await vm.jobs.run('migrate', attempt, Infinity)
+    } catch (error) {
+      setTimeout(() => serveAgainLater(qemu, outgoing), RETRY).unref()
+      throw error
+    }
+  })
+}
+
+/** Under the domain's job. */
+async function serve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { vm, record } = outgoing
+  const def = structuredClone(record.def)
+  if (def === undefined) return
+  def.interfaces = []
+  try {
+    for (const { disk: target } of record.disks) {
+      const disk = def.disks.find((candidate) => candidate.target === target)
+      if (disk !== undefined) await (await openOffline(qemu, vm, def, disk)).exports.serve(disk)
+    }
+  } catch (error) {
+    await stopServing(qemu, outgoing)
+    throw error
+  }
+  qemu.warn(`the QEMU of domain '${vm.name}' is gone: a storage daemon serves its disks to '${record.peer}'`)
+}
+
+/** The disks have gone over, or are not to any more. */
+export async function stopServing(qemu: Qemu, { vm }: Outgoing): Promise<void> {
+  if (vm.offline === undefined) return
+  await terminate(vm.offline.process, vm.offline.ended, false).catch((error: unknown) => qemu.warn(messageOf(error)))
+  vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED }
+}
