@@ -4,7 +4,7 @@ import { messageOf, VirError } from '../error.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import type { LockDriver, LockOwner, LockResource } from './lock-driver.js'
-import { busyImage } from './users-of.js'
+import { busyImage } from './image-users.js'
 import { VirtlockdClient } from './virtlockd-client.js'
 import {
   acquireFlags,

@@ -1,6 +1,6 @@
 /** What a definition names on the host's file system, as `access.ts` hands it out. */
 import { chmodSync, closeSync, existsSync, lstatSync, openSync, realpathSync, rmSync, statSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import type { ChardevDef, DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
 import { errnoOf, failFrom, messageOf } from '../error.js'
 import type { LockResource } from '../locking/lock-driver.js'
@@ -91,6 +91,6 @@ export function removeSocket(path: string): void {
 
 /** Another user may pass through the folders above what is his, without seeing what else is there. */
 export function openTheWay(root: Root, runDir: string): void {
-  const below = ['', 'run', 'run/qemu', 'lib', 'lib/qemu', 'lib/qemu/nvram'].map((name) => join(root.path, name))
-  for (const dir of [...below, runDir]) chmodSync(dir, statSync(dir).mode | 0o011)
+  const below = ['', 'run', 'lib', 'lib/qemu', 'lib/qemu/nvram'].map((name) => join(root.path, name))
+  for (const dir of [...below, dirname(runDir), runDir]) chmodSync(dir, statSync(dir).mode | 0o011)
 }

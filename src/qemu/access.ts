@@ -39,6 +39,8 @@ export interface AccessPlace {
   root: Root
   runDir: string
   logFile: string
+  /** absolute path of what is started */
+  program: string
 }
 
 export class Access {
@@ -47,6 +49,7 @@ export class Access {
   readonly #record: AccessRecord
   readonly #journal: LabelJournal
   readonly #locks: AccessLocks
+  #program = ''
   /** listening sockets that QEMU inherits, by the alias of their character device */
   readonly listeners = new Map<string, number>()
   /** writes the domain's status; set by whoever knows how far the domain is */
@@ -87,6 +90,7 @@ export class Access {
     disks: readonly DiskDef[] = this.#def.disks,
   ): Promise<ProcessLabel> {
     const { security, locks } = this.#policy
+    this.#program = place.program
     await using undo = new Undo()
     undo.add(() => this.revoke())
     await security.generateLabels(this.#def, running)
@@ -147,7 +151,7 @@ export class Access {
 
   async #grantDisks(disks: readonly DiskDef[]): Promise<void> {
     for (const disk of disks) for (const image of chainOf(disk)) await this.grantImage(disk, image)
-    await this.#policy.security.labelsSet(this.#def)
+    await this.#policy.security.labelsSet(this.#def, this.#program)
   }
 
   /** An image of a disk: its own, or one below it. Nothing for what comes over the network. */

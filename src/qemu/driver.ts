@@ -16,6 +16,7 @@ import { createVm, lifecycleOps } from './lifecycle.js'
 import { migrationOps } from './migration.js'
 import { closeMigrations, reconnectMigrations, reopenRelays } from './migration-reconnect.js'
 import { passthroughOps } from './passthrough.js'
+import { resumeStreams } from './moved-streams.js'
 import { Qemu } from './qemu.js'
 import { queryOps } from './query.js'
 import { reconnectOffline } from './offline-reconnect.js'
@@ -63,8 +64,8 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
       qemu.add(vm)
     }
     await reopenRelays(qemu)
-    await reconnectAll(qemu)
-    await reconnectOffline(qemu)
+    const resumptions = [...(await reconnectAll(qemu)), ...(await reconnectOffline(qemu))]
+    for (const { vm, departure } of resumptions) resumeStreams(qemu, vm, departure)
     openBudget(qemu)
     await reconnectMigrations(qemu)
     if (!host.readOnly) autostart(qemu)

@@ -44,8 +44,7 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   vm.live = undefined
   vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: cause.reason }
   try {
-    leaveStreams(qemu, vm, live, ref, clean, cause)
-    removeRunDir(live.runDir)
+    if (!leaveStreams(qemu, vm, live, ref, clean, cause)) removeRunDir(live.runDir)
   } catch (error) {
     qemu.host.logger.error({ err: error }, `what domain '${vm.name}' left could not be tidied up`)
   }
@@ -60,8 +59,8 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
 const isStartingUp = ({ state }: Vm): boolean =>
   state.state === c.VIR_DOMAIN_PAUSED && state.reason === c.VIR_DOMAIN_PAUSED_STARTING_UP
 
-/** Streams end with their domain, but for those that were to go on without it. */
-function leaveStreams(qemu: Qemu, vm: Vm, live: Live, ref: Vm['ref'], clean: boolean, cause: ExitCause): void {
+/** Streams end with their domain, but for those that were to go on without it. Answers whether there are such. */
+function leaveStreams(qemu: Qemu, vm: Vm, live: Live, ref: Vm['ref'], clean: boolean, cause: ExitCause): boolean {
   const shutOff = clean && (SHUT_OFF as readonly number[]).includes(cause.reason) && vm.config !== undefined
   const goesOn = ({ record, completed }: BlockJob): boolean => shutOff && record.onShutdown === 'continue' && !completed
   const [going, ending] = [live.blockJobs.all.filter(goesOn), live.blockJobs.all.filter((job) => !goesOn(job))]
@@ -69,5 +68,8 @@ function leaveStreams(qemu: Qemu, vm: Vm, live: Live, ref: Vm['ref'], clean: boo
   holdSlots(qemu, streams)
   endStreams(qemu, vm, live, ending, ref, clean ? undefined : `QEMU of domain '${vm.name}' is gone`)
   for (const job of going) job.puller?.abort()
-  resumeStreams(qemu, vm, { streams })
+  if (going.length === 0) return false
+  // until they are under way the status tells a later process of them
+  resumeStreams(qemu, vm, { streams, runDir: live.runDir })
+  return true
 }

@@ -34,7 +34,7 @@ export interface MovedStream {
 export interface Departure {
   streams: MovedStream[]
   /** holds the status that tells a later process of these streams; removed when they are under way again */
-  runDir?: string
+  runDir: string
 }
 
 /** A stream as it can be begun again anywhere: images have other indexes there. */
@@ -99,7 +99,10 @@ async function leaveOffline(qemu: Qemu, vm: Vm): Promise<Departure | undefined> 
 
 /** As jobs of their own: who started the domain does not wait for them. */
 export function resumeStreams(qemu: Qemu, vm: Vm, { streams, runDir }: Departure): void {
-  if (streams.length === 0 && runDir === undefined) return
+  if (streams.length === 0) {
+    removeRunDir(runDir)
+    return
+  }
   holdSlots(qemu, streams)
   qemu.inBackground(`going on with the streams of domain '${vm.name}'`, async () => {
     try {
@@ -107,7 +110,7 @@ export function resumeStreams(qemu: Qemu, vm: Vm, { streams, runDir }: Departure
     } finally {
       letGoOfSlots(qemu, streams)
     }
-    if (runDir !== undefined) removeRunDir(runDir)
+    removeRunDir(runDir)
   })
 }
 
@@ -121,6 +124,6 @@ async function resume(qemu: Qemu, vm: Vm, { disk, options, position }: MovedStre
     })
   } catch (error) {
     emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_FAILED, messageOf(error))
-    throw error
+    qemu.warn(`the stream of disk '${disk.target}' of domain '${vm.name}' does not go on: ${messageOf(error)}`)
   }
 }

@@ -4,28 +4,24 @@
  */
 import { existsSync, readdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
+import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import { failFrom, messageOf } from '../error.js'
-import type { ProcessExit, ProcessWatch } from '../native.js'
+import type { ProcessExit } from '../native.js'
 import { native } from '../native.js'
-import type { QmpEvent } from '../qmp/framing.js'
 import { resolveBackingChain } from '../storage/chain.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import { Access } from './access.js'
 import { assignAliases, assignSourceIndexes } from './alias.js'
-import { chainOf, deleteNodes, type Guards, sourcePath } from './block-graph.js'
+import { chainOf, deleteNodes, sourcePath } from './block-graph.js'
 import { type BlockdevOptions, copyOnReadNodeName, diskNodes } from './blockdev.js'
-import { BlockJobs } from './blockjob.js'
+import { busyImage } from './busy-images.js'
 import { commandEnvironment } from './command.js'
 import { endStreams } from './end-streams.js'
-import { finalizeLater } from './finalize.js'
-import { usersOf } from './image-users.js'
-import type { Monitor, MonitorEvents } from './monitor.js'
-import { nbdSocket, NbdExports } from './nbd-exports.js'
+import { type HostParts, makeHost, Pending } from './image-host.js'
+import { nbdSocket } from './nbd-exports.js'
 import { exitedCleanly, launch, terminate } from './process.js'
 import type { Qemu } from './qemu.js'
-import { settleLater } from './settle.js'
 import { removeRunDir, saveStarting, saveStatus } from './status.js'
 import type { Daemon, Vm } from './vm.js'
 
@@ -38,6 +34,13 @@ export function offlineDefinition(vm: Vm): DomainDef {
   const def = structuredClone(vm.requireConfig())
   assignAliases(def)
   def.interfaces = []
+  def.serials = []
+  def.channels = []
+  def.consoles = []
+  delete def.os.kernel
+  delete def.os.initrd
+  delete def.os.dtb
+  delete def.os.nvram
   return def
 }
 
@@ -57,33 +60,41 @@ export async function openOffline(qemu: Qemu, vm: Vm, def: DomainDef, disk: Disk
       'VIR_ERR_OPERATION_INVALID',
       `domain '${vm.name}' has a managed save image, whose definition names the backing images of '${disk.target}'`,
     )
-  const daemon = vm.offline ?? (await startDaemon(qemu, vm, def))
+  const running = vm.offline
+  const daemon = running ?? (await startDaemon(qemu, vm, def, disk))
   await using undo = new Undo()
-  if (daemon.blockJobs.all.length === 0) undo.add(() => terminate(daemon.process, daemon.ended, false))
-  for (const image of chainOf(disk)) {
-    await daemon.access.grantImage(disk, image)
-    undo.add(() => daemon.access.revokeImages(disk, [image]))
-  }
+  if (running === undefined) undo.add(() => terminate(daemon.process, daemon.ended, false))
+  else
+    for (const image of chainOf(disk)) {
+      await daemon.access.grantImage(disk, image)
+      undo.add(() => daemon.access.revokeImages(disk, [image]))
+    }
   await addNodes(qemu, daemon, disk)
   undo.commit()
   return daemon
 }
 
-async function startDaemon(qemu: Qemu, vm: Vm, def: DomainDef): Promise<Daemon> {
+/** It may have the images of `disk` from the beginning. */
+async function startDaemon(qemu: Qemu, vm: Vm, def: DomainDef, disk: DiskDef): Promise<Daemon> {
   const dir = qemu.root.offlineDir
   const id = Math.max(0, ...readdirSync(dir).map((name) => Number(name) || 0)) + 1
   const runDir = join(dir, String(id))
+  const logFile = join(qemu.root.logDir, `${vm.name}.log`)
+  const binary = findProgram(def.emulator)
   await using undo = new Undo()
   const access = new Access(qemu.access, def, (text) => qemu.warn(text))
   access.persist = () => saveStarting(runDir, id, vm, def, access)
   access.persist()
   undo.add(() => removeRunDir(runDir))
-  const pending = new PendingDaemon(qemu, vm)
-  const exports = native.listenUnix(nbdSocket(runDir), 0o600, 16)
+  const place = { root: qemu.root, runDir, logFile, program: binary }
+  const label = await access.grant(place, qemu.runningDefs, [disk])
+  undo.add(() => access.revoke())
+  const pending = pendingDaemon(qemu, vm)
+  const exports = access.listen(nbdSocket(runDir), 16)
   try {
     const launched = await launch({
       domain: vm.name,
-      binary: findProgram(def.emulator),
+      binary,
       args: (monitor) => [
         ...['--nbd-server', `addr.type=fd,addr.str=${exports}`],
         ...['--chardev', `socket,id=monitor,fd=${monitor},server=on,wait=off`],
@@ -92,20 +103,33 @@ async function startDaemon(qemu: Qemu, vm: Vm, def: DomainDef): Promise<Daemon> 
       pidOption: '--pidfile',
       env: commandEnvironment(def),
       runDir,
-      logFile: join(qemu.root.logDir, `${vm.name}.log`),
+      logFile,
+      listen: (path, backlog) => access.listen(path, backlog),
       inherit: [exports],
+      label,
+      gate: await access.gate([disk]),
       events: pending.events,
       onExit: (exit) => pending.onExit(exit),
     })
     const startTime = processStartTime(launched.pid) ?? ''
     const daemon = makeDaemon(qemu, vm, { id, def, runDir, access, guards: new Map(), ...launched, startTime })
-    pending.attach(daemon)
-    vm.offline = daemon
-    saveStatus(vm, daemon)
     undo.commit()
+    vm.offline = daemon
+    pending.attach(daemon)
+    await keepStatus(vm, daemon)
     return daemon
   } finally {
     native.close(exports)
+  }
+}
+
+/** A daemon that no later process would find must not run. */
+async function keepStatus(vm: Vm, daemon: Daemon): Promise<void> {
+  try {
+    if (vm.offline === daemon) saveStatus(vm, daemon)
+  } catch (error) {
+    await terminate(daemon.process, daemon.ended, false)
+    throw error
   }
 }
 
@@ -118,63 +142,20 @@ function findProgram(emulator: string | undefined): string {
   throw fail('VIR_ERR_OPERATION_UNSUPPORTED', text)
 }
 
-/** What a daemon's monitor and process say, until and after it has been put together. */
-export class PendingDaemon {
-  #daemon: Daemon | undefined
-  readonly #qemu: Qemu
-  readonly #vm: Vm
-  constructor(qemu: Qemu, vm: Vm) {
-    this.#qemu = qemu
-    this.#vm = vm
-  }
-  get events(): MonitorEvents {
-    return {
-      // there are no jobs before it is put together
-      onEvent: (event: QmpEvent) => void this.#daemon?.blockJobs.take(event),
-      onClose: () => undefined,
-      onAnomaly: (what) => this.#qemu.warn(`storage daemon of domain '${this.#vm.name}': ${what}`),
-    }
-  }
-  onExit(exit: ProcessExit): void {
-    if (this.#daemon !== undefined) finishDaemon(this.#qemu, this.#vm, this.#daemon, exit)
-  }
-  attach(daemon: Daemon): void {
-    this.#daemon = daemon
-  }
-}
-
-interface DaemonParts {
-  id: number
-  def: DomainDef
-  runDir: string
-  pid: number
-  startTime: string
-  process: ProcessWatch
-  monitor: Monitor
-  access: Access
-  guards: Guards
-}
-
-/** Puts a daemon together; `ended` resolves once it is gone and what it had is free. */
-export function makeDaemon(qemu: Qemu, vm: Vm, parts: DaemonParts): Daemon {
-  let resolve!: () => void
-  const ended = new Promise<void>((done) => {
-    resolve = done
+/** Hears what a daemon says. */
+export function pendingDaemon(qemu: Qemu, vm: Vm): Pending<Daemon> {
+  return new Pending<Daemon>({
+    event: (daemon, event) => void daemon.blockJobs.take(event),
+    exit: (daemon, exit) => finishDaemon(qemu, vm, daemon, exit),
+    anomaly: (what) => qemu.warn(`storage daemon of domain '${vm.name}': ${what}`),
   })
-  const daemon: Daemon = {
+}
+
+export function makeDaemon(qemu: Qemu, vm: Vm, parts: HostParts): Daemon {
+  const daemon: Daemon = makeHost(qemu, vm, parts, {
     mode: 'offline',
-    ...parts,
-    blockJobs: new BlockJobs(
-      (job) => finalizeLater(qemu, vm, daemon, job),
-      (job) => settleLater(qemu, vm, daemon, job),
-    ),
-    exports: new NbdExports(parts.monitor, parts.runDir, (path, backlog) => parts.access.listen(path, backlog)),
-    ended,
-    markEnded: resolve,
     release: (disk) => release(qemu, vm, daemon, disk),
-  }
-  parts.access.persist = () => saveStatus(vm, daemon)
-  parts.access.pid = parts.pid
+  })
   return daemon
 }
 
@@ -199,17 +180,9 @@ async function addNodes(qemu: Qemu, daemon: Daemon, disk: DiskDef): Promise<void
   if (backing !== undefined && caps.hasBlockDriver('quorum')) daemon.guards.set(disk.target, backing)
 }
 
-/** QEMU locks the images that it opens; who has this one is worth knowing. */
 function explainRefusal(disk: DiskDef, node: BlockdevOptions, error: unknown): unknown {
-  if (!/Failed to get (shared )?"[^"]*" lock|Failed to lock byte/.test(messageOf(error))) return error
   const image = chainOf(disk).find((candidate) => node['node-name'].startsWith(`node-${candidate.index ?? ''}-`))
-  return fail('VIR_ERR_RESOURCE_BUSY', `image '${sourcePath(image)}' is in use by ${holders(image)}`, error)
-}
-
-function holders(image: StorageSource | undefined): string {
-  const path = image === undefined || image.type === 'network' ? undefined : image.path
-  const [user] = path === undefined ? [] : usersOf(path)
-  return user === undefined ? 'another process' : `process ${user.pid} ('${user.command}')`
+  return busyImage(messageOf(error), [sourcePath(image)], error) ?? error
 }
 
 /** What the daemon had open for `disk` is let go of; without any stream left the daemon ends. */

@@ -1,3 +1,4 @@
+import type { DomainDef } from '../conf/domain-def.js'
 import type { DomainJobStats, DriverHost } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { AccessPolicy } from './access.js'
@@ -60,6 +61,11 @@ export class Qemu {
   }
   findByName(name: string): Vm | undefined {
     return this.vms.find((vm) => vm.name === name)
+  }
+
+  /** What every process with images works with: of running domains, and of storage daemons. */
+  get runningDefs(): DomainDef[] {
+    return this.vms.flatMap(({ host }) => (host === undefined ? [] : [host.def]))
   }
 
   /** The domain of a handle; VIR_ERR_NO_DOMAIN when it is gone. */

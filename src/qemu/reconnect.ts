@@ -14,16 +14,17 @@ import { headerEndsAt, hasLetGo } from './detached.js'
 import { beginPull } from './engines.js'
 import { setState } from './events.js'
 import { finalizeLater } from './finalize.js'
+import { makeHost, type Pending } from './image-host.js'
 import { watchIdleness } from './idle.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { MigrationCommands } from './migration-commands.js'
 import { Monitor } from './monitor.js'
-import { movedStream, resumeStreams } from './moved-streams.js'
+import { type Departure, movedStream } from './moved-streams.js'
 import { monitorSocket, pidFile } from './process.js'
 import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
-import { makeLive, Pending } from './start.js'
+import { pendingLive } from './start.js'
 import { type DomainStatus, idsInUse, loadStatuses, removeRunDir, saveStatus, writeStatus } from './status.js'
 import { deleteTap } from './tap.js'
 import { type Live, type StreamHost, Vm } from './vm.js'
@@ -34,8 +35,12 @@ export const TIMEOUT = 10_000
 const STRAY_TRIES = 20
 const STRAY_POLL = 250
 
-/** Takes over every domain whose QEMU still runs; what has died meanwhile is shut off and tidied up. */
-export async function reconnectAll(qemu: Qemu): Promise<void> {
+/**
+ * Takes over every domain whose QEMU still runs; what has died meanwhile is shut off and tidied up. Answers the streams that
+ * are to go on, once it is known what runs.
+ */
+export async function reconnectAll(qemu: Qemu): Promise<Resumption[]> {
+  const resumptions: Resumption[] = []
   for (const id of idsInUse(qemu.root)) qemu.noteId(id)
   for (const { status, runDir } of loadStatuses(qemu.root.statusDir, (text) => qemu.warn(text))) {
     const vm = qemu.find(status.uuid) ?? new Vm(status.name, status.uuid)
@@ -44,11 +49,18 @@ export async function reconnectAll(qemu: Qemu): Promise<void> {
         await abandonStart(qemu, status, runDir)
         vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_FAILED }
       } else if (isAlive(status)) await takeOver(qemu, vm, status, runDir)
-      else await tidyUp(qemu, vm, status, runDir)
+      else resumptions.push(...(await tidyUp(qemu, vm, status, runDir)))
     } catch (error) {
       qemu.host.logger.error({ err: error }, `domain '${status.name}' could not be taken over: ${messageOf(error)}`)
     }
   }
+  return resumptions
+}
+
+/** Streams that no process has now, and where they are written down until one has. */
+export interface Resumption {
+  vm: Vm
+  departure: Departure
 }
 
 export function isAlive(status: DomainStatus): status is DomainStatus & { pid: number } {
@@ -108,21 +120,13 @@ export async function revokeAccess(qemu: Qemu, status: DomainStatus, runDir: str
 
 async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number }, runDir: string): Promise<void> {
   const { pid, id, def, startTime = '' } = status
-  const pending = new Pending(qemu, vm)
+  const pending = pendingLive(qemu, vm)
   const monitor = await connect(qemu, status, runDir, pending)
   const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
   const access = new Access(qemu.access, def, (text) => qemu.warn(text), status.access)
-  const live = makeLive(qemu, vm, {
-    access,
-    def,
-    guards: new Map(status.guards),
-    id,
-    runDir,
-    pid,
-    startTime,
-    process,
-    monitor,
-  })
+  const guards = new Map(status.guards)
+  const parts = { access, def, guards, id, runDir, pid, startTime, process, monitor }
+  const live = makeHost(qemu, vm, parts, { mode: 'full' })
   if (status.rebooting === true) live.rebooting = true
   if (status.saving !== undefined) live.saving = status.saving
   for (const record of status.blockJobs) live.blockJobs.register(record)
@@ -150,7 +154,7 @@ async function keepLocks(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
 }
 
 /** A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. */
-async function connect(qemu: Qemu, status: DomainStatus, runDir: string, pending: Pending): Promise<Monitor> {
+async function connect(qemu: Qemu, status: DomainStatus, runDir: string, pending: Pending<Live>): Promise<Monitor> {
   try {
     return await Monitor.connect(monitorSocket(runDir), status.name, pending.events, TIMEOUT)
   } catch (error) {
@@ -258,18 +262,21 @@ async function resolveLost(host: StreamHost, job: BlockJob): Promise<void> {
 }
 
 /** The QEMU of this domain died while nobody watched. */
-async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string): Promise<void> {
+async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string): Promise<Resumption[]> {
   const clean = !existsSync(pidFile(runDir))
   const reason = clean ? c.VIR_DOMAIN_SHUTOFF_SHUTDOWN : c.VIR_DOMAIN_SHUTOFF_CRASHED
-  vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason }
+  // it may have been started again before its streams were under way elsewhere
+  if (vm.live === undefined) vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason }
   const left = await followHeaders(qemu, vm, status)
   await revokeAccess(qemu, status, runDir)
   for (const net of status.def.interfaces) await deleteTap(net)
-  removeRunDir(runDir)
-  if (!clean || vm.config === undefined) return
-  const going = left.filter((record) => record.onShutdown === 'continue')
+  const going = clean && vm.config !== undefined ? left.filter((record) => record.onShutdown === 'continue') : []
+  if (going.length === 0) {
+    removeRunDir(runDir)
+    return []
+  }
   const streams = going.map((record) => movedStream(status.def, record, { offset: 0, size: 0 }))
-  resumeStreams(qemu, vm, { streams })
+  return [{ vm, departure: { streams, runDir } }]
 }
 
 /** Where images have let go of their base though nobody lived to write it down. Answers the streams that had not ended. */

@@ -3,31 +3,27 @@ import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
-import type { ProcessExit, ProcessWatch } from '../native.js'
-import type { QmpEvent } from '../qmp/framing.js'
+import { messageOf } from '../error.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import { Access } from './access.js'
-
-import { type Guards, initialGuards } from './block-graph.js'
-import { BlockJobs } from './blockjob.js'
+import { initialGuards } from './block-graph.js'
 import type { QemuCapabilities } from './capabilities.js'
+import { busyImage, imagePaths } from './busy-images.js'
 import { buildCommand, commandEnvironment, commandSecretFiles } from './command.js'
 import { beginBootStreams } from './boot-streams.js'
 import { configure } from './configure.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
-import { finalizeLater } from './finalize.js'
 import { finishLive } from './exit.js'
 import { makeVariableStore } from './firmware.js'
+import { makeHost, Pending } from './image-host.js'
 import { carryStreams } from './moved-streams.js'
-import type { Monitor, MonitorEvents } from './monitor.js'
+import type { Monitor } from './monitor.js'
 import { prepareLive } from './prepare-live.js'
-import { NbdExports } from './nbd-exports.js'
 import { freeVncPorts } from './ports.js'
 import { killHard, launch, qemuDir } from './process.js'
 import type { Qemu } from './qemu.js'
-import { settleLater } from './settle.js'
 import { createTap, deleteTap } from './tap.js'
 import { removeRunDir, saveStarting, saveStatus } from './status.js'
 import { requireAtHome } from './vm-job.js'
@@ -49,39 +45,14 @@ export interface StartOptions {
   unlocked?: readonly string[]
 }
 
-/** What a monitor and a process say, kept until the running domain that it is about has been put together. */
-export class Pending {
-  #queue: QmpEvent[] = []
-  #live: Live | undefined
-  #exit: ProcessExit | undefined
-  readonly #qemu: Qemu
-  readonly #vm: Vm
-  constructor(qemu: Qemu, vm: Vm) {
-    this.#qemu = qemu
-    this.#vm = vm
-  }
-  get events(): MonitorEvents {
-    return {
-      onEvent: (event) => {
-        if (this.#live === undefined) this.#queue.push(event)
-        else handleEvent(this.#qemu, this.#vm, this.#live, event)
-      },
-      onClose: (reason) => {
-        if (reason !== undefined && this.#live !== undefined) watchLoss(this.#qemu, this.#vm, this.#live)
-      },
-      onAnomaly: (what) => this.#qemu.warn(`monitor of domain '${this.#vm.name}': ${what}`),
-    }
-  }
-  onExit(exit: ProcessExit): void {
-    if (this.#live === undefined) this.#exit = exit
-    else finishLive(this.#qemu, this.#vm, this.#live, exit)
-  }
-  attach(live: Live): void {
-    this.#live = live
-    for (const event of this.#queue.splice(0)) handleEvent(this.#qemu, this.#vm, live, event)
-    // it answered and was gone at once
-    if (this.#exit !== undefined) finishLive(this.#qemu, this.#vm, live, this.#exit)
-  }
+/** Hears what the QEMU of a domain says. */
+export function pendingLive(qemu: Qemu, vm: Vm): Pending<Live> {
+  return new Pending<Live>({
+    event: (live, event) => handleEvent(qemu, vm, live, event),
+    exit: (live, exit) => finishLive(qemu, vm, live, exit),
+    loss: (live) => watchLoss(qemu, vm, live),
+    anomaly: (what) => qemu.warn(`monitor of domain '${vm.name}': ${what}`),
+  })
 }
 
 /** A monitor connection that ends is the first sign of a QEMU that ends; one that goes on without it is out of control. */
@@ -165,8 +136,7 @@ async function bringUp(
   access.persist = () => saveStarting(runDir, id, vm, def, access)
   access.leaveLocks(options.unlocked ?? [])
   if (!access.isNothing) access.persist()
-  const others = qemu.vms.flatMap((other) => (other.live === undefined ? [] : [other.live.def]))
-  const label = await access.grant({ root: qemu.root, runDir, logFile }, others)
+  const label = await access.grant({ root: qemu.root, runDir, logFile, program: caps.emulator }, qemu.runningDefs)
   undo.add(() => access.revoke())
   for (const net of def.interfaces) {
     await createTap(net, label.uid)
@@ -179,7 +149,7 @@ async function bringUp(
     writeFileSync(path, data, { mode: 0o600, flag: 'wx' })
     await access.grantRuntime(path)
   }
-  const pending = new Pending(qemu, vm)
+  const pending = pendingLive(qemu, vm)
   const launched = await launch({
     domain: vm.name,
     binary: caps.emulator,
@@ -201,56 +171,18 @@ async function bringUp(
     gate: await access.gate(),
     events: pending.events,
     onExit: (exit) => pending.onExit(exit),
+  }).catch((error: unknown) => {
+    throw busyImage(messageOf(error), imagePaths(def.disks), error) ?? error
   })
   access.closeListeners()
-  const live = makeLive(qemu, vm, {
-    def,
-    guards: initialGuards(def, caps),
-    id,
-    runDir,
-    access,
-    ...launched,
-    startTime: processStartTime(launched.pid) ?? '',
-  })
+  const startTime = processStartTime(launched.pid) ?? ''
+  const guards = initialGuards(def, caps)
+  const live = makeHost(qemu, vm, { def, guards, id, runDir, access, ...launched, startTime }, { mode: 'full' })
   vm.live = live
   vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_STARTING_UP }
   pending.attach(live)
   for (const { path } of secrets) rmSync(path, { force: true })
   undo.commit()
-  return live
-}
-
-interface LiveParts {
-  def: DomainDef
-  guards: Guards
-  id: number
-  runDir: string
-  pid: number
-  startTime: string
-  process: ProcessWatch
-  monitor: Monitor
-  access: Access
-}
-
-/** Puts a running domain together; `ended` resolves once `finishLive` has been through. */
-export function makeLive(qemu: Qemu, vm: Vm, parts: LiveParts): Live {
-  let resolve!: () => void
-  const ended = new Promise<void>((done) => {
-    resolve = done
-  })
-  const live: Live = {
-    mode: 'full',
-    ...parts,
-    blockJobs: new BlockJobs(
-      (job) => finalizeLater(qemu, vm, live, job),
-      (job) => settleLater(qemu, vm, live, job),
-    ),
-    exports: new NbdExports(parts.monitor, parts.runDir, (path, backlog) => parts.access.listen(path, backlog)),
-    ended,
-    markEnded: resolve,
-  }
-  parts.access.persist = () => saveStatus(vm, live)
-  parts.access.pid = parts.pid
   return live
 }
 

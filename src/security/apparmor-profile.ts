@@ -17,7 +17,7 @@ export function fileRule(target: Pick<LabelTarget, 'path' | 'kind' | 'readonly'>
 }
 
 export interface ProfileHost {
-  /** absolute path of the QEMU binary */
+  /** absolute path of what runs in the profile */
   binary: string
   /** does the host have libvirt's own abstraction for QEMU? */
   hasAbstraction: boolean

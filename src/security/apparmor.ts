@@ -88,9 +88,9 @@ export function apparmorDriver(options: ApparmorOptions = {}): SecurityDriver {
       return Promise.resolve(apparmorProfile === undefined ? {} : { apparmorProfile })
     },
 
-    async labelsSet(def) {
+    async labelsSet(def, program) {
       if (!isOurs(def)) return
-      const host = { binary: realpathSync(def.emulator ?? ''), hasAbstraction: existsSync(ABSTRACTION) }
+      const host = { binary: realpathSync(program), hasAbstraction: existsSync(ABSTRACTION) }
       writeFileSync(profile(def), profileText(def, `libvirt-${def.uuid}`, rulesFile(def), host), { mode: 0o600 })
       await load('replace', profile(def))
     },

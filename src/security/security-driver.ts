@@ -1,7 +1,7 @@
 /** The contract of a security driver. Plain objects fulfil it; see docs/security.md and `dac.ts`, `selinux.ts`, `apparmor.ts`. */
 import type { DomainDef, SeclabelDef } from '../conf/domain-def.js'
 
-/** Something on the host's file system that a QEMU is to use. */
+/** Something on the host's file system that a QEMU is to use, or the storage daemon that has its disks while it does not run. */
 export interface LabelTarget {
   /** absolute */
   readonly path: string
@@ -61,8 +61,11 @@ export interface SecurityDriver {
    */
   setImageLabel?(def: DomainDef, target: LabelTarget, note: (state: string) => void): Promise<void>
 
-  /** All that the definition names is labelled, and QEMU is about to begin. Later ones may come while it runs. */
-  labelsSet?(def: DomainDef): Promise<void>
+  /**
+   * All that it begins with is labelled, and QEMU is about to begin. Later ones may come while it runs. `program`: its absolute
+   * path; that of the storage daemon where disks are streamed without a guest
+   */
+  labelsSet?(def: DomainDef, program: string): Promise<void>
 
   /**
    * QEMU no longer uses `target`: the domain ended, however, or a stream made the image superfluous. Others may use it

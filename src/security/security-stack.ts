@@ -137,8 +137,8 @@ export class SecurityStack {
   }
 
   /** QEMU is about to begin. */
-  async labelsSet(def: DomainDef): Promise<void> {
-    for (const driver of this.#drivers) await driver.labelsSet?.(def)
+  async labelsSet(def: DomainDef, program: string): Promise<void> {
+    for (const driver of this.#drivers) await driver.labelsSet?.(def, program)
   }
 
   /** The domain has ended and everything else is undone. */

@@ -12,7 +12,7 @@ import {
   type Lease,
   type LockDriver,
 } from '../../src/index.js'
-import { busyImage } from '../../src/locking/users-of.js'
+import { busyImage } from '../../src/locking/image-users.js'
 import { virtlockdLocks } from '../../src/locking/virtlockd.js'
 import { exclusive, readOnly, shared, startHolding } from '../locking/support.js'
 import { diskXml, plainXml, qemuPid, reopen, startPlain, testRoot, until, virError } from '../support/domain.js'

@@ -2,9 +2,8 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
-import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import {
@@ -17,7 +16,6 @@ import {
   VIR_STREAM_DISK_STOP,
   Connect,
   type ConnectEvent,
-  type Domain,
 } from '../../src/index.js'
 import {
   agentOf,
@@ -25,18 +23,17 @@ import {
   guestXml,
   plainXml,
   powerOff,
-  processesOf,
   recordEvents,
   reopen,
   startGuest,
   testRoot,
   until,
   virError,
-  type TestRoot,
 } from '../support/domain.js'
-import { usersOf } from '../../src/qemu/image-users.js'
+import { usersOf } from '../../src/locking/image-users.js'
 import { RunError } from '../../src/util/run.js'
 import { driverProcess } from '../support/driver-process.js'
+import { assertNoDaemon, daemonPid, offlineDir, offsetOf } from '../support/offline.js'
 import { startNbdkit } from '../support/nbd-server.js'
 import { backingOf, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
@@ -47,26 +44,6 @@ const needed = ['program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-
 
 const statuses = (events: readonly ConnectEvent[]): number[] =>
   events.flatMap((event) => (event.kind === 'block-job' ? [event.status] : []))
-
-const offsetOf = async (dom: Domain): Promise<number> => (await dom.streamDiskInfo())[0]?.offset ?? -1
-
-const offlineDir = (root: TestRoot): string => join(root.folder, 'root/run/offline')
-
-/** The storage daemon that streams; there is one. */
-function daemonPid(root: TestRoot): number {
-  const files = readdirSync(offlineDir(root)).map((name) => join(offlineDir(root), name, 'pid'))
-  const file = files.find((path) => existsSync(path))
-  assert.ok(file !== undefined, 'a daemon runs')
-  return Number(readFileSync(file, 'utf8'))
-}
-
-function assertNoDaemon(root: TestRoot, others: readonly (number | undefined)[] = []): void {
-  assert.deepEqual(
-    processesOf(root.folder).filter((pid) => !others.includes(pid)),
-    [],
-  )
-  assert.deepEqual(readdirSync(offlineDir(root)), [])
-}
 
 /** `killed`: a QEMU that was killed may have left clusters that nothing refers to, which cost space and nothing else. */
 async function assertContent(path: string, seed: number, blocks: number, killed = false): Promise<void> {

@@ -61,7 +61,7 @@ test('a domain gets a profile of its own, which names every file that it may ope
   assert.equal(loads.length, 0)
 
   assert.deepEqual(await stack.processLabel(def), { apparmorProfile: name })
-  await stack.labelsSet(def)
+  await stack.labelsSet(def, def.emulator ?? '')
   assert.equal(loads.length, 1)
   assert.match(loads[0]?.profile ?? '', new RegExp(`^profile "${name}" flags=\\(attach_disconnected\\) \\{$`, 'm'))
   assert.deepEqual(loads[0]?.rules, [
@@ -97,7 +97,7 @@ test('the profile is what the real parser takes, with hostile names of domains a
     writeFileSync(join(folder, 'made'), '')
     await stack.setImageLabel(def, target(join(folder, name)), journal)
   }
-  await stack.labelsSet(def)
+  await stack.labelsSet(def, def.emulator ?? '')
   const file = join(folder, 'profiles', `libvirt-${def.uuid}`)
   const { stdout } = await run('apparmor_parser', ['--names', file])
   assert.deepEqual(stdout.trimEnd().split('\n'), [`libvirt-${def.uuid}`])
@@ -110,7 +110,7 @@ test('a static label is the profile of the administrator: none is written', asyn
   await stack.generateLabels(def, [])
   await stack.setImageLabel(def, target(join(folder, 'image')), journal)
   assert.deepEqual(await stack.processLabel(def), { apparmorProfile: 'my-vm' })
-  await stack.labelsSet(def)
+  await stack.labelsSet(def, def.emulator ?? '')
   await stack.releaseLabels(def)
   assert.deepEqual([loads, existsSync(directory), journal.entries], [[], false, []])
 })
@@ -134,7 +134,7 @@ test('a process that is started with the profile may open what it names, and not
   t.after(() => stack.releaseLabels(def))
   await stack.setImageLabel(def, target(join(folder, 'image')), journal)
   const label = await stack.processLabel(def)
-  await stack.labelsSet(def)
+  await stack.labelsSet(def, def.emulator ?? '')
   const exitOf = (path: string): Promise<number | null> =>
     new Promise((resolve) => {
       const fds = [0, 1, 2].map((fd) => ({ source: fd, target: fd }))
