@@ -60,7 +60,7 @@ test('a daemon that is killed, with us or without, leaves everything to its owne
   await streamSlowly(dom)
   assert.equal(await ownerOf(path), theirs)
   process.kill(daemonPid(root), 'SIGKILL')
-  await until('it is noticed', async () => (await dom.blockJobInfo('vda')) === undefined)
+  await until('it is noticed', () => readdirSync(offlineDir(root)).length === 0)
   await assertGivenBack(path, base.path)
 
   await streamSlowly(dom)
