@@ -90,7 +90,7 @@ test('an image that is a folder', async (t) => {
   )
 })
 
-test("an image that another domain's QEMU has locked: its own words come back", async (t) => {
+test("an image that another domain's QEMU has locked: the refusal names that domain", async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const root = await testRoot(t)
   const other = await testRoot(t)
@@ -99,7 +99,10 @@ test("an image that another domain's QEMU has locked: its own words come back", 
   await holder.create(VIR_DOMAIN_START_PAUSED)
   const dom = await root.conn.domainDefineXML(plainXml({ devices: diskXml('vda', path) }))
   const events = recordEvents(root.conn)
-  const locked = virError('VIR_ERR_INTERNAL_ERROR', /Failed to get "write" lock[^]*another process using the image/)
+  const locked = virError(
+    'VIR_ERR_RESOURCE_BUSY',
+    /image '.*image\.qcow2' is in use by domain 'holder' \(process \d+\)$/,
+  )
   await assert.rejects(dom.create(), locked)
   assert.equal(await dom.isActive(), false)
   assert.deepEqual(lifecycleOf(events), [])
