@@ -209,15 +209,25 @@ test('a storage daemon that is gone right after its first answer is noticed at o
   assert.equal(await backingOf(path), undefined)
 })
 
-/** A process that uses the root and dies at a certain lock: of a guest's QEMU or of a storage daemon. */
-async function dieAtLock(root: TestRoot, directory: string, of: 'qemu' | 'daemon', work: string): Promise<void> {
-  const script = `import { Connect, lockDriver, VIR_DOMAIN_START_PAUSED, VIR_STREAM_DISK_START } from '${index}'
+/** A process that uses the root and dies: at a lock of a guest's QEMU or of a storage daemon, or when the guest's status says that it runs. */
+async function dieAt(root: TestRoot, directory: string, at: Move['at'], work: string): Promise<void> {
+  const script = `import fs from 'node:fs'
+    import { syncBuiltinESMExports } from 'node:module'
+    import { Connect, lockDriver, VIR_DOMAIN_START_PAUSED, VIR_STREAM_DISK_START } from '${index}'
     const locks = await lockDriver('ofd', { directory: '${directory}' })
     let armed = false
     const fuse = { ...locks, hold: (resources) => locks.hold(resources), acquire: (owner, ...rest) => {
-      if (armed && (owner.id < 0) === (${of === 'daemon'})) process.kill(process.pid, 'SIGKILL')
+      if (armed && '${at}' === (owner.id < 0 ? 'daemon' : 'qemu')) process.kill(process.pid, 'SIGKILL')
       return locks.acquire(owner, ...rest)
     } }
+    const { renameSync } = fs
+    fs.renameSync = (from, to) => {
+      renameSync(from, to)
+      const { phase, state } = armed && '${at}' === 'status' && /run.qemu.*status/.test(to) ? JSON.parse(fs.readFileSync(to)) : {}
+      // paused as the user wants it, no more as it is while it starts up
+      if (phase === 'running' && state.reason === 1) process.kill(process.pid, 'SIGKILL')
+    }
+    syncBuiltinESMExports()
     const conn = await Connect.open('${root.uri}', { lockManager: fuse })
     const dom = await conn.domainLookupByName('moving')
     ${work}`
@@ -239,29 +249,30 @@ const isFree = (root: TestRoot): Promise<boolean> =>
 
 interface Move {
   name: string
-  of: 'qemu' | 'daemon'
+  at: 'qemu' | 'daemon' | 'status'
   work: string
   /** where the next process finds the stream */
   mode: 'full' | 'offline'
 }
 
-const begin = "await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 4194304, onShutdown: 'continue' })"
+const begin =
+  "await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 4194304, onShutdown: 'continue', engine: 'job' })"
 const moves: Move[] = [
   {
     name: 'the daemon had ended and no QEMU had begun',
-    of: 'qemu',
+    at: 'qemu',
     work: `${begin}; armed = true; await dom.create(VIR_DOMAIN_START_PAUSED)`,
     mode: 'offline',
   },
   {
     name: 'QEMU had begun, its streams had not',
-    of: 'qemu',
-    work: `${begin}; await dom.create(VIR_DOMAIN_START_PAUSED); process.kill(process.pid, 'SIGKILL')`,
+    at: 'status',
+    work: `${begin}; armed = true; await dom.create(VIR_DOMAIN_START_PAUSED)`,
     mode: 'full',
   },
   {
     name: 'QEMU had ended and no daemon had begun',
-    of: 'daemon',
+    at: 'daemon',
     work: `await dom.create(VIR_DOMAIN_START_PAUSED); ${begin}; armed = true; await dom.destroy(); await conn.close()`,
     mode: 'offline',
   },
@@ -275,7 +286,7 @@ for (const move of moves)
     const path = await overlay(root.folder, base.path)
     await root.conn.domainDefineXML(plainXml({ name: 'moving', devices: diskXml('vda', path) }))
     await root.conn.close()
-    await dieAtLock(root, join(root.folder, 'locks'), move.of, move.work)
+    await dieAt(root, join(root.folder, 'locks'), move.at, move.work)
     await until('its last child is gone too', () => isFree(root))
     const dom = await root.conn.domainLookupByName('moving')
     await until('it goes on', async () => (await offsetOf(dom)) >= 0)
