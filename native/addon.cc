@@ -2,6 +2,7 @@
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new AddonState());
+  InitLibvirt(env, exports);
   InitLocks(env, exports);
   InitProcessWatch(env, exports);
   InitSockets(env, exports);

@@ -11,6 +11,7 @@ struct AddonState {
   std::shared_ptr<Watches> watches;
 };
 
+void InitLibvirt(Napi::Env env, Napi::Object exports);
 void InitLocks(Napi::Env env, Napi::Object exports);
 void InitProcessWatch(Napi::Env env, Napi::Object exports);
 void InitSockets(Napi::Env env, Napi::Object exports);

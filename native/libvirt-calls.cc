@@ -1,0 +1,116 @@
+#include "libvirt-calls.h"
+
+#include <chrono>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+namespace {
+
+constexpr size_t kMostThreads = 128;
+constexpr auto kIdle = std::chrono::seconds(5);
+
+using Function = uintptr_t (*)(uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t);
+
+}  // namespace
+
+void CallThreads::Submit(std::unique_ptr<ForeignCall> call) {
+  std::unique_lock lock(mutex_);
+  waiting_.push_back(std::move(call));
+  const bool grow = idle_ < waiting_.size() && threads_ < kMostThreads;
+  if (grow) threads_++;
+  lock.unlock();
+  if (!grow) {
+    work_.notify_one();
+    return;
+  }
+  try {
+    std::thread([self = shared_from_this()] { self->Run(); }).detach();
+  } catch (const std::system_error&) {
+    lock.lock();
+    threads_--;
+    if (threads_ == 0) throw;  // nobody will ever take it
+  }
+}
+
+void CallThreads::Run() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    while (waiting_.empty() && !stopped_) {
+      idle_++;
+      const bool timedOut = work_.wait_for(lock, kIdle) == std::cv_status::timeout;
+      idle_--;
+      if (timedOut && waiting_.empty()) break;
+    }
+    if (waiting_.empty()) break;
+    auto call = std::move(waiting_.front());
+    waiting_.pop_front();
+    lock.unlock();
+    Perform(*call);
+    lock.lock();
+    done_.push_back(std::move(call));
+    if (done_.size() == 1) WakeOwner();
+  }
+  threads_--;
+}
+
+// The calling conventions of 64-bit Linux pass integers and pointers alike, and surplus arguments do no harm.
+void CallThreads::Perform(ForeignCall& call) const {
+  const auto& a = call.arguments;
+  const uintptr_t raw = reinterpret_cast<Function>(call.function)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
+  call.result = call.answersPointer ? static_cast<int64_t>(raw) : static_cast<int32_t>(raw);
+  const bool failed = call.answersPointer ? raw == 0 : call.result < 0;
+  if (failed) call.error = reinterpret_cast<uintptr_t (*)()>(saveError_)();
+}
+
+std::vector<std::unique_ptr<ForeignCall>> CallThreads::TakeDone() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(done_, {});
+}
+
+std::vector<Notice> CallThreads::TakeNotices() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(notices_, {});
+}
+
+void CallThreads::Tell(uintptr_t opaque, int64_t number) {
+  const std::lock_guard lock(mutex_);
+  if (stopped_) return;
+  notices_.push_back({false, 0, opaque, 0, number});
+  WakeOwner();
+}
+
+int CallThreads::Ask(uintptr_t opaque, uintptr_t data, int64_t number) {
+  std::unique_lock lock(mutex_);
+  if (stopped_) return -1;
+  Question question{nextToken_++};
+  questions_.push_back(&question);
+  notices_.push_back({true, question.token, opaque, data, number});
+  WakeOwner();
+  answers_.wait(lock, [&] { return question.answered || stopped_; });
+  std::erase(questions_, &question);
+  return question.answer;
+}
+
+void CallThreads::Answer(double token, int answer) {
+  const std::lock_guard lock(mutex_);
+  for (Question* question : questions_) {
+    if (question->token != token) continue;
+    question->answer = answer;
+    question->answered = true;
+  }
+  answers_.notify_all();
+}
+
+void CallThreads::Stop() {
+  const std::lock_guard lock(mutex_);
+  stopped_ = true;
+  wake_ = nullptr;
+  waiting_.clear();
+  work_.notify_all();
+  answers_.notify_all();
+}
+
+void CallThreads::WakeOwner() {
+  if (wake_) wake_();
+}

@@ -1,0 +1,76 @@
+#pragma once
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+// One call of a C function whose arguments are integers and pointers, on whichever thread is free.
+struct ForeignCall {
+  static constexpr size_t kMostArguments = 8;
+
+  double id;
+  uintptr_t function;
+  bool answersPointer;
+  uintptr_t arguments[kMostArguments] = {};
+  // memory that the arguments point to: of the call, so that it outlives whoever asked
+  std::deque<std::string> memory;
+
+  int64_t result = 0;
+  uintptr_t error = 0;  // where the function failed
+};
+
+// What a thread of libvirt tells or asks the environment.
+struct Notice {
+  bool isQuestion;
+  double token;
+  uintptr_t opaque;
+  uintptr_t data;
+  int64_t number;
+};
+
+// Calls C functions on threads of their own, which nobody ever joins: a call that hangs keeps neither the event loop, nor
+// libuv's threads, nor the end of the process waiting. An error is fetched by the thread that failed, where libvirt keeps it.
+class CallThreads : public std::enable_shared_from_this<CallThreads> {
+ public:
+  // `saveError` is virSaveLastError; `wake` is called by threads of ours, until Stop().
+  CallThreads(uintptr_t saveError, std::function<void()> wake) : saveError_(saveError), wake_(std::move(wake)) {}
+
+  void Submit(std::unique_ptr<ForeignCall> call);
+  std::vector<std::unique_ptr<ForeignCall>> TakeDone();
+  std::vector<Notice> TakeNotices();
+  void Tell(uintptr_t opaque, int64_t number);
+  // Waits for Answer(); -1 once stopped.
+  int Ask(uintptr_t opaque, uintptr_t data, int64_t number);
+  void Answer(double token, int answer);
+  // The environment is gone: no more waking, calls in flight end unheard.
+  void Stop();
+
+ private:
+  struct Question {
+    double token;
+    bool answered = false;
+    int answer = -1;
+  };
+
+  void Run();
+  void Perform(ForeignCall& call) const;
+  void WakeOwner();
+
+  const uintptr_t saveError_;
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::condition_variable answers_;
+  std::function<void()> wake_;
+  std::deque<std::unique_ptr<ForeignCall>> waiting_;
+  std::vector<std::unique_ptr<ForeignCall>> done_;
+  std::vector<Notice> notices_;
+  std::vector<Question*> questions_;
+  size_t threads_ = 0;
+  size_t idle_ = 0;
+  double nextToken_ = 1;
+  bool stopped_ = false;
+};

@@ -1,0 +1,66 @@
+#pragma once
+#include <sys/epoll.h>
+#include <uv.h>
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+// libvirt's event loop (virEventRegisterImpl) on an epoll descriptor that an environment's own loop watches. The six
+// functions may be called by any thread, at once and without waking anybody; what libvirt wants to have called is called by
+// the environment's thread only. Lives as long as the process, since libvirt never lets go of it.
+class LibvirtLoop {
+ public:
+  using HandleCallback = void (*)(int watch, int fd, int events, void* opaque);
+  using TimeoutCallback = void (*)(int timer, void* opaque);
+  using FreeCallback = void (*)(void* opaque);
+
+  static LibvirtLoop& Instance();
+
+  int descriptor() const { return epoll_; }
+
+  // On the environment's thread: what is ready now.
+  void Dispatch();
+  // Everything known is forgotten and never called; nothing is freed either.
+  void Abandon();
+
+  static int AddHandle(int fd, int events, HandleCallback callback, void* opaque, FreeCallback release);
+  static void UpdateHandle(int watch, int events);
+  static int RemoveHandle(int watch);
+  static int AddTimeout(int milliseconds, TimeoutCallback callback, void* opaque, FreeCallback release);
+  static void UpdateTimeout(int timer, int milliseconds);
+  static int RemoveTimeout(int timer);
+
+ private:
+  struct Watch {
+    int given;  // the caller's descriptor
+    int fd;     // that or a copy of it; a timer's own
+    bool ownsFd;
+    bool added;  // to epoll; what nobody wants to hear of is not, since it would report hang-ups for ever
+    HandleCallback onHandle;
+    TimeoutCallback onTimeout;
+    void* opaque;
+    FreeCallback release;
+  };
+  struct Release {
+    FreeCallback release;
+    void* opaque;
+  };
+
+  LibvirtLoop();
+  int Insert(Watch watch, uint32_t events);
+  bool SetEvents(int id, Watch& watch, uint32_t events);
+  int Remove(int id);
+  void RunOne(int id, uint32_t events);
+  void RunReleases();
+  void Wake() const;
+
+  std::mutex mutex_;
+  std::unordered_map<int, Watch> watches_;
+  std::vector<Release> releases_;
+  int next_ = 1;
+  int epoll_ = -1;
+  int wake_ = -1;
+};

@@ -1,0 +1,234 @@
+// libvirt in one environment of this process: its event loop, threads for its calls, and functions that it can call back.
+// Everything about single functions of libvirt is JavaScript.
+#include <napi.h>
+#include <uv.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "addon.h"
+#include "errors.h"
+#include "libvirt-calls.h"
+#include "libvirt-loop.h"
+
+namespace {
+
+std::mutex currentMutex;
+std::shared_ptr<CallThreads> current;  // of the environment that has libvirt
+
+std::shared_ptr<CallThreads> Current() {
+  const std::lock_guard lock(currentMutex);
+  return current;
+}
+
+// virConnectAuthCallbackPtr
+int Authenticate(void* credentials, unsigned int count, void* opaque) {
+  const auto threads = Current();
+  if (threads == nullptr) return -1;
+  return threads->Ask(reinterpret_cast<uintptr_t>(opaque), reinterpret_cast<uintptr_t>(credentials), count);
+}
+
+// virConnectCloseFunc
+void Closed(void*, int reason, void* opaque) {
+  const auto threads = Current();
+  if (threads != nullptr) threads->Tell(reinterpret_cast<uintptr_t>(opaque), reason);
+}
+
+template <typename F>
+Napi::Value Address(Napi::Env env, F* function) {
+  return Napi::BigInt::New(env, static_cast<uint64_t>(reinterpret_cast<uintptr_t>(function)));
+}
+
+uintptr_t AddressOf(const Napi::Value& value) {
+  if (!value.IsBigInt()) throw Napi::TypeError::New(value.Env(), "an address must be a bigint");
+  bool lossless;
+  return value.As<Napi::BigInt>().Uint64Value(&lossless);
+}
+
+struct Handles {
+  uv_poll_t poll;
+  uv_async_t async;
+  int open = 2;
+  class Libvirt* owner;
+  napi_async_cleanup_hook_handle ending = nullptr;
+};
+
+class Libvirt {
+ public:
+  Libvirt(Napi::Env env, uintptr_t saveError, Napi::Function onWake)
+      : env_(env), context_(env, "libvirt"), onWake_(Napi::Persistent(onWake)), handles_(new Handles{}) {
+    uv_loop_t* loop = nullptr;
+    if (napi_get_uv_event_loop(env, &loop) != napi_ok) throw Napi::Error::New(env, "no event loop here");
+    uv_async_init(loop, &handles_->async, [](uv_async_t* async) { static_cast<Handles*>(async->data)->owner->Woken(); });
+    uv_poll_init(loop, &handles_->poll, LibvirtLoop::Instance().descriptor());
+    handles_->async.data = handles_->poll.data = handles_;
+    handles_->owner = this;
+    uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->async));
+    uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->poll));
+    uv_poll_start(&handles_->poll, UV_READABLE, [](uv_poll_t* poll, int, int) {
+      static_cast<Handles*>(poll->data)->owner->Dispatch();
+    });
+    uv_async_t* async = &handles_->async;
+    threads_ = std::make_shared<CallThreads>(saveError, [async] { uv_async_send(async); });
+    const std::lock_guard lock(currentMutex);
+    current = threads_;
+  }
+
+  CallThreads& threads() const { return *threads_; }
+
+  void Submit(std::unique_ptr<ForeignCall> call, std::vector<std::pair<size_t, Napi::Reference<Napi::Uint8Array>>> outputs) {
+    if (!outputs.empty()) outputs_.emplace(call->id, std::move(outputs));
+    if (inFlight_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(&handles_->async));
+    threads_->Submit(std::move(call));
+  }
+
+  void End(napi_async_cleanup_hook_handle hook) {
+    {
+      const std::lock_guard lock(currentMutex);
+      current = nullptr;
+    }
+    threads_->Stop();
+    LibvirtLoop::Instance().Abandon();
+    handles_->ending = hook;
+    for (auto* handle : {reinterpret_cast<uv_handle_t*>(&handles_->poll), reinterpret_cast<uv_handle_t*>(&handles_->async)})
+      uv_close(handle, [](uv_handle_t* closed) {
+        auto* handles = static_cast<Handles*>(closed->data);
+        if (--handles->open > 0) return;
+        napi_remove_async_cleanup_hook(handles->ending);
+        delete handles;
+      });
+  }
+
+ private:
+  void Dispatch() {
+    const Napi::HandleScope scope(env_);
+    const Napi::CallbackScope callbacks(env_, context_);
+    LibvirtLoop::Instance().Dispatch();
+  }
+
+  void Woken() {
+    const Napi::HandleScope scope(env_);
+    std::vector<napi_value> items;
+    for (auto& call : threads_->TakeDone()) {
+      CopyOutputs(*call);
+      if (--inFlight_ == 0) uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->async));
+      items.push_back(Napi::Number::New(env_, call->id));
+      items.push_back(call->answersPointer ? Napi::Value(Napi::BigInt::New(env_, static_cast<uint64_t>(call->result)))
+                                           : Napi::Value(Napi::Number::New(env_, static_cast<double>(call->result))));
+      items.push_back(Napi::BigInt::New(env_, static_cast<uint64_t>(call->error)));
+    }
+    Napi::Array done = Napi::Array::New(env_, items.size());
+    for (uint32_t i = 0; i < items.size(); i++) done.Set(i, items[i]);
+    Napi::Array notices = Napi::Array::New(env_);
+    uint32_t count = 0;
+    for (const Notice& notice : threads_->TakeNotices()) notices.Set(count++, ToObject(notice));
+    napi_value arguments[] = {done, notices};
+    napi_value thrown;
+    // in bare Node-API: a worker that is being terminated makes every call fail
+    if (napi_make_callback(env_, context_, env_.Global(), onWake_.Value(), 2, arguments, nullptr) == napi_pending_exception &&
+        napi_get_and_clear_last_exception(env_, &thrown) == napi_ok)
+      napi_fatal_exception(env_, thrown);
+  }
+
+  Napi::Object ToObject(const Notice& notice) const {
+    Napi::Object object = Napi::Object::New(env_);
+    object.Set("isQuestion", notice.isQuestion);
+    object.Set("token", notice.token);
+    object.Set("opaque", static_cast<double>(notice.opaque));
+    object.Set("data", Napi::BigInt::New(env_, static_cast<uint64_t>(notice.data)));
+    object.Set("number", static_cast<double>(notice.number));
+    return object;
+  }
+
+  void CopyOutputs(const ForeignCall& call) {
+    const auto found = outputs_.find(call.id);
+    if (found == outputs_.end()) return;
+    for (auto& [index, reference] : found->second) {
+      Napi::Uint8Array into = reference.Value();
+      const std::string& from = call.memory[index];
+      std::memcpy(into.Data(), from.data(), std::min(into.ByteLength(), from.size()));
+    }
+    outputs_.erase(found);
+  }
+
+  Napi::Env env_;
+  Napi::AsyncContext context_;
+  Napi::FunctionReference onWake_;
+  std::shared_ptr<CallThreads> threads_;
+  std::unordered_map<double, std::vector<std::pair<size_t, Napi::Reference<Napi::Uint8Array>>>> outputs_;
+  size_t inFlight_ = 0;
+  Handles* handles_;
+};
+
+Libvirt* TheLibvirt(const Napi::CallbackInfo& info) { return static_cast<Libvirt*>(info.Data()); }
+
+// call(id, function, answersPointer, args): each argument a number, a bigint, a string, null, or bytes that come back changed
+void Call(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  auto call = std::make_unique<ForeignCall>();
+  call->id = info[0].As<Napi::Number>().DoubleValue();
+  call->function = AddressOf(info[1]);
+  call->answersPointer = info[2].ToBoolean();
+  const Napi::Array args = info[3].As<Napi::Array>();
+  if (args.Length() > ForeignCall::kMostArguments) throw Napi::RangeError::New(env, "too many arguments");
+  std::vector<std::pair<size_t, Napi::Reference<Napi::Uint8Array>>> outputs;
+  for (uint32_t i = 0; i < args.Length(); i++) {
+    const Napi::Value arg = args.Get(i);
+    uintptr_t& slot = call->arguments[i];
+    if (arg.IsNumber()) {
+      slot = static_cast<uintptr_t>(arg.As<Napi::Number>().Int64Value());
+    } else if (arg.IsBigInt()) {
+      slot = AddressOf(arg);
+    } else if (arg.IsString()) {
+      slot = reinterpret_cast<uintptr_t>(call->memory.emplace_back(arg.As<Napi::String>().Utf8Value()).c_str());
+    } else if (arg.IsTypedArray()) {
+      const Napi::Uint8Array bytes = arg.As<Napi::Uint8Array>();
+      outputs.emplace_back(call->memory.size(), Napi::Reference<Napi::Uint8Array>::New(bytes, 1));
+      std::string& copy = call->memory.emplace_back(reinterpret_cast<const char*>(bytes.Data()), bytes.ByteLength());
+      slot = reinterpret_cast<uintptr_t>(copy.data());
+    } else if (!arg.IsNull()) {
+      throw Napi::TypeError::New(env, "an argument must be a number, a bigint, a string, bytes or null");
+    }
+  }
+  TheLibvirt(info)->Submit(std::move(call), std::move(outputs));
+}
+
+void Answer(const Napi::CallbackInfo& info) {
+  TheLibvirt(info)->threads().Answer(info[0].As<Napi::Number>().DoubleValue(), info[1].As<Napi::Number>().Int32Value());
+}
+
+// hostLibvirt(saveError, onWake): once in a process, by the one environment that has libvirt
+Napi::Value HostLibvirt(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!info[1].IsFunction()) throw Napi::TypeError::New(env, "onWake must be a function");
+  if (Current() != nullptr) ThrowErrno(env, EBUSY, "hostLibvirt");
+  auto* libvirt = new Libvirt(env, AddressOf(info[0]), info[1].As<Napi::Function>());
+  napi_add_async_cleanup_hook(
+      env,
+      [](napi_async_cleanup_hook_handle hook, void* data) {
+        auto* ended = static_cast<Libvirt*>(data);
+        ended->End(hook);
+        delete ended;
+      },
+      libvirt, nullptr);
+  Napi::Object host = Napi::Object::New(env);
+  host.Set("call", Napi::Function::New(env, Call, "call", libvirt));
+  host.Set("answer", Napi::Function::New(env, Answer, "answer", libvirt));
+  Napi::Object functions = Napi::Object::New(env);
+  functions.Set("addHandle", Address(env, LibvirtLoop::AddHandle));
+  functions.Set("updateHandle", Address(env, LibvirtLoop::UpdateHandle));
+  functions.Set("removeHandle", Address(env, LibvirtLoop::RemoveHandle));
+  functions.Set("addTimeout", Address(env, LibvirtLoop::AddTimeout));
+  functions.Set("updateTimeout", Address(env, LibvirtLoop::UpdateTimeout));
+  functions.Set("removeTimeout", Address(env, LibvirtLoop::RemoveTimeout));
+  functions.Set("authenticate", Address(env, Authenticate));
+  functions.Set("closed", Address(env, Closed));
+  host.Set("functions", functions);
+  return host;
+}
+
+}  // namespace
+
+void InitLibvirt(Napi::Env env, Napi::Object exports) {
+  exports.Set("hostLibvirt", Napi::Function::New(env, HostLibvirt, "hostLibvirt"));
+}
