@@ -34,6 +34,9 @@ void Closed(void*, int reason, void* opaque) {
   if (threads != nullptr) threads->Tell(reinterpret_cast<uintptr_t>(opaque), reason);
 }
 
+// virErrorFunc: errors are fetched by whoever made the call; libvirt would print them
+void Ignore(void*, void*) {}
+
 template <typename F>
 Napi::Value Address(Napi::Env env, F* function) {
   return Napi::BigInt::New(env, static_cast<uint64_t>(reinterpret_cast<uintptr_t>(function)));
@@ -223,6 +226,7 @@ Napi::Value HostLibvirt(const Napi::CallbackInfo& info) {
   functions.Set("removeTimeout", Address(env, LibvirtLoop::RemoveTimeout));
   functions.Set("authenticate", Address(env, Authenticate));
   functions.Set("closed", Address(env, Closed));
+  functions.Set("ignore", Address(env, Ignore));
   host.Set("functions", functions);
   return host;
 }

@@ -244,6 +244,15 @@ export interface HypervisorOps {
   domainOpenConsole(domain: DomainRef, device: string | undefined, flags: number): Promise<Duplex>
 }
 
+/** virConnectCredential: something that a server wants to know of its user. */
+export interface Credential {
+  /** VIR_CRED_* */
+  readonly type: number
+  readonly prompt: string
+  readonly challenge?: string
+  readonly defaultResult?: string
+}
+
 /** All that a driver may touch of its surroundings. */
 export interface DriverHost {
   readonly logger: Logger
@@ -254,6 +263,10 @@ export interface DriverHost {
   readonly security?: readonly SecurityDriver[]
   /** absent: what the driver's own configuration says */
   readonly lockManager?: LockDriver
+  /** answers what the server of a connection that is being opened asks; undefined for what has no answer */
+  authenticate?(asked: readonly Credential[]): Promise<readonly (string | undefined)[]>
+  /** the connection has broken, `reason` VIR_CONNECT_CLOSE_REASON_*: no more events come */
+  lost?(reason: number): void
   /** the process listens for tunnels itself and hands on their channels by `migrationChannel`; absent: the driver listens */
   readonly tunnels?: boolean
 }
@@ -261,7 +274,7 @@ export interface DriverHost {
 /** A driver: `open` answers undefined for a URI that is not its own, and throws for one that is but can't be opened. */
 export interface HypervisorDriver {
   readonly name: string
-  /** e.g. ['qemu'] */
+  /** e.g. ['qemu']; ['*']: it is asked about every URI that no other driver takes */
   readonly uriSchemes: readonly string[]
   open(uri: URL, host: DriverHost): Promise<Partial<HypervisorOps> | undefined>
 }

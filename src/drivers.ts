@@ -27,5 +27,12 @@ const remoteDriver: HypervisorDriver = {
   open: async (uri, host) => (await import('./remote/driver.js')).remoteDriver.open(uri, host),
 }
 
+/** Loaded when it is used: it needs koffi and, in the end, libvirt itself. */
+const ffiDriver: HypervisorDriver = {
+  name: 'ffi',
+  uriSchemes: ['*'],
+  open: async (uri, host) => (await import('./ffi/driver.js')).ffiDriver.open(uri, host),
+}
+
 /** The drivers that come with virstream, in the order of asking. */
-export const drivers: readonly HypervisorDriver[] = [qemuDriver, remoteDriver, testDriver]
+export const drivers: readonly HypervisorDriver[] = [qemuDriver, remoteDriver, testDriver, ffiDriver]

@@ -9,6 +9,7 @@ export { virDomainStreamDisk, virDomainStreamDiskInfo } from './api/stream-funct
 export * from './constants.gen.js'
 export type {
   CloseEvent,
+  Credential,
   DomainBlockInfo,
   DomainBlockJobInfo,
   DomainBlockStats,

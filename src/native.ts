@@ -65,6 +65,47 @@ export interface PeerCredentials {
   gid: number
 }
 
+/** What a thread inside libvirt tells, or asks and waits for. */
+export interface LibvirtNotice {
+  isQuestion: boolean
+  /** names the question when it is answered */
+  token: number
+  /** the number that libvirt was given for the callback */
+  opaque: number
+  /** address of what is asked: credentials (virConnectCredential) */
+  data: bigint
+  /** of a question: how many credentials; else why a connection was closed */
+  number: number
+}
+
+/** libvirt's library in this process: its event loop runs on ours, its calls on threads of their own. */
+export interface LibvirtHost {
+  /**
+   * Calls the C function at an address on a thread that is never waited for, not even at the end of the process. Arguments:
+   * a number or bigint (integers, addresses), a string, null, or bytes, which are a copy while the call runs and are
+   * written back before it is told. `answersAddress`: 0 is its failure, otherwise a negative int. While calls are out, the
+   * event loop lives.
+   */
+  call(id: number, address: bigint, answersAddress: boolean, args: unknown[]): void
+  /** Ends the waiting of a thread that asked. */
+  answer(token: number, answer: number): void
+  /** addresses: virEventRegisterImpl's six functions, a virConnectAuthCallbackPtr that asks, a virConnectCloseFunc that tells, a virErrorFunc that does nothing */
+  functions: Readonly<
+    Record<
+      | 'addHandle'
+      | 'updateHandle'
+      | 'removeHandle'
+      | 'addTimeout'
+      | 'updateTimeout'
+      | 'removeTimeout'
+      | 'authenticate'
+      | 'closed'
+      | 'ignore',
+      bigint
+    >
+  >
+}
+
 export interface NativeAddon {
   /** fork + exec; returns the pid. Failing steps in the child (setuid, exec, …) throw here, with the syscall's name. */
   spawn(options: SpawnOptions): number
@@ -111,6 +152,15 @@ export interface NativeAddon {
   testLock(fd: number, lock: FileLock): (FileLock & { pid: number }) | undefined
   /** A copy of another process's descriptor (pidfd_getfd, Linux 5.6): the same open file, with its locks. EPERM when we may not trace it. */
   copyFd(pid: number, fd: number): number
+
+  /**
+   * Makes this thread the one of the process that has libvirt; EBUSY when another one has. `saveError` is the address of
+   * virSaveLastError. `onWake` gets what calls have answered, three of each: id, answer, address of a virError or 0.
+   */
+  hostLibvirt(
+    saveError: bigint,
+    onWake: (done: readonly (number | bigint)[], notices: readonly LibvirtNotice[]) => void,
+  ): LibvirtHost
 
   /** value, or undefined when the attribute is not set; symbolic links are not followed */
   getxattr(path: string, name: string): Uint8Array | undefined

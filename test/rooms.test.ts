@@ -17,6 +17,7 @@ const imports: Readonly<Record<string, readonly string[]>> = {
   locking: ['conf', 'util'],
   api: ['conf', 'util'],
   qemu: ['conf', 'storage', 'qmp', 'nbd', 'tunnel', 'security', 'locking', 'util'],
+  ffi: ['conf', 'nbd', 'util'],
   'test-driver': ['conf', 'util'],
   remote: ['api', 'conf', 'tunnel', 'util'],
   cli: ['api', 'conf', 'qemu', 'remote', 'util'],

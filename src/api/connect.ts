@@ -2,9 +2,18 @@ import { hostname } from 'node:os'
 import { pino } from 'pino'
 import type { Logger } from 'pino'
 import * as c from '../constants.gen.js'
-import type { DriverHost, DomainRef, HypervisorDriver, HypervisorOps, LockDriver, SecurityDriver } from '../driver.js'
+import type {
+  Credential,
+  DriverHost,
+  DomainRef,
+  HypervisorDriver,
+  HypervisorOps,
+  LockDriver,
+  SecurityDriver,
+} from '../driver.js'
 import { failFrom, messageOf, VirError } from '../error.js'
 import { Domain, savedPaused, savedRunning, saveFlags, startFlags } from './domain.js'
+import { ConnectionLoss } from './connection-loss.js'
 import { EventHub } from './event-hub.js'
 import type { DomainEvents, EventFilter, EventKind, EventOfKind } from './event-hub.js'
 import { bindSession, Session } from './session.js'
@@ -24,6 +33,8 @@ export interface OpenOptions {
   security?: readonly SecurityDriver[]
   /** handed to the driver */
   lockManager?: LockDriver
+  /** virConnectAuthCallback: answers what a server wants to know (a name, a password), in order; undefined refuses */
+  authenticate?: (asked: readonly Credential[]) => Promise<readonly (string | undefined)[]>
   /** for a daemon: it listens for tunnels itself and hands on what belongs to migrations */
   tunnels?: boolean
 }
@@ -33,9 +44,11 @@ const listFlags = c.VIR_CONNECT_LIST_DOMAINS_NO_CHECKPOINT * 2 - 1
 /** A connection to a hypervisor: libvirt's virConnectPtr. Methods are libvirt's functions without `virConnect` or `vir`. */
 export class Connect implements AsyncDisposable {
   readonly #session: Session
+  readonly #loss: ConnectionLoss
 
-  private constructor(session: Session) {
+  private constructor(session: Session, loss: ConnectionLoss) {
     this.#session = session
+    this.#loss = loss
     bindSession(this, session)
   }
 
@@ -48,17 +61,20 @@ export class Connect implements AsyncDisposable {
     const readOnly = options.readOnly ?? false
     const logger = options.logger ?? pino({ enabled: false })
     const events: EventHub = new EventHub(logger, (ref: DomainRef): Domain => new Domain(session, ref))
+    const loss = new ConnectionLoss(logger, events)
     const host: DriverHost = {
       logger,
       readOnly,
       emit: (event) => events.emit(event),
       ...(options.security && { security: options.security }),
       ...(options.lockManager && { lockManager: options.lockManager }),
+      ...(options.authenticate && { authenticate: options.authenticate }),
+      lost: (reason) => loss.happen(reason),
       ...(options.tunnels && { tunnels: true }),
     }
     const operations = await openDriver(url, uri, host, options)
     const session = new Session(uri, readOnly, logger, events, operations)
-    return new Connect(session)
+    return new Connect(session, loss)
   }
 
   /** virConnectOpenReadOnly */
@@ -203,6 +219,25 @@ export class Connect implements AsyncDisposable {
     return this
   }
 
+  /** virConnectIsAlive: false once the connection has broken. */
+  isAlive(): Promise<boolean> {
+    return this.#answer(this.#loss.isAlive)
+  }
+
+  /**
+   * virConnectRegisterCloseCallback: called once when the connection breaks, with a VIR_CONNECT_CLOSE_REASON_*; not when it is
+   * closed. Listeners of events and waiting streams end then.
+   */
+  registerCloseCallback(callback: (reason: number) => void): void {
+    this.#session.requireOpen()
+    this.#loss.register(callback)
+  }
+
+  /** virConnectUnregisterCloseCallback */
+  unregisterCloseCallback(callback: (reason: number) => void): void {
+    this.#loss.unregister(callback)
+  }
+
   /** virConnectClose: ends listeners and gives everything back; running domains go on. May be called more than once. */
   async close(): Promise<void> {
     await this.#session.close()
@@ -239,7 +274,9 @@ async function openDriver(
   const scheme = url.protocol.slice(0, -1)
   const forced = options.driver
   const candidates = drivers.filter((driver) =>
-    forced === undefined ? driver.uriSchemes.includes(scheme) : driver.name === forced,
+    forced === undefined
+      ? driver.uriSchemes.includes(scheme) || driver.uriSchemes.includes('*')
+      : driver.name === forced,
   )
   if (forced !== undefined && candidates.length === 0)
     throw fail('VIR_ERR_INVALID_ARG', `there is no driver '${forced}', only ${quoted(drivers.map(({ name }) => name))}`)

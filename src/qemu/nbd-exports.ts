@@ -4,10 +4,10 @@ import { join } from 'node:path'
 import type { DiskDef } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
 import { native } from '../native.js'
+import { ALLOCATION_DEPTH } from '../nbd/allocation-depth.js'
 import { NbdClient } from '../nbd/client.js'
 import { formatNodeName } from './blockdev.js'
 import type { Monitor } from './monitor.js'
-import { ALLOCATION_DEPTH } from './puller.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 

@@ -7,27 +7,6 @@ import { isRemote, linkProblem, remoteImages } from './link-watch.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
-const STREAMABLE_FORMATS = ['qcow2', 'qed']
-
-/** What stands against streaming this disk at all. */
-export function checkStreamable(disk: DiskDef): StorageSource {
-  const { target, source } = disk
-  if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
-  if (disk.device !== 'disk' && disk.device !== 'lun')
-    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' is a '${disk.device}' and cannot be streamed`)
-  if (disk.readonly) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' is read-only`)
-  if (!source.backingStore) {
-    const format = source.format ?? 'raw'
-    if (!STREAMABLE_FORMATS.includes(format))
-      throw fail(
-        'VIR_ERR_CONFIG_UNSUPPORTED',
-        `disk '${target}' has format '${format}', which has no backing image to stream from`,
-      )
-    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no backing image, there is nothing to stream`)
-  }
-  return source
-}
-
 /** The image that is to stay below `disk`, named by its path. */
 export function findBase(disk: DiskDef, path: string): StorageSource {
   const base = chainOf(disk)

@@ -1,6 +1,7 @@
 /** Streaming of whole disks, in the domain's QEMU or, while it does not run, in a storage daemon. */
 import type { DiskDef, StorageSource } from '../conf/domain-def.js'
 import { readDomainWeight } from '../conf/stream-request.js'
+import { checkStreamable } from '../conf/streamable.js'
 import { VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC, VIR_DOMAIN_BLOCK_JOB_TYPE_PULL } from '../constants.gen.js'
 import type {
   DomainBlockJobInfo,
@@ -26,7 +27,7 @@ import { saveStatus } from './status.js'
 import { askForSlot, launch, setBandwidth } from './stream-launch.js'
 import { turnProblem } from './stream-turn.js'
 import { awaitUnit, streamUnit } from './unit.js'
-import { checkLinks, checkStreamable, checkUnguarded, findBase } from './stream-checks.js'
+import { checkLinks, checkUnguarded, findBase } from './stream-checks.js'
 import { modify, requireAtHome } from './vm-job.js'
 import type { StreamHost, Vm } from './vm.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'

@@ -1,17 +1,18 @@
 /** VIR_STREAM_DISK_ONE: one unit of a running disk, and where the next one is. */
 import type { DiskDef } from '../conf/domain-def.js'
 import { readDomainWeight } from '../conf/stream-request.js'
+import { checkStreamable } from '../conf/streamable.js'
 import type { StreamOptions } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
 import type { NbdClient } from '../nbd/client.js'
+import { DEFAULT_UNIT, MAX_UNIT, nextUnit, type Range } from '../nbd/allocation-depth.js'
 import { NbdError } from '../nbd/error.js'
 import { addGuard, clusterSize } from './block-graph.js'
 import { findDisk } from './disk-names.js'
 import { beginJob } from './engines.js'
-import { DEFAULT_UNIT, MAX_UNIT, nextUnit, type Range } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { settle } from './settle.js'
-import { checkLinks, checkStreamable } from './stream-checks.js'
+import { checkLinks } from './stream-checks.js'
 import type { Live, Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')

@@ -3,7 +3,8 @@ import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { NbdClient } from '../../src/nbd/client.js'
 import { NbdError } from '../../src/nbd/error.js'
-import { DEFAULT_UNIT, nextUnit, Puller, unitsOf } from '../../src/qemu/puller.js'
+import { DEFAULT_UNIT, nextUnit, unitsOf } from '../../src/nbd/allocation-depth.js'
+import { Puller } from '../../src/qemu/puller.js'
 
 const UNITS = 40
 

@@ -9,6 +9,8 @@ import type { Cleanup } from './images.js'
 export interface Libvirtd {
   /** its /run/libvirt, as seen from outside */
   runDir: string
+  /** of its QEMU driver */
+  uri: string
   /** runs virsh against it and answers what that says */
   virsh: (...args: string[]) => Promise<string>
 }
@@ -66,5 +68,5 @@ export async function startLibvirtd(t: Cleanup, folder: string, qemuConf: string
       () => false,
     )
   })
-  return { runDir, virsh }
+  return { runDir, uri, virsh }
 }

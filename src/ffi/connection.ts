@@ -1,0 +1,191 @@
+/** One open virConnectPtr: its handles on domains, its calls, its end. */
+import koffi from 'koffi'
+import type { DomainRef, DriverHost } from '../driver.js'
+import { failFrom, VirError } from '../error.js'
+import { Authentication } from './authentication.js'
+import { library } from './library.js'
+import type { Library } from './library.js'
+import type { AnswerOf, ArgsOf, Blocking } from './symbols.js'
+
+const fail = failFrom('VIR_FROM_NONE')
+
+const READ_ONLY = 1 // VIR_CONNECT_RO
+/** seconds between questions whether the other side lives, and how many may go unanswered: as virsh has it */
+const KEEP_ALIVE = { interval: 5, count: 5 }
+/** handles that are kept although nothing uses them */
+const MOST_HANDLES = 4096
+
+interface Handle {
+  readonly uuid: string
+  readonly at: bigint
+  users: number
+  dropped: boolean
+}
+
+export class Connection {
+  readonly host: DriverHost
+  readonly lib: Library
+  /** given to libvirt as the opaque of callbacks */
+  readonly id: number
+  /** the hypervisor is in this process and in memory: nothing waits */
+  readonly #here: boolean
+  readonly #handles = new Map<string, Handle>()
+  #at = 0n
+  #closing: Promise<void> | undefined
+  #beforeClose: (() => Promise<void>)[] = []
+
+  private constructor(host: DriverHost, lib: Library, here: boolean) {
+    this.host = host
+    this.lib = lib
+    this.#here = here
+    this.id = lib.listen(({ number }) => host.lost?.(number))
+  }
+
+  /** Opens `uri` as libvirt reads it. Rejects with libvirt's own error. */
+  static async open(uri: URL, host: DriverHost): Promise<Connection> {
+    const lib = library()
+    const connection = new Connection(host, lib, uri.protocol === 'test:' && uri.host === '')
+    const authentication = host.authenticate && new Authentication(lib, host.authenticate)
+    try {
+      await lib.call('virInitialize')
+      const flags = host.readOnly ? READ_ONLY : 0
+      connection.#at = await lib.call('virConnectOpenAuth', uri.href, authentication?.asStruct() ?? null, flags)
+    } catch (error) {
+      lib.unlisten(connection.id)
+      throw error
+    } finally {
+      authentication?.end()
+    }
+    await connection.#watch()
+    return connection
+  }
+
+  get at(): bigint {
+    return this.#at
+  }
+
+  get closed(): boolean {
+    return this.#closing !== undefined
+  }
+
+  /** Runs a function of libvirt, off this thread unless it cannot wait. */
+  async call<Name extends keyof Blocking>(
+    name: Name,
+    ...args: ArgsOf<Blocking[Name]['args']>
+  ): Promise<AnswerOf<Blocking[Name]>> {
+    return this.#here ? this.lib.callHere(name, ...args) : this.lib.call(name, ...args)
+  }
+
+  /** As `call`, for a function that answers text to be freed. */
+  async text(name: TextFunction, ...args: unknown[]): Promise<string> {
+    const run = this.call.bind(this) as (name: string, ...args: unknown[]) => Promise<bigint>
+    return this.lib.takeText(await run(name, ...args))
+  }
+
+  /** Runs `use` with a handle on the domain, which stays valid while it runs. */
+  async withDomain<T>(ref: DomainRef, use: (domain: bigint) => Promise<T>): Promise<T> {
+    const handle = this.#handles.get(ref.uuid) ?? (await this.#lookUp(ref.uuid))
+    handle.users += 1
+    try {
+      return await use(handle.at)
+    } catch (error) {
+      if (error instanceof VirError && error.code === 'VIR_ERR_NO_DOMAIN') void this.#drop(handle)
+      throw error
+    } finally {
+      handle.users -= 1
+      if (handle.dropped && handle.users === 0) void this.#free(handle)
+    }
+  }
+
+  /** Takes over a handle that libvirt gave us, and says whose it is. */
+  take(at: bigint): DomainRef {
+    const ref = this.refOf(at)
+    const known = this.#handles.get(ref.uuid)
+    if (known !== undefined) void this.#drop(known)
+    const handle = { uuid: ref.uuid, at, users: 0, dropped: false }
+    if (this.closed) void this.#free(handle)
+    else this.#handles.set(ref.uuid, handle)
+    if (this.#handles.size > MOST_HANDLES) this.#dropOldest()
+    return ref
+  }
+
+  /** Of a handle that stays libvirt's. */
+  refOf(at: bigint): DomainRef {
+    const uuid = Buffer.alloc(37)
+    this.lib.now('virDomainGetUUIDString', at, uuid)
+    const id = this.lib.now('virDomainGetID', at) | 0
+    return {
+      name: koffi.decode.string(this.lib.now('virDomainGetName', at)),
+      uuid: uuid.toString('latin1', 0, 36),
+      id,
+    }
+  }
+
+  /** `step` runs when the connection is being closed, while it still can be used. */
+  onClose(step: () => Promise<void>): void {
+    this.#beforeClose.push(step)
+  }
+
+  /** Gives everything back; what is still running keeps its handles until it is through. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    const log = (error: unknown): void => this.host.logger.debug({ err: error }, 'closing a connection of libvirt')
+    for (const step of this.#beforeClose.splice(0)) await step().catch(log)
+    await this.call('virConnectUnregisterCloseCallback', this.#at, this.lib.functions.closed).catch(log)
+    this.lib.unlisten(this.id)
+    await Promise.all([...this.#handles.values()].map((handle) => this.#drop(handle)))
+    // nothing is left to do where the other side is gone: the last reference goes all the same
+    await this.call('virConnectClose', this.#at).catch(log)
+  }
+
+  /** What not every driver has: keep-alive, and being told of the end. */
+  async #watch(): Promise<void> {
+    const optional = async (what: Promise<unknown>): Promise<void> => {
+      await what.catch((error: unknown) => this.host.logger.debug({ err: error }, 'optional call of libvirt'))
+    }
+    if (this.#here) return
+    await optional(this.call('virConnectSetKeepAlive', this.#at, KEEP_ALIVE.interval, KEEP_ALIVE.count))
+    const { closed } = this.lib.functions
+    await optional(this.call('virConnectRegisterCloseCallback', this.#at, closed, BigInt(this.id), null))
+  }
+
+  async #lookUp(uuid: string): Promise<Handle> {
+    if (this.closed) throw fail('VIR_ERR_INVALID_CONN', 'the connection is closed')
+    this.take(await this.call('virDomainLookupByUUIDString', this.#at, uuid))
+    const handle = this.#handles.get(uuid)
+    if (handle === undefined) throw fail('VIR_ERR_INVALID_CONN', 'the connection is closed')
+    return handle
+  }
+
+  async #drop(handle: Handle): Promise<void> {
+    if (this.#handles.get(handle.uuid) === handle) this.#handles.delete(handle.uuid)
+    if (handle.dropped) return
+    handle.dropped = true
+    if (handle.users === 0) await this.#free(handle)
+  }
+
+  #dropOldest(): void {
+    for (const handle of this.#handles.values()) {
+      if (handle.users > 0) continue
+      void this.#drop(handle)
+      return
+    }
+  }
+
+  /** While the connection itself is held, giving a handle back is a matter of memory only. */
+  async #free(handle: Handle): Promise<void> {
+    if (this.#closing === undefined || this.#here) this.lib.callHere('virDomainFree', handle.at)
+    else await this.lib.call('virDomainFree', handle.at).catch(() => undefined)
+  }
+}
+
+type TextFunction =
+  | 'virConnectGetHostname'
+  | 'virConnectGetCapabilities'
+  | 'virConnectGetDomainCapabilities'
+  | 'virDomainGetXMLDesc'
+  | 'virDomainSaveImageGetXMLDesc'

@@ -1,0 +1,60 @@
+/** Arrays of virTypedParameter, as libvirt lays them out: an 80 byte name, an int type, a value of 8 bytes. */
+import koffi from 'koffi'
+import * as c from '../constants.gen.js'
+
+/** bytes of one */
+export const TYPED_PARAM_SIZE = 96
+const NAME_SIZE = 80
+
+export type TypedParams = Map<string, number | string | boolean>
+
+export function readTypedParams(bytes: Uint8Array, count: number): TypedParams {
+  const params: TypedParams = new Map()
+  for (let nth = 0; nth < count; nth++) {
+    const one = bytes.subarray(nth * TYPED_PARAM_SIZE, (nth + 1) * TYPED_PARAM_SIZE)
+    const name = Buffer.from(one.subarray(0, NAME_SIZE)).toString('utf8')
+    const view = new DataView(one.buffer, one.byteOffset, one.byteLength)
+    const value = readValue(view, view.getInt32(NAME_SIZE, true))
+    if (value !== undefined) params.set(name.slice(0, name.indexOf('\0')), value)
+  }
+  return params
+}
+
+function readValue(view: DataView, type: number): number | string | boolean | undefined {
+  const at = NAME_SIZE + 8
+  switch (type) {
+    case c.VIR_TYPED_PARAM_INT:
+      return view.getInt32(at, true)
+    case c.VIR_TYPED_PARAM_UINT:
+      return view.getUint32(at, true)
+    case c.VIR_TYPED_PARAM_LLONG:
+      return Number(view.getBigInt64(at, true))
+    case c.VIR_TYPED_PARAM_ULLONG:
+      return Number(view.getBigUint64(at, true))
+    case c.VIR_TYPED_PARAM_DOUBLE:
+      return view.getFloat64(at, true)
+    case c.VIR_TYPED_PARAM_BOOLEAN:
+      return view.getUint8(at) !== 0
+    case c.VIR_TYPED_PARAM_STRING: {
+      const text = view.getBigUint64(at, true)
+      return text === 0n ? undefined : koffi.decode.string(text)
+    }
+    default:
+      return undefined
+  }
+}
+
+/** As above, of memory that libvirt has. */
+export function readTypedParamsAt(at: bigint, count: number): TypedParams {
+  return count === 0 ? new Map() : readTypedParams(bytesAt(at, count * TYPED_PARAM_SIZE), count)
+}
+
+/** A copy of memory that libvirt has. */
+export function bytesAt(at: bigint, length: number): Uint8Array {
+  return Uint8Array.from(koffi.decode(at, 'uint8_t', length) as ArrayLike<number>)
+}
+
+export function numberOf(params: TypedParams, name: string): number | undefined {
+  const value = params.get(name)
+  return typeof value === 'number' ? value : undefined
+}
