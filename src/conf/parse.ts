@@ -57,10 +57,12 @@ export function parseDomainXml(xml: string): DomainDef {
 
 function parseDomain(reader: Reader): DomainDef {
   const id = readAttr(reader, 'id', whole(-1, 0x7fffffff))
+  // libvirt misses a name first
+  const identity = readIdentity(reader)
   return {
     virtType: readVirtType(reader),
     ...(id !== undefined && id >= 0 && { id }),
-    ...readIdentity(reader),
+    ...identity,
     metadata: (reader.child('metadata')?.rawChildren() ?? []).map((child) => serializeElement(child, 'verbatim')),
     ...readMemory(reader),
     vcpu: parseVcpu(reader),

@@ -48,8 +48,8 @@ const parseOptions: ParseOption =
 
 /**
  * Reads a document with libxml2 and gives its root as plain data. No entity is ever declared, expanded or fetched: a
- * document type with an internal subset or an external identifier is refused. VIR_ERR_XML_ERROR for text that is not
- * well-formed (with the line), VIR_ERR_OVERFLOW for more than `xmlLimits` allows.
+ * document type with an internal subset or an external identifier is refused (VIR_ERR_XML_ERROR). VIR_ERR_XML_DETAIL for
+ * text that is not well-formed (with the line), VIR_ERR_OVERFLOW for more than `xmlLimits` allows.
  */
 export function readXml(text: string): XmlElement {
   return withDocument(text, (document) => {
@@ -76,7 +76,7 @@ function parseDocument(text: string): XmlDocument {
   } catch (error) {
     if (!(error instanceof XmlError)) throw error
     const details = error instanceof XmlLibError ? error.details : []
-    throw fail('VIR_ERR_XML_ERROR', `the XML is not well-formed: ${describe(details, error.message)}`, error)
+    throw fail('VIR_ERR_XML_DETAIL', `the XML is not well-formed: ${describe(details, error.message)}`, error)
   }
 }
 

@@ -45,7 +45,8 @@ export class Connection {
   static async open(uri: URL, host: DriverHost): Promise<Connection> {
     const lib = library()
     const connection = new Connection(host, lib, uri.protocol === 'test:' && uri.host === '')
-    const authentication = host.authenticate && new Authentication(lib, host.authenticate)
+    const authentication =
+      host.authenticate && new Authentication(lib, (asked) => host.authenticate?.(asked) ?? Promise.resolve([]))
     try {
       await lib.call('virInitialize')
       const flags = host.readOnly ? READ_ONLY : 0

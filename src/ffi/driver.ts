@@ -13,7 +13,9 @@ import { Streams } from './streams.js'
 export const ffiDriver: HypervisorDriver = {
   name: 'ffi',
   uriSchemes: ['*'],
-  async open(uri, host): Promise<Partial<HypervisorOps>> {
+  async open(uri, host): Promise<Partial<HypervisorOps> | undefined> {
+    // ours, and nothing that libvirt knows
+    if (uri.protocol.startsWith('virstream')) return undefined
     const connection = await Connection.open(uri, host)
     const streams = new Streams(connection)
     await hearEvents(connection, (domain, event) => streams.hear(domain, event))

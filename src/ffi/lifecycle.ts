@@ -29,13 +29,16 @@ type Flagged =
   | 'virDomainReset'
   | 'virDomainUndefineFlags'
   | 'virDomainManagedSave'
-  | 'virDomainAbortJobFlags'
 
 export function lifecycleOps(conn: Connection): LifecycleOps {
+  const run = (ref: DomainRef, use: (domain: bigint) => Promise<unknown>): Promise<void> =>
+    conn.withDomain(ref, async (domain) => {
+      await use(domain)
+    })
   const flagged = (name: Flagged) => (ref: DomainRef, flags: number) =>
-    conn.withDomain(ref, async (domain) => void (await conn.call(name, domain, flags)))
+    run(ref, (domain) => conn.call(name, domain, flags))
   const plain = (name: 'virDomainSuspend' | 'virDomainResume') => (ref: DomainRef) =>
-    conn.withDomain(ref, async (domain) => void (await conn.call(name, domain)))
+    run(ref, (domain) => conn.call(name, domain))
   return {
     domainDefineXML: async (xml, flags) => conn.take(await conn.call('virDomainDefineXMLFlags', conn.at, xml, flags)),
     domainCreateXML: async (xml, flags) => conn.take(await conn.call('virDomainCreateXML', conn.at, xml, flags)),
@@ -53,22 +56,19 @@ export function lifecycleOps(conn: Connection): LifecycleOps {
     domainResume: plain('virDomainResume'),
     domainUndefine: flagged('virDomainUndefineFlags'),
     domainSave: (ref, to, xml, flags) =>
-      conn.withDomain(
-        ref,
-        async (domain) => void (await conn.call('virDomainSaveFlags', domain, to, xml ?? null, flags)),
-      ),
+      run(ref, (domain) => conn.call('virDomainSaveFlags', domain, to, xml ?? null, flags)),
     domainManagedSave: flagged('virDomainManagedSave'),
-    domainManagedSaveRemove: (ref) =>
-      conn.withDomain(ref, async (domain) => void (await conn.call('virDomainManagedSaveRemove', domain, 0))),
+    domainManagedSaveRemove: (ref) => run(ref, (domain) => conn.call('virDomainManagedSaveRemove', domain, 0)),
     domainSetAutostart: (ref, autostart) =>
-      conn.withDomain(
-        ref,
-        async (domain) => void (await conn.call('virDomainSetAutostart', domain, autostart ? 1 : 0)),
-      ),
-    domainAbortJob: (ref, flags) =>
-      // the older function, which every libvirt has, knows no flags
-      flagged('virDomainAbortJobFlags')(ref, flags),
+      run(ref, (domain) => conn.call('virDomainSetAutostart', domain, autostart ? 1 : 0)),
+    domainAbortJob: (ref, flags) => run(ref, (domain) => abortJob(conn, domain, flags)),
   }
+}
+
+/** virDomainAbortJobFlags came with libvirt 8.5; without flags the older one does the same. */
+async function abortJob(conn: Connection, domain: bigint, flags: number): Promise<void> {
+  if (flags === 0) await conn.call('virDomainAbortJob', domain)
+  else await conn.call('virDomainAbortJobFlags', domain, flags)
 }
 
 /** libvirt does not say which domain it restored: the file does. */

@@ -97,7 +97,7 @@ async function stop(conn: Connection, domain: bigint, { target }: DiskDef): Prom
   const active = (await conn.call('virDomainIsActive', domain)) === 1
   const job = active ? await blockJobInfo(conn, domain, target) : undefined
   if (job?.type !== c.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL)
-    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' is not being streamed`)
+    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' does not have an active block job`)
   await conn.call('virDomainBlockJobAbort', domain, target, 0)
   return 0
 }

@@ -40,8 +40,8 @@ export class Streams {
     const { name, uuid, id } = domain
     this.#followed.set(key(domain, disk), { domain: { name, uuid, id }, disk, size, offset: 0 })
     if (this.#timer !== undefined || this.#conn.closed) return
+    // whoever waits for a stream keeps the process alive by this
     this.#timer = setInterval(() => void this.#look(), INTERVAL)
-    this.#timer.unref()
   }
 
   forget(domain: DomainRef, disk: string): void {
@@ -55,7 +55,7 @@ export class Streams {
   hear(domain: DomainRef, said: Said): void {
     if (said.kind === 'block-job') this.#hearBlockJob(domain, said)
     else if (said.kind === 'io-error') void this.#hearIoError(domain, said)
-    else this.#conn.host.emit({ ...said, domain } as DomainEvent)
+    else this.#conn.host.emit({ ...said, domain })
   }
 
   /** libvirt tells each twice: by path, then by target. */

@@ -93,6 +93,7 @@ export const blocking = {
   virDomainGetBlockJobInfo: int('address', 'text', 'bytes', 'uint'),
   virDomainBlockJobAbort: int('address', 'text', 'uint'),
   virDomainBlockJobSetSpeed: int('address', 'text', 'ulong', 'uint'),
+  virDomainAbortJob: int('address'),
   virDomainAbortJobFlags: int('address', 'uint'),
   virDomainGetJobStats: int('address', 'bytes', 'bytes', 'bytes', 'uint'),
 

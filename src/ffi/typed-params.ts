@@ -46,11 +46,12 @@ function readValue(view: DataView, type: number): number | string | boolean | un
 
 /** As above, of memory that libvirt has. */
 export function readTypedParamsAt(at: bigint, count: number): TypedParams {
-  return count === 0 ? new Map() : readTypedParams(bytesAt(at, count * TYPED_PARAM_SIZE), count)
+  return readTypedParams(bytesAt(at, count * TYPED_PARAM_SIZE), count)
 }
 
 /** A copy of memory that libvirt has. */
 export function bytesAt(at: bigint, length: number): Uint8Array {
+  if (length === 0) return new Uint8Array()
   return Uint8Array.from(koffi.decode(at, 'uint8_t', length) as ArrayLike<number>)
 }
 

@@ -160,7 +160,7 @@ export function queryOps(qemu: Qemu): QueryOps {
     async domainGetBlockInfo(ref, name) {
       const vm = qemu.require(ref)
       const disk = findDisk(vm.def, name)
-      if (disk.source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' has no medium`)
+      if (disk.source === undefined) throw fail('VIR_ERR_INVALID_ARG', `disk '${disk.target}' has no medium`)
       return vm.live === undefined ? blockInfo(disk.source) : liveBlockInfo(vm.live, disk)
     },
     async domainBlockStats(ref, name) {

@@ -109,20 +109,26 @@ async function begin(
 /** Requests in parallel were faster than QEMU's job on every base that was measured: docs/benchmarks.md. */
 const chooseEngine = ({ engine = 'auto' }: StreamOptions): StreamEngine => (engine === 'auto' ? 'pull' : engine)
 
-function requireJob(vm: Vm, name: string): { host: StreamHost; job: BlockJob } {
+type NoJob = 'VIR_ERR_OPERATION_INVALID' | 'VIR_ERR_INVALID_ARG'
+
+/** `code`: for the lack of a job; libvirt's calls on jobs have another one than our call on streams. */
+function requireJob(vm: Vm, name: string, code: NoJob): { host: StreamHost; job: BlockJob } {
   const { host } = vm
   const disk = findDisk(host?.def ?? vm.def, name)
   const job = host?.blockJobs.ofDisk(disk.target)
   if (host === undefined || job === undefined)
-    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' does not have an active block job`)
+    throw fail(
+      host === undefined ? 'VIR_ERR_OPERATION_INVALID' : code,
+      `disk '${disk.target}' does not have an active block job`,
+    )
   return { host, job }
 }
 
 const hasConcluded = (job: BlockJob): boolean => job.status === 'concluded'
 
 /** Under the domain's job: stops a stream; what was copied stays. With `async`, its end comes as an event only. */
-async function stop(qemu: Qemu, vm: Vm, name: string, async: boolean): Promise<void> {
-  const { host, job } = requireJob(vm, name)
+async function stop(qemu: Qemu, vm: Vm, name: string, async: boolean, noJob: NoJob): Promise<void> {
+  const { host, job } = requireJob(vm, name, noJob)
   if (job.record.queued === true) {
     await endPull(qemu, vm, host, job, { status: 'canceled' })
     return
@@ -199,7 +205,8 @@ export function streamOps(qemu: Qemu): StreamOps {
         return modify(qemu, ref, (vm, live) => streamUnit(qemu, vm, live, disk, offset, options), 'stream')
       }
       if ((flags & VIR_STREAM_DISK_START) !== 0) await begin(ref, disk, options)
-      if ((flags & VIR_STREAM_DISK_STOP) !== 0) await run(ref, (vm) => stop(qemu, vm, disk, false))
+      if ((flags & VIR_STREAM_DISK_STOP) !== 0)
+        await run(ref, (vm) => stop(qemu, vm, disk, false, 'VIR_ERR_OPERATION_INVALID'))
       return 0
     },
 
@@ -232,12 +239,12 @@ export function streamOps(qemu: Qemu): StreamOps {
 
     async domainBlockJobAbort(ref, disk, flags) {
       checkFlags('domainBlockJobAbort', flags)
-      await run(ref, (vm) => stop(qemu, vm, disk, flags === VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC))
+      await run(ref, (vm) => stop(qemu, vm, disk, flags === VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC, 'VIR_ERR_INVALID_ARG'))
     },
 
     domainBlockJobSetSpeed: (ref, disk, bandwidth) =>
       run(ref, async (vm) => {
-        const { host, job } = requireJob(vm, disk)
+        const { host, job } = requireJob(vm, disk, 'VIR_ERR_INVALID_ARG')
         await setBandwidth(qemu, host, job, bandwidth)
         saveStatus(vm, host)
       }),

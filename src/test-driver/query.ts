@@ -120,7 +120,7 @@ export function queryOps(world: World): QueryOps {
     async domainGetBlockInfo(ref, name) {
       const domain = world.require(ref)
       const disk = findDisk(domain.def, name)
-      if (disk.source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' has no medium`)
+      if (disk.source === undefined) throw fail('VIR_ERR_INVALID_ARG', `disk '${disk.target}' has no medium`)
       const copied = disk.source.backingStore ? domain.copiedOf(disk).total : DISK_SIZE
       return { capacity: DISK_SIZE, allocation: copied, physical: copied }
     },

@@ -113,10 +113,14 @@ function streamUnit(
   return copied.next(end)
 }
 
-function requirePull(live: Live, name: string): Pull {
+function requirePull(
+  live: Live,
+  name: string,
+  code: 'VIR_ERR_OPERATION_INVALID' | 'VIR_ERR_INVALID_ARG' = 'VIR_ERR_INVALID_ARG',
+): Pull {
   const { target } = findDisk(live.def, name)
   const pull = live.pulls.get(target)
-  if (pull === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' does not have an active block job`)
+  if (pull === undefined) throw fail(code, `disk '${target}' does not have an active block job`)
   return pull
 }
 
@@ -159,7 +163,10 @@ export function streamOps(world: World): StreamOps {
     async domainStreamDisk(ref, disk, offset, flags, options) {
       if (flags === VIR_STREAM_DISK_ONE) return streamUnit(world, world.require(ref), disk, offset, options)
       if (flags === VIR_STREAM_DISK_START) start(world, world.require(ref), disk, options)
-      else stop(world, world.require(ref), disk)
+      else {
+        requirePull(world.require(ref).requireLive(), disk, 'VIR_ERR_OPERATION_INVALID')
+        stop(world, world.require(ref), disk)
+      }
       return 0
     },
     async domainStreamDiskInfo(ref) {

@@ -130,7 +130,7 @@ test('a failure is the sentence of the command, then that of the driver, with it
   assert.equal(await fails('start', 'test'), 'error: Domain is already active\n')
   assert.match(await fails('-r', 'destroy', 'test'), /read only access \(VIR_ERR_OPERATION_DENIED\)\n$/)
   assert.match(
-    await fails('-c', 'none:///', 'list'),
+    await fails('-c', 'virstream+none:///', 'list'),
     /^error: failed to connect to the hypervisor\nerror: .*VIR_ERR_NO_CONNECT/,
   )
   assert.match(

@@ -157,6 +157,6 @@ test('what cannot be done is said in the words of QEMU, and of libvirt', async (
     /^error: Failed to start domain 'missing'\nerror: .*none\.qcow2.*No such file or directory \(VIR_ERR_/,
   )
   await writeFile(file, '<domain')
-  assert.match((await sh.run('define', file)).stderr, /line \d.*\(VIR_ERR_XML_ERROR\)\n$/)
+  assert.match((await sh.run('define', file)).stderr, /line \d.*\(VIR_ERR_XML_DETAIL\)\n$/)
   assert.match((await sh.run('domstate', 'missing')).stdout, /^shut off/)
 })

@@ -80,7 +80,7 @@ test('where nothing streams, blockjob and stream-info say so', async () => {
   assert.equal((await cli(['stream-info', 'test'])).stdout, "No disk of domain 'test' is being streamed\n\n")
   assert.equal((await cli(['stream-info', 'test', '--json'])).stdout, '[]\n')
   const limit = await cli(['blockjob', 'test', 'vda', '5'])
-  assert.match(limit.stderr, /does not have an active block job \(VIR_ERR_OPERATION_INVALID\)/)
+  assert.match(limit.stderr, /does not have an active block job \(VIR_ERR_INVALID_ARG\)/)
 })
 
 test('Ctrl-C lets go of a stream and says how to come back', async () => {

@@ -58,5 +58,5 @@ test('what is no device, or none that we model, is refused by its name', () => {
   refuses("<hostdev mode='subsystem'/>", 'VIR_ERR_CONFIG_UNSUPPORTED', /'hostdev' are not supported/)
   refuses("<disk type='volume'><source pool='p' volume='v'/></disk>", 'VIR_ERR_CONFIG_UNSUPPORTED', /'disk'/)
   refuses("<disk><target dev='vda'/></disk>", 'VIR_ERR_NO_SOURCE', /'vda'/)
-  refuses('<disk', 'VIR_ERR_XML_ERROR', /not well-formed/)
+  refuses('<disk', 'VIR_ERR_XML_DETAIL', /not well-formed/)
 })

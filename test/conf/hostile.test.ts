@@ -50,8 +50,8 @@ test('a parameter entity and a default attribute are refused', () => {
 })
 
 test('an entity without a declaration is an error with its line', () => {
-  refuses(domainXml({ top: '<title>&x;</title>' }), 'VIR_ERR_XML_ERROR', /line 4: Entity 'x' not defined/)
-  refuses(withDoctype('', '&x;'), 'VIR_ERR_XML_ERROR', /Entity 'x' not defined/)
+  refuses(domainXml({ top: '<title>&x;</title>' }), 'VIR_ERR_XML_DETAIL', /line 4: Entity 'x' not defined/)
+  refuses(withDoctype('', '&x;'), 'VIR_ERR_XML_DETAIL', /Entity 'x' not defined/)
 })
 
 test('a document type that declares nothing, and the five entities of XML itself, are fine', () => {

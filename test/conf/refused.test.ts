@@ -19,12 +19,12 @@ const twoDisks = (first: string, second: string): string =>
   device(`<disk>${first}<source file='/a'/></disk><disk>${second}<source file='/b'/></disk>`)
 
 const wholeDomain: Row[] = [
-  ['text that is no XML', 'hello', 'VIR_ERR_XML_ERROR', /not well-formed: line 1/],
-  ['nothing', '', 'VIR_ERR_XML_ERROR', /not well-formed/],
+  ['text that is no XML', 'hello', 'VIR_ERR_XML_DETAIL', /not well-formed: line 1/],
+  ['nothing', '', 'VIR_ERR_XML_DETAIL', /not well-formed/],
   [
     'a tag that is never closed',
     '<domain type="kvm">\n<name>\n</domain>',
-    'VIR_ERR_XML_ERROR',
+    'VIR_ERR_XML_DETAIL',
     /line 3: Opening and ending tag mismatch/,
   ],
   ['another root', '<network/>', 'VIR_ERR_XML_ERROR', /root element is 'network', not 'domain'/],

@@ -51,6 +51,11 @@ driverSuite('ffi', false, async (t) => {
   }
   return {
     conn,
+    // QEMU's own words about how libvirt starts and ends it
+    alsoTold: [
+      ['4/0', '2/0'],
+      ['6/2', '5/1'],
+    ],
     newDomainXml: async (disks = 'none') => {
       const uuid = randomUUID()
       return `<domain type='qemu'>

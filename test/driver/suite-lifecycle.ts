@@ -10,7 +10,7 @@ import type { Each } from './support.js'
 export function lifecycle(each: Each, guestReacts: boolean): void {
   each('start, suspend, resume, destroy: states, reasons and events are those of libvirt', async (opened) => {
     const dom = await define(opened)
-    const heard = listen(opened.conn, dom)
+    const heard = listen(opened, dom)
     await dom.create()
     assert.deepEqual(await dom.getState(), running(c.VIR_DOMAIN_RUNNING_BOOTED))
     assert.ok(dom.id > 0)
@@ -34,7 +34,7 @@ export function lifecycle(each: Each, guestReacts: boolean): void {
 
   each('a domain that is started paused says so, and can be resumed', async (opened) => {
     const dom = await define(opened)
-    const heard = listen(opened.conn, dom)
+    const heard = listen(opened, dom)
     await dom.create(c.VIR_DOMAIN_START_PAUSED)
     assert.deepEqual(await dom.getState(), paused)
     await dom.resume()
@@ -85,7 +85,7 @@ export function lifecycle(each: Each, guestReacts: boolean): void {
       const dom = await define(opened)
       await dom.create()
       const events = opened.conn.domainEvents({ domain: dom, kinds: ['lifecycle'] })
-      const heard = listen(opened.conn, dom)
+      const heard = listen(opened, dom)
       await dom.shutdown()
       await until(events, (event) => event.kind === 'lifecycle' && event.event === c.VIR_DOMAIN_EVENT_STOPPED)
       assert.deepEqual(await dom.getState(), shutOff(c.VIR_DOMAIN_SHUTOFF_SHUTDOWN))
@@ -128,7 +128,7 @@ export function savedStates(each: Each): void {
     const file = join(folder, 'domain.save')
     try {
       const dom = await define(opened)
-      const heard = listen(conn, dom)
+      const heard = listen(opened, dom)
       await dom.create()
       await dom.save(file)
       assert.deepEqual(await dom.getState(), shutOff(c.VIR_DOMAIN_SHUTOFF_SAVED))

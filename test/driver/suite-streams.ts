@@ -49,8 +49,8 @@ export function streams(each: Each): void {
     assert.deepEqual(await dom.streamDiskInfo(), [])
     assert.match(await dom.getXMLDesc(), /<backingStore type/)
     await refused(dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_STOP), 'VIR_ERR_OPERATION_INVALID')
-    await refused(dom.blockJobAbort('vda'), 'VIR_ERR_OPERATION_INVALID', /active block job/)
-    await refused(dom.blockJobSetSpeed('vda', 1), 'VIR_ERR_OPERATION_INVALID', /active block job/)
+    await refused(dom.blockJobAbort('vda'), 'VIR_ERR_INVALID_ARG', /active block job/)
+    await refused(dom.blockJobSetSpeed('vda', 1), 'VIR_ERR_INVALID_ARG', /active block job/)
     await dom.destroy()
   })
 

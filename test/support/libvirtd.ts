@@ -37,7 +37,7 @@ export async function startLibvirtd(t: Cleanup, folder: string, qemuConf: string
   writeFileSync(join(folder, 'group'), `${readFileSync('/etc/group', 'utf8')}libvirt-qemu:x:64055:\nkvm:x:64056:\n`)
   const script = `mount --make-rprivate /
     for dir in /var/lib /var/cache /var/log /run; do mount -t tmpfs none $dir; done
-    mkdir /run/libvirt
+    mkdir /run/libvirt /run/lock
     mount --bind ${runDir} /run/libvirt
     mount --bind ${etc} /etc/libvirt
     for file in passwd group; do mount --bind ${folder}/$file /etc/$file; done
