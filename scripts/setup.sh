@@ -11,7 +11,8 @@ packages=(
   busybox-static ovmf seabios kmod cpio zstd xz-utils           # the test guest
   build-essential python3                                       # the native addon
   libvirt-dev libvirt0 libxml2-utils                            # constants and schemas to hold ours against
-  libvirt-daemon libvirt-clients                                # to share images with
+  libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients     # to share images with, and to drive by their library
+  python3-libvirt                                               # to measure ours against
   iproute2 openssl                                              # links to measure, certificates to test with
 )
 

@@ -265,8 +265,6 @@ export interface DriverHost {
   readonly lockManager?: LockDriver
   /** answers what the server of a connection that is being opened asks; undefined for what has no answer */
   authenticate?(asked: readonly Credential[]): Promise<readonly (string | undefined)[]>
-  /** the connection has broken, `reason` VIR_CONNECT_CLOSE_REASON_*: no more events come */
-  lost?(reason: number): void
   /** the process listens for tunnels itself and hands on their channels by `migrationChannel`; absent: the driver listens */
   readonly tunnels?: boolean
 }

@@ -13,7 +13,6 @@ import type {
 } from '../driver.js'
 import { failFrom, messageOf, VirError } from '../error.js'
 import { Domain, savedPaused, savedRunning, saveFlags, startFlags } from './domain.js'
-import { ConnectionLoss } from './connection-loss.js'
 import { EventHub } from './event-hub.js'
 import type { DomainEvents, EventFilter, EventKind, EventOfKind } from './event-hub.js'
 import { bindSession, Session } from './session.js'
@@ -44,11 +43,9 @@ const listFlags = c.VIR_CONNECT_LIST_DOMAINS_NO_CHECKPOINT * 2 - 1
 /** A connection to a hypervisor: libvirt's virConnectPtr. Methods are libvirt's functions without `virConnect` or `vir`. */
 export class Connect implements AsyncDisposable {
   readonly #session: Session
-  readonly #loss: ConnectionLoss
 
-  private constructor(session: Session, loss: ConnectionLoss) {
+  private constructor(session: Session) {
     this.#session = session
-    this.#loss = loss
     bindSession(this, session)
   }
 
@@ -61,7 +58,6 @@ export class Connect implements AsyncDisposable {
     const readOnly = options.readOnly ?? false
     const logger = options.logger ?? pino({ enabled: false })
     const events: EventHub = new EventHub(logger, (ref: DomainRef): Domain => new Domain(session, ref))
-    const loss = new ConnectionLoss(logger, events)
     const host: DriverHost = {
       logger,
       readOnly,
@@ -69,12 +65,11 @@ export class Connect implements AsyncDisposable {
       ...(options.security && { security: options.security }),
       ...(options.lockManager && { lockManager: options.lockManager }),
       ...(options.authenticate && { authenticate: options.authenticate }),
-      lost: (reason) => loss.happen(reason),
       ...(options.tunnels && { tunnels: true }),
     }
     const operations = await openDriver(url, uri, host, options)
     const session = new Session(uri, readOnly, logger, events, operations)
-    return new Connect(session, loss)
+    return new Connect(session)
   }
 
   /** virConnectOpenReadOnly */
@@ -217,25 +212,6 @@ export class Connect implements AsyncDisposable {
   off<Kind extends EventKind>(kind: Kind, listener: (event: EventOfKind<Kind>) => unknown): this {
     this.#session.events.off(kind, listener)
     return this
-  }
-
-  /** virConnectIsAlive: false once the connection has broken. */
-  isAlive(): Promise<boolean> {
-    return this.#answer(this.#loss.isAlive)
-  }
-
-  /**
-   * virConnectRegisterCloseCallback: called once when the connection breaks, with a VIR_CONNECT_CLOSE_REASON_*; not when it is
-   * closed. Listeners of events and waiting streams end then.
-   */
-  registerCloseCallback(callback: (reason: number) => void): void {
-    this.#session.requireOpen()
-    this.#loss.register(callback)
-  }
-
-  /** virConnectUnregisterCloseCallback */
-  unregisterCloseCallback(callback: (reason: number) => void): void {
-    this.#loss.unregister(callback)
   }
 
   /** virConnectClose: ends listeners and gives everything back; running domains go on. May be called more than once. */

@@ -31,6 +31,7 @@ export class Connection {
   readonly #here: boolean
   readonly #handles = new Map<string, Handle>()
   #at = 0n
+  #lost = false
   #closing: Promise<void> | undefined
   #beforeClose: (() => Promise<void>)[] = []
 
@@ -38,7 +39,10 @@ export class Connection {
     this.host = host
     this.lib = lib
     this.#here = here
-    this.id = lib.listen(({ number }) => host.lost?.(number))
+    this.id = lib.listen(({ number }) => {
+      this.#lost = true
+      host.emit({ kind: 'close', reason: number })
+    })
   }
 
   /** Opens `uri` as libvirt reads it. Rejects with libvirt's own error. */
@@ -67,6 +71,11 @@ export class Connection {
 
   get closed(): boolean {
     return this.#closing !== undefined
+  }
+
+  /** the other side is gone */
+  get lost(): boolean {
+    return this.#lost
   }
 
   /** Runs a function of libvirt, off this thread unless it cannot wait. */

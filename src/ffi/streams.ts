@@ -29,8 +29,7 @@ export class Streams {
   constructor(conn: Connection) {
     this.#conn = conn
     conn.onClose(() => {
-      clearInterval(this.#timer)
-      this.#followed.clear()
+      this.#forgetAll()
       return Promise.resolve()
     })
   }
@@ -55,7 +54,18 @@ export class Streams {
   hear(domain: DomainRef, said: Said): void {
     if (said.kind === 'block-job') this.#hearBlockJob(domain, said)
     else if (said.kind === 'io-error') void this.#hearIoError(domain, said)
-    else this.#conn.host.emit({ ...said, domain })
+    else {
+      if (said.kind === 'lifecycle' && said.event === c.VIR_DOMAIN_EVENT_STOPPED)
+        for (const followed of [...this.#followed.values()])
+          if (followed.domain.uuid === domain.uuid) this.forget(domain, followed.disk)
+      this.#conn.host.emit({ ...said, domain })
+    }
+  }
+
+  #forgetAll(): void {
+    clearInterval(this.#timer)
+    this.#timer = undefined
+    this.#followed.clear()
   }
 
   /** libvirt tells each twice: by path, then by target. */
@@ -80,6 +90,7 @@ export class Streams {
   }
 
   async #look(): Promise<void> {
+    if (this.#conn.lost) this.#forgetAll()
     for (const followed of [...this.#followed.values()]) {
       const { domain, disk } = followed
       const info = await this.#conn
