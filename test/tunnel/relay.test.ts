@@ -7,7 +7,10 @@ import { connect, createServer, Socket, type Server } from 'node:net'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { native } from '../../src/native.js'
+import { dial } from '../../src/tunnel/dial.js'
 import { descriptorFor, joinDuplex, joinUnix, unixSocket } from '../../src/tunnel/join.js'
+import { listenTunnel } from '../../src/tunnel/listen.js'
+import { loadCredentials } from '../../src/tunnel/pki.js'
 import { UnixRelay, type UnixRelayOptions } from '../../src/tunnel/relay.js'
 import type { Tunnel } from '../../src/tunnel/tunnel.js'
 import { run } from '../../src/util/run.js'
@@ -16,6 +19,7 @@ import { requires } from '../support/requires.js'
 import { nbdkit } from '../support/servers.js'
 import { pipe } from '../nbd/pipe.js'
 import { readAll, tunnelPair } from './pair.js'
+import { TestAuthority } from './pki.js'
 
 async function relay(t: TestContext, options: Omit<UnixRelayOptions, 'service'>): Promise<UnixRelay> {
   const made = await UnixRelay.listen({ service: 'nbd:1', ...options })
@@ -172,13 +176,13 @@ test('real NBD through a tunnel of one byte at a time is still NBD', async (t) =
   assert.equal(stdout.trim(), '1048576')
 })
 
-test('nbdcopy over several connections brings the same bytes', async (t) => {
-  if (!requires(t, 'program:nbdkit', 'program:nbdcopy')) return
+test('nbdcopy over several connections and TLS brings the same bytes', async (t) => {
+  if (!requires(t, 'program:nbdkit', 'program:nbdcopy', 'program:openssl')) return
   const folder = await temporaryFolder(t)
   const [image, copy] = [join(folder, 'image'), join(folder, 'copy')]
   await writeFile(image, randomBytes(24 * 1024 * 1024))
   await nbdkit(t, join(folder, 'far'), ['file', image])
-  const [client] = await tunnelTo(t, join(folder, 'far'))
+  const client = await secureTunnelTo(t, join(folder, 'far'), await TestAuthority.make(join(folder, 'ca')))
   const near = await relay(t, { path: join(folder, 'near') })
   near.setTunnel(client)
   await run('nbdcopy', ['--connections=4', `nbd+unix:///?socket=${near.path}`, copy])
@@ -189,6 +193,26 @@ test('nbdcopy over several connections brings the same bytes', async (t) => {
   assert.equal(await digest(copy), await digest(image))
   assert.ok(client.stats.bytesIn >= 24 * 1024 * 1024)
 })
+
+/** The same over a TCP connection with TLS. */
+async function secureTunnelTo(t: TestContext, path: string, authority: TestAuthority): Promise<Tunnel> {
+  const tls = await loadCredentials('server', await authority.issue('server', '/CN=localhost'))
+  const listener = await listenTunnel(
+    { host: '127.0.0.1', port: 0, tls },
+    {
+      authorize: () => undefined,
+      onTunnel: (tunnel) => {
+        tunnel.onOpen = (request) => void joinUnix(request, path)
+      },
+    },
+  )
+  const client = await dial(`${listener.uri}?pkipath=${await authority.issue('client', '/CN=client')}`)
+  t.after(async () => {
+    client.destroy()
+    await listener.close()
+  })
+  return client
+}
 
 test('a socket that its other side only half closed is not taken for dead', async (t) => {
   const folder = await temporaryFolder(t)
