@@ -1,5 +1,5 @@
 /**
- * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [start] [overhead] [xml] [--rounds N] [--size MIB]`.
+ * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [start] [overhead] [tunnel] [xml] [--rounds N] [--size MIB]`.
  * Writes tables in Markdown. Nothing is held against a limit: a busy machine is no failure.
  */
 import { cpus, release, totalmem } from 'node:os'
@@ -12,6 +12,7 @@ import { benchOverhead } from './overhead.js'
 import { markdown, median, type Table } from './report.js'
 import { benchStart } from './start.js'
 import { benchStream } from './stream.js'
+import { benchTunnel } from './tunnel.js'
 import { benchTexts, benchXml } from './xml.js'
 
 export const benches: Readonly<Record<string, { bench: Bench; rounds: number; mib: number }>> = {
@@ -19,6 +20,7 @@ export const benches: Readonly<Record<string, { bench: Bench; rounds: number; mi
   engines: { bench: benchEngines, rounds: 5, mib: 512 },
   start: { bench: benchStart, rounds: 3, mib: 512 },
   overhead: { bench: benchOverhead, rounds: 15, mib: 16 },
+  tunnel: { bench: benchTunnel, rounds: 5, mib: 1024 },
   xml: { bench: (_t, { rounds }) => Promise.resolve([xmlTable(rounds)]), rounds: 5, mib: 1 },
 }
 

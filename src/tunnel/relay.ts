@@ -15,7 +15,7 @@ export interface UnixRelayOptions {
   params?: Params
   /** makes the listening socket; default: mode 0600, no labels */
   listen?: (path: string, backlog: number) => number
-  /** connections that wait for a tunnel at most, more are closed at once; default 64 */
+  /** connections that wait for a channel at most; when there are more the oldest is closed. Default 64 */
   heldAtMost?: number
   /** told of what broke a connection */
   onBroken?: (error: TunnelError) => void
@@ -101,10 +101,9 @@ export class UnixRelay {
   async #serve(socket: Socket): Promise<void> {
     const { heldAtMost = 64 } = this.#options
     socket.on('error', () => undefined)
-    if (this.#held.size >= heldAtMost) {
-      socket.destroy()
-      return
-    }
+    const [oldest] = this.#held
+    // its program has perhaps given up long ago: nobody reads from those that wait
+    if (this.#held.size >= heldAtMost) oldest?.destroy()
     this.#held.add(socket)
     socket.once('close', () => this.#held.delete(socket))
     try {

@@ -70,8 +70,10 @@ test('while there is no tunnel connections wait, and go on as soon as there is o
   const folder = await temporaryFolder(t)
   await echoServer(t, join(folder, 'far'))
   const near = await relay(t, { path: join(folder, 'near'), heldAtMost: 2 })
+  const tooMany = connect(near.path).resume()
+  await once(tooMany, 'connect')
   const waiting = [await unixSocket(near.path), await unixSocket(near.path)]
-  await once(connect(near.path).resume(), 'close')
+  await once(tooMany, 'close')
   assert.equal(near.held, 2)
   near.setTunnel((await tunnelTo(t, join(folder, 'far')))[0])
   await Promise.all(waiting.map(echoed))
