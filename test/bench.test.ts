@@ -71,6 +71,14 @@ test('the benchmark of start-up runs', async (t) => {
   assertNumbers(table.rows, 3)
 })
 
+test('the benchmark of the tunnel runs on every link', async (t) => {
+  if (!requires(t, 'program:openssl')) return
+  const [table] = await benchNamed('tunnel')(t, { rounds: 1, size: 2 * MiB })
+  // only loopback where nobody lets us make namespaces
+  assert.ok(table?.rows.length === 16 || table?.rows.length === 4)
+  for (const column of [3, 4, 5, 6, 7]) assertNumbers(table.rows, column)
+})
+
 test('the benchmark of domain XML runs', async (t) => {
   const [table] = await benchNamed('xml')(t, { rounds: 1, size: MiB })
   assert.ok(table !== undefined && table.rows.length >= 3)

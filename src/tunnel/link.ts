@@ -2,7 +2,7 @@
 import type { Duplex } from 'node:stream'
 
 /** Bytes that may wait in the stream's own queue: what comes later but matters more waits behind them. */
-const STREAM_QUEUE = 256 * 1024
+const STREAM_QUEUE = 128 * 1024
 /** ms that the other side has to read the last word */
 const LINGER = 1000
 
