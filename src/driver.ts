@@ -110,6 +110,11 @@ export interface StreamOptions {
   engine?: StreamEngine | 'auto'
   /** 'continue': when the domain is shut off in good order the stream goes on without it; default 'stop' */
   onShutdown?: 'stop' | 'continue'
+  /**
+   * seconds: when the base has been away that long the guest is paused (VIR_DOMAIN_PAUSED_IOERROR), and the stream waits;
+   * absent: what the domain was started with, by default the guest waits as long as it takes. Of NBD bases
+   */
+  baseTimeout?: number
   /** path of the image in the backing chain that is to remain the backing image; absent: none remains */
   base?: string
   /** bytes to stream in one step of VIR_STREAM_DISK_ONE */
@@ -187,6 +192,14 @@ export interface HypervisorOps {
     options: StreamOptions,
   ): Promise<number>
   domainStreamDiskInfo(domain: DomainRef, flags: number): Promise<StreamDiskState[]>
+  /** The image that `base` names takes the place of `image`, by default of the first remote one of the disk's chain. */
+  domainStreamDiskSetBase(
+    domain: DomainRef,
+    disk: string,
+    base: string,
+    image: string | undefined,
+    flags: number,
+  ): Promise<void>
 
   /**
    * The five phases of a migration (libvirt's protocol version 3), each with a cookie of the other side: begin, perform and

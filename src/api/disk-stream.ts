@@ -130,6 +130,11 @@ export class DiskStream implements AsyncDisposable {
     await this.domain.blockJobSetSpeed(this.disk, bytesPerSecond, VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
   }
 
+  /** The base is somewhere else now: see `Domain.streamDiskSetBase`. The stream goes on with it. */
+  async setBase(base: string, options: { image?: string } = {}): Promise<void> {
+    await this.domain.streamDiskSetBase(this.disk, base, options)
+  }
+
   async *[Symbol.asyncIterator](): AsyncGenerator<StreamProgress, undefined> {
     const positions = new BoundedQueue<StreamProgress>(newestOnly)
     if (this.#position !== undefined) positions.push(this.#position)

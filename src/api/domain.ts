@@ -298,6 +298,19 @@ export class Domain implements DomainRef {
     return this.#session.call('domainStreamDiskInfo', (check) => [this, check.flags(flags)])
   }
 
+  /**
+   * The base of a disk is somewhere else now: `base`, a path or a URI ('nbd://host/export') as the header of an image would
+   * name it, takes the place of `image` (default: the first remote image of the disk's chain, else its last). It must be
+   * there, of the same format and size; that it holds the same is the caller's word. Guest and streams go on with it, and
+   * later starts find it. VIR_ERR_OPERATION_INVALID when requests wait for the old one and only its own return can end that.
+   */
+  async streamDiskSetBase(disk: string, base: string, options: { image?: string } = {}, flags = 0): Promise<void> {
+    return this.#session.call('domainStreamDiskSetBase', (check) => {
+      const image = check.optionalText('image', options.image)
+      return [this, check.text('disk', disk), check.text('base', base), image, check.flags(flags)]
+    })
+  }
+
   /** Starts streaming the whole disk, as streamDisk() with VIR_STREAM_DISK_START does, and answers a handle on that. */
   async stream(disk: string, options: StreamOptions = {}): Promise<DiskStream> {
     return DiskStream.start(this, this.#session, disk, options)

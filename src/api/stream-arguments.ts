@@ -30,7 +30,7 @@ export function checkStream(
 
 /** Only what was given, and what was given is legal. */
 export function checkStreamOptions(check: Arguments, options: StreamOptions): StreamOptions {
-  const { bandwidth, weight, policy, engine, onShutdown, base, unit, signal } = options
+  const { bandwidth, weight, policy, engine, onShutdown, baseTimeout, base, unit, signal } = options
   if (weight !== undefined && (check.count('weight', weight) < 1 || weight > MAX_WEIGHT))
     throw fail('VIR_ERR_INVALID_ARG', `weight must be a whole number from 1 to ${MAX_WEIGHT}, not '${weight}'`)
   if (policy !== undefined && !['full', 'idle'].includes(policy))
@@ -39,6 +39,8 @@ export function checkStreamOptions(check: Arguments, options: StreamOptions): St
     throw fail('VIR_ERR_INVALID_ARG', `engine must be 'auto', 'job' or 'pull', not '${engine as string}'`)
   if (onShutdown !== undefined && !['stop', 'continue'].includes(onShutdown))
     throw fail('VIR_ERR_INVALID_ARG', `onShutdown must be 'stop' or 'continue', not '${onShutdown as string}'`)
+  if (baseTimeout !== undefined && (check.count('baseTimeout', baseTimeout) === 0 || baseTimeout > 999_999_999))
+    throw fail('VIR_ERR_INVALID_ARG', 'baseTimeout must be a number of seconds from 1 to 999999999')
   if (unit !== undefined && check.count('unit', unit) === 0)
     throw fail('VIR_ERR_INVALID_ARG', 'unit must be at least 1 byte')
   if (signal?.aborted === true)
@@ -49,6 +51,7 @@ export function checkStreamOptions(check: Arguments, options: StreamOptions): St
     ...(policy !== undefined && { policy }),
     ...(engine !== undefined && { engine }),
     ...(onShutdown !== undefined && { onShutdown }),
+    ...(baseTimeout !== undefined && { baseTimeout }),
     ...(base !== undefined && { base: check.text('base', base) }),
     ...(unit !== undefined && { unit }),
     ...(signal !== undefined && { signal }),

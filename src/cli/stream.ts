@@ -15,9 +15,11 @@ function streamOptions(options: Values): StreamOptions {
   const bandwidth = parseBandwidth(options.text('bandwidth'), options.flag('bytes'))
   const base = options.text('base')
   const engine = options.text('engine')
+  const timeout = options.count('base-timeout')
   return {
     ...(bandwidth > 0 && { bandwidth }),
     ...(base !== undefined && { base }),
+    ...(timeout !== undefined && { baseTimeout: timeout }),
     ...(options.flag('idle') && { policy: 'idle' as const }),
     // what is no engine is refused below, with the names of those that are
     ...(engine !== undefined && { engine: engine as StreamEngine | 'auto' }),
@@ -81,11 +83,19 @@ async function startOrStop(context: Context, domain: Domain, disk: string, optio
   else context.say(`Stream of disk '${disk}' ${stop ? 'stopped' : 'started'}`, '')
 }
 
+async function setBase(context: Context, domain: Domain, disk: string, options: Values): Promise<void> {
+  const [base = '', image] = [options.text('new-base'), options.text('base')]
+  const failure = `Failed to give disk '${disk}' of domain '${domain.name}' the base '${base}'`
+  await context.attempt(failure, () => domain.streamDiskSetBase(disk, base, image === undefined ? {} : { image }))
+  if (options.flag('json')) context.printJson({ disk, base })
+  else context.say(`Disk '${disk}' reads from base '${base}'`, '')
+}
+
 function checkUsage(options: Values): void {
-  options.exclusive('start', 'stop', 'one', 'attach')
+  options.exclusive('start', 'stop', 'one', 'attach', 'new-base')
   const wait = options.flag('wait')
-  if (wait && (options.flag('stop') || options.flag('one')))
-    throw new UsageError('option --wait goes with a whole stream, not with --stop or --one')
+  if (wait && (options.flag('stop') || options.flag('one') || options.text('new-base') !== undefined))
+    throw new UsageError('option --wait goes with a whole stream, not with --stop, --one or --new-base')
   if (!wait && options.text('timeout') !== undefined) throw new UsageError('option --timeout requires --wait')
   if (!wait && options.flag('attach')) throw new UsageError('option --attach requires --wait')
   if (!options.flag('one') && options.text('offset') !== undefined)
@@ -115,6 +125,14 @@ const streamDiskCommand: CommandSpec = {
       '--engine <name>',
       "'job': QEMU's own job, one request at a time; 'pull': many requests at once, which is faster; default: 'auto', which takes 'pull'",
     ],
+    [
+      '--base-timeout <seconds>',
+      'pause the guest when its NBD base has been away that long; default: the guest waits for what it lacks',
+    ],
+    [
+      '--new-base <uri>',
+      'no stream is begun: the base (with --base: that image of the chain) is to be found at another place now, a path or a URI, and all goes on from there',
+    ],
     ['--base <path>', 'keep this image of the backing chain as backing image; default: none is kept'],
     ['--wait', 'wait for the end: with a progress bar on a terminal, with lines elsewhere'],
     ['--verbose', 'taken for the sake of blockpull: --wait shows progress anyway'],
@@ -131,6 +149,7 @@ const streamDiskCommand: CommandSpec = {
     ['stream-disk web1 vda --bandwidth 50', 'stream it in the background, at most 50 MiB/s'],
     ['stream-disk web1 vda --wait --timeout 3600', 'for an hour at most'],
     ['stream-disk web1 vda --stop', 'stop it'],
+    ['stream-disk web1 vda --new-base nbd://store2/web', 'its base is served by another host now'],
     ['stream-disk web1 vda --one --offset 1048576', 'one unit at or behind 1 MiB; prints the offset for the next'],
   ],
   exit: [[String(DETACHED), 'Ctrl-C while waiting; the stream goes on']],
@@ -139,6 +158,10 @@ const streamDiskCommand: CommandSpec = {
     checkUsage(options)
     const domain = await context.domain(what)
     if (options.flag('wait')) return waitFor(context, domain, disk, options)
+    if (options.text('new-base') !== undefined) {
+      await setBase(context, domain, disk, options)
+      return undefined
+    }
     await (options.flag('one') ? one : startOrStop)(context, domain, disk, options)
     return undefined
   },

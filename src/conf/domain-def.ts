@@ -219,6 +219,8 @@ export interface DiskDef extends Device {
   product?: string
   blockio?: { logicalBlockSize?: number; physicalBlockSize?: number; discardGranularity?: number }
   iotune?: Record<string, number>
+  /** seconds until reads of a base that is away fail; only while the domain runs, and not part of the XML */
+  baseTimeout?: number
   geometry?: { cyls: number; heads: number; secs: number; trans?: string }
 }
 

@@ -23,6 +23,8 @@ export interface StreamRequest {
   policy?: 'full' | 'idle'
   /** 1 to MAX_WEIGHT; absent: that of the domain */
   weight?: number
+  /** seconds */
+  baseTimeout?: number
 }
 
 /** VIR_ERR_XML_ERROR for a request without a disk, with a value that is none, or with an attribute that we don't know. */
@@ -73,6 +75,7 @@ function weightOf(values: Map<string, string>): number | undefined {
 function readRequest(element: XmlElement): StreamRequest {
   const values = attributes(element)
   const [disk, bandwidth, policy] = [take(values, 'disk'), take(values, 'bandwidth'), take(values, 'policy')]
+  const baseTimeout = take(values, 'baseTimeout')
   const weight = weightOf(values)
   refuseOthers(element, values)
   if (disk === undefined || disk === '') throw fail('VIR_ERR_XML_ERROR', "element 'stream' needs the attribute 'disk'")
@@ -80,10 +83,13 @@ function readRequest(element: XmlElement): StreamRequest {
     throw fail('VIR_ERR_XML_ERROR', `'${bandwidth}' is not a bandwidth, a number of bytes per second`)
   if (policy !== undefined && policy !== 'full' && policy !== 'idle')
     throw fail('VIR_ERR_XML_ERROR', `'${policy}' is not a policy, 'full' or 'idle'`)
+  if (baseTimeout !== undefined && !/^[1-9]\d{0,8}$/.test(baseTimeout))
+    throw fail('VIR_ERR_XML_ERROR', `'${baseTimeout}' is not a time for the base, a number of seconds`)
   return {
     disk,
     ...(bandwidth !== undefined && { bandwidth: Number(bandwidth) }),
     ...(policy && { policy }),
     ...(weight !== undefined && { weight }),
+    ...(baseTimeout !== undefined && { baseTimeout: Number(baseTimeout) }),
   }
 }

@@ -31,8 +31,13 @@ export function sourcePath(source: StorageSource | undefined): string {
   return (source && sourceName(source)) ?? ''
 }
 
-/** For each disk with a backing image (by target) the `index` of the image directly below its guard. */
+/**
+ * For each disk with a guard (by target) the number in the guard's name: the `index` of the image that was directly below it
+ * when it was made.
+ */
 export type Guards = Map<string, number>
+
+export const guardName = (number: number): string => `node-${number}-guard`
 
 /** Where the guards stand when a domain starts: see `diskNodes`. */
 export function initialGuards(def: DomainDef, caps: { hasBlockDriver(name: string): boolean }): Guards {
@@ -44,15 +49,16 @@ export function initialGuards(def: DomainDef, caps: { hasBlockDriver(name: strin
   return guards
 }
 
-/** Where the guards stand in a QEMU that another process left; no stream may be concluded and not dismissed. */
-export async function readGuards(monitor: Monitor, def: DomainDef): Promise<Guards> {
+/**
+ * Where the guards stand in a QEMU that another process left, `known` to it; no stream may be concluded and not dismissed.
+ */
+export async function readGuards(monitor: Monitor, def: DomainDef, known: Guards): Promise<Guards> {
   const names = new Set(await monitor.queryNodeNames())
   const guards: Guards = new Map()
   for (const disk of def.disks) {
-    const image = chainOf(disk).findLast(
-      (candidate) => candidate.index !== undefined && names.has(guardNodeName(candidate)),
-    )
-    if (image?.index !== undefined) guards.set(disk.target, image.index)
+    const numbers = [known.get(disk.target), ...chainOf(disk).map((image) => image.index)]
+    const number = numbers.findLast((candidate) => candidate !== undefined && names.has(guardName(candidate)))
+    if (number !== undefined) guards.set(disk.target, number)
   }
   return guards
 }
@@ -79,10 +85,11 @@ export async function addGuard(monitor: Monitor, guards: Guards, disk: DiskDef):
 export async function removeGuard(monitor: Monitor, guards: Guards, disk: DiskDef): Promise<void> {
   const own = disk.source
   const backing = own?.backingStore
-  if (own === undefined || backing == null || !guards.has(disk.target)) return
+  const guard = guards.get(disk.target)
+  if (own === undefined || backing == null || guard === undefined) return
   await monitor.blockdevReopen(formatNode(own, { ...imageOptions(disk, own), backing: formatNodeName(backing) }))
   guards.delete(disk.target)
-  await monitor.blockdevDel(guardNodeName(backing))
+  await monitor.blockdevDel(guardName(guard))
 }
 
 /** QEMU names a device by its alias, sometimes as a path of its object tree. */
@@ -111,7 +118,10 @@ export async function clusterSize(monitor: Monitor, disk: DiskDef): Promise<numb
   return device?.inserted?.image['cluster-size'] ?? SMALLEST_CLUSTER
 }
 
-/** Removes the nodes of images that the disk no longer reads. A node that is still in use is left, and reported. */
+/**
+ * Removes the nodes of images that the disk no longer reads, with the guard above them. A node that is still in use is
+ * left, and reported.
+ */
 export async function deleteNodes(
   monitor: Monitor,
   guards: Guards,
@@ -119,17 +129,15 @@ export async function deleteNodes(
   images: readonly StorageSource[],
   warn: (text: string) => void,
 ): Promise<void> {
-  for (const image of images) {
-    const guarded = guards.get(disk.target) === image.index
-    if (guarded) guards.delete(disk.target)
-    const names = [
-      formatNodeName(image),
-      ...(hasSliceNode(image) ? [sliceNodeName(image)] : []),
-      storageNodeName(image),
-    ]
-    for (const name of guarded ? [guardNodeName(image), ...names] : names)
-      await monitor.blockdevDel(name).catch((error: unknown) => warn(`node '${name}' is left: ${messageOf(error)}`))
-  }
+  const guard = images.length === 0 ? undefined : guards.get(disk.target)
+  if (guard !== undefined) guards.delete(disk.target)
+  const names = images.flatMap((image) => [
+    formatNodeName(image),
+    ...(hasSliceNode(image) ? [sliceNodeName(image)] : []),
+    storageNodeName(image),
+  ])
+  for (const name of guard === undefined ? names : [guardName(guard), ...names])
+    await monitor.blockdevDel(name).catch((error: unknown) => warn(`node '${name}' is left: ${messageOf(error)}`))
 }
 
 /** The images between the disk's own and `base` (all below it without base) leave the chain; answers them. */
@@ -141,7 +149,8 @@ export function cutChain(disk: DiskDef, base: StorageSource | undefined): Storag
   return dropped
 }
 
-const chainBelow = (image: StorageSource | undefined): StorageSource[] => {
+/** The images below `image`. */
+export const chainBelow = (image: StorageSource | undefined): StorageSource[] => {
   const below: StorageSource[] = []
   for (let next = image?.backingStore; next; next = next.backingStore) below.push(next)
   return below
@@ -156,6 +165,22 @@ export function cutConfigChain(config: DomainDef | undefined, disk: DiskDef, bas
   if (own?.backingStore == null || sourcePath(own) !== sourcePath(disk.source)) return false
   own.backingStore = base === undefined ? null : withoutIndex(base)
   return true
+}
+
+/**
+ * The chain below a disk's own image goes into the persistent definition, where it is the same image. Answers what takes
+ * that back; undefined: nothing changed.
+ */
+export function writeConfigChain(config: DomainDef | undefined, disk: DiskDef): (() => void) | undefined {
+  const own = config?.disks.find((candidate) => candidate.target === disk.target)?.source
+  const { source } = disk
+  if (own === undefined || !source?.backingStore || sourcePath(own) !== sourcePath(source)) return undefined
+  const before = own.backingStore
+  own.backingStore = withoutIndex(source.backingStore)
+  return () => {
+    if (before === undefined) delete own.backingStore
+    else own.backingStore = before
+  }
 }
 
 function withoutIndex(source: StorageSource): StorageSource {

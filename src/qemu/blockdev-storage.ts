@@ -6,9 +6,11 @@ import type { Json } from './blockdev.js'
 const fail = failFrom('VIR_FROM_QEMU')
 
 export interface StorageProtocolOptions {
-  io?: NonNullable<DiskDriverDef['io']>
+  io?: DiskDriverDef['io']
   hostCdrom?: boolean
   tlsCreds?: string
+  /** seconds; what the source says itself comes first */
+  reconnectDelay?: number
   /** id of the secret object that holds the cookies */
   cookieSecret?: string
 }
@@ -48,7 +50,7 @@ function nbd(source: NetworkSource, options: StorageProtocolOptions): Protocol {
     driver: 'nbd',
     server: nbdServer(onlyHost(source)),
     ...(source.name !== undefined && source.name !== '' && { export: source.name }),
-    'reconnect-delay': source.reconnectDelay ?? nbdReconnectDelay,
+    'reconnect-delay': source.reconnectDelay ?? options.reconnectDelay ?? nbdReconnectDelay,
     'open-timeout': nbdOpenTimeout,
     ...(source.tls === 'yes' && nbdTls(source, options.tlsCreds)),
   }

@@ -50,6 +50,8 @@ export interface ImageOptions {
   /** the block device is a CD-ROM drive of the host */
   hostCdrom?: boolean
   tlsCreds?: string
+  /** seconds until requests to an NBD server that is away fail; absent: never */
+  reconnectDelay?: number
 }
 
 /** `ImageOptions` and where the image's data continues: a node's name, null for nowhere. */
@@ -119,6 +121,7 @@ export function imageOptions(disk: DiskDef, source: StorageSource, options: Disk
     ...(own && driver.metadataCacheSize !== undefined && { metadataCacheSize: driver.metadataCacheSize }),
     ...(disk.device === 'cdrom' && source.type === 'block' && isHostCdrom(source.path) && { hostCdrom: true }),
     ...(options.tlsCreds !== undefined && { tlsCreds: options.tlsCreds }),
+    ...(disk.baseTimeout !== undefined && { reconnectDelay: disk.baseTimeout }),
   }
 }
 
@@ -133,9 +136,7 @@ function isHostCdrom(path: string): boolean {
 /** The node that reaches the bytes of one image. */
 export function storageNode(source: StorageSource, options: ImageOptions): BlockdevOptions {
   const protocol: StorageProtocolOptions = {
-    ...(options.io && { io: options.io }),
-    ...(options.hostCdrom && { hostCdrom: true }),
-    ...(options.tlsCreds !== undefined && { tlsCreds: options.tlsCreds }),
+    ...options,
     ...(hasCookies(source) && { cookieSecret: cookieSecretId(source) }),
   }
   return {
@@ -273,11 +274,12 @@ export function diskNodes(disk: DiskDef, options: DiskNodeOptions = {}): DiskNod
   return { nodes, device: copyOnReadNodeName(disk), format, secrets }
 }
 
-function imageNodes(
+/** The nodes of one image, in the order to add them; for a disk's own image the guard below it comes first. */
+export function imageNodes(
   source: StorageSource,
   depth: Depth,
   image: ImageOptions,
-  options: DiskNodeOptions,
+  options: DiskNodeOptions = {},
 ): BlockdevOptions[] {
   const slice = sliceNode(source, image)
   return [

@@ -27,6 +27,8 @@ export interface BlockJobRecord {
   arrival?: number
   /** it has not begun: it waits for its turn */
   queued?: true
+  /** seconds that the base may be away, see base-timeout.ts */
+  baseTimeout?: number
   engine: StreamEngine
   /** 'pull' as long as our own requests move the data; QEMU has a job only in phase 'job' */
   phase: StreamEngine
@@ -47,6 +49,12 @@ export class BlockJob {
   movedAt = performance.now()
   /** why it stands still; undefined while it moves */
   waiting: string | undefined
+  /** an error has brought it to a halt, from which somebody has to wake it */
+  stuck = false
+  /** when the base was last seen to be away since `offset` moved (performance.now) */
+  goneAt: number | undefined
+  /** why we cancelled it ourselves */
+  failure: string | undefined
   /** all is copied, and what is copied is being written down before the image lets go of its base */
   finalizing = false
   /** someone who holds the domain's job settles it when it ends */
@@ -79,6 +87,8 @@ export class BlockJob {
     if (offset <= this.offset) return false
     this.offset = offset
     this.movedAt = performance.now()
+    this.goneAt = undefined
+    this.stuck = false
     return true
   }
 }
@@ -138,8 +148,10 @@ export class BlockJobs {
         if (typeof data['error'] === 'string') job.error = data['error']
         job.advance(Number(data['offset']), Number(data['len']))
         return true
-      case 'BLOCK_JOB_CANCELLED':
       case 'BLOCK_JOB_ERROR':
+        if (data['action'] === 'stop') job.stuck = true
+        return true
+      case 'BLOCK_JOB_CANCELLED':
       case 'BLOCK_JOB_READY':
       case 'BLOCK_JOB_PENDING':
         return true

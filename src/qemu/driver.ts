@@ -57,6 +57,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
   })
   const qemu = new Qemu(host, root, capabilities, access, settings.streams)
   try {
+    qemu.baseTimeout = settings.baseTimeout
     for (const { def, autostart } of loadConfigs(root, (text) => qemu.warn(text))) {
       const vm = new Vm(def.name, def.uuid)
       vm.config = def

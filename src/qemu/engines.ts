@@ -12,6 +12,7 @@ import { chainOf } from './block-graph.js'
 import { formatNodeName } from './blockdev.js'
 import type { BlockJob } from './blockjob.js'
 import { DEFAULT_UNIT } from '../nbd/allocation-depth.js'
+import { isOutage, isRemote } from './link-watch.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { endPull } from './settle.js'
@@ -46,7 +47,8 @@ export async function beginJob(vm: Vm, host: StreamHost, job: BlockJob): Promise
       device: formatNodeName(disk.source),
       ...(base && { 'base-node': formatNodeName(base), 'backing-file': formatBackingString(base) }),
       speed: job.told,
-      'on-error': 'enospc',
+      // an outage of a remote base is no reason to end: see progress.ts
+      'on-error': chainOf(disk).some(isRemote) ? 'stop' : 'enospc',
       'filter-node-name': id,
     })
   } catch (error) {
@@ -72,6 +74,7 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
     bandwidth: job.allotment.share,
     // depth 1 is the disk's own image; the images from the base on stay where they are
     ...(base > 0 && { maxDepth: base }),
+    isOutage: () => isOutage(disk, job),
   })
   puller.rest(rests(job))
   job.told = speedOf(job)

@@ -8,6 +8,7 @@ import { holdSlots, movedStream, resumeStreams } from './moved-streams.js'
 import { exitedCleanly } from './process.js'
 import { serveAgainLater } from './migration-serve.js'
 import type { Qemu } from './qemu.js'
+import { writeHeadersLater } from './stale-headers.js'
 import { removeRunDir } from './status.js'
 import { deleteTap } from './tap.js'
 import type { ExitCause, Live, Vm } from './vm.js'
@@ -44,6 +45,7 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   vm.live = undefined
   vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: cause.reason }
   try {
+    writeHeadersLater(qemu, vm, live)
     if (!leaveStreams(qemu, vm, live, ref, clean, cause)) removeRunDir(live.runDir)
   } catch (error) {
     qemu.host.logger.error({ err: error }, `what domain '${vm.name}' left could not be tidied up`)

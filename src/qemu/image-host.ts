@@ -69,6 +69,7 @@ export interface HostParts {
   monitor: Monitor
   access: Access
   guards: Guards
+  staleHeaders?: Set<string>
 }
 
 /** Puts a host together; `ended` resolves once its process is gone and what it had is free. */
@@ -86,6 +87,7 @@ export function makeHost(
     markEnded = resolve
   })
   const host: StreamHost = {
+    staleHeaders: new Set(),
     ...parts,
     ...own,
     blockJobs: new BlockJobs(

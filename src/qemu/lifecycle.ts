@@ -2,6 +2,7 @@
 import * as c from '../constants.gen.js'
 import type { HypervisorOps } from '../driver.js'
 import { failFrom } from '../error.js'
+import { resumeGuest } from './base-timeout.js'
 import { setAutostartLink } from './config.js'
 import { createTransient } from './define.js'
 import { emitLifecycle } from './emit.js'
@@ -69,8 +70,7 @@ async function resume(vm: Vm, live: Live): Promise<void> {
   const { state } = vm.state
   if (state === c.VIR_DOMAIN_PMSUSPENDED) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is pmsuspended')
   if (state === c.VIR_DOMAIN_RUNNING) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is already running')
-  await live.monitor.cont()
-  vm.requireSame(live)
+  await resumeGuest(vm, live)
 }
 
 async function destroy(live: Live, flags: number): Promise<void> {

@@ -14,10 +14,29 @@ export function remoteImages(disk: DiskDef): StorageSource[] {
   return chainOf(disk).filter(isRemote)
 }
 
-function dial(source: StorageSource & { type: 'network' }): Socket {
+/** A connection to the server of `source`, under way. */
+export function dial(source: StorageSource & { type: 'network' }): Socket {
   const host = source.hosts[0]
   if (host?.transport === 'unix') return connect({ path: host.socket ?? '' })
   return connect({ host: host?.name ?? 'localhost', port: host?.port ?? DEFAULT_PORTS[source.protocol] ?? 0 })
+}
+
+/** ms after an outage in which the requests of a stream are tried again: QEMU fails the first ones */
+const GRACE = 15_000
+
+/** Why a remote image of `disk` does not answer; undefined: each of them does, or `disk` has none. */
+export async function baseProblem(disk: DiskDef | undefined): Promise<string | undefined> {
+  for (const image of disk === undefined ? [] : remoteImages(disk)) {
+    const problem = await linkProblem(image)
+    if (problem !== undefined) return `the base does not answer: ${problem}`
+  }
+  return undefined
+}
+
+/** A request of a stream failed: is it worth another try, since the base is away or has just come back? */
+export async function isOutage(disk: DiskDef | undefined, job: { goneAt: number | undefined }): Promise<boolean> {
+  if ((await baseProblem(disk)) !== undefined) job.goneAt = performance.now()
+  return job.goneAt !== undefined && performance.now() - job.goneAt < GRACE
 }
 
 /** Why the server of `source` takes no connection; undefined when it does. */

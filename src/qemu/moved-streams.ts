@@ -11,6 +11,7 @@ import { endStreams } from './end-streams.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import { settle } from './settle.js'
+import { writeHeaders } from './stale-headers.js'
 import { removeRunDir, saveStatus } from './status.js'
 import { startStream } from './stream.js'
 import type { Vm } from './vm.js'
@@ -40,7 +41,7 @@ export interface Departure {
 /** A stream as it can be begun again anywhere: images have other indexes there. */
 export function movedStream(def: DomainDef, record: BlockJobRecord, position: Position): MovedStream {
   const disk = def.disks.find((candidate) => candidate.target === record.disk)
-  const { bandwidth, weight, policy, onShutdown, engine, baseIndex, arrival } = record
+  const { bandwidth, weight, policy, onShutdown, engine, baseIndex, baseTimeout, arrival } = record
   const base = disk && chainOf(disk).find((image) => image.index === baseIndex && image !== disk.source)
   const options = {
     bandwidth,
@@ -48,6 +49,7 @@ export function movedStream(def: DomainDef, record: BlockJobRecord, position: Po
     ...(weight !== undefined && { weight }),
     ...(policy !== undefined && { policy }),
     ...(onShutdown !== undefined && { onShutdown }),
+    ...(baseTimeout !== undefined && { baseTimeout }),
     ...(base !== undefined && { base: formatBackingString(base) }),
   }
   const { offset, size } = position
@@ -84,6 +86,7 @@ async function leaveOffline(qemu: Qemu, vm: Vm): Promise<Departure | undefined> 
   saveStatus(vm, daemon)
   for (const job of daemon.blockJobs.all) job.puller?.abort()
   await terminate(daemon.process, daemon.ended, false)
+  await writeHeaders(qemu, daemon.def, daemon.staleHeaders)
   const jobs = daemon.blockJobs.all
   const streams = jobs.filter((job) => !job.completed).map((job) => movedStream(daemon.def, job.record, job))
   holdSlots(qemu, streams)

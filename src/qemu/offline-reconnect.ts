@@ -16,6 +16,7 @@ import {
   revokeAccess,
   TIMEOUT,
 } from './reconnect.js'
+import { writeHeaders } from './stale-headers.js'
 import { type DomainStatus, loadStatuses, removeRunDir } from './status.js'
 import type { Vm } from './vm.js'
 
@@ -55,7 +56,9 @@ async function takeOver(
   const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
   const access = new Access(qemu.access, def, (text) => qemu.warn(text), status.access)
   const guards = new Map(status.guards)
-  const daemon = makeDaemon(qemu, vm, { id, def, runDir, pid, startTime, process, monitor, access, guards })
+  const staleHeaders = new Set(status.staleHeaders)
+  const parts = { id, def, runDir, pid, startTime, process, monitor, access, guards, staleHeaders }
+  const daemon = makeDaemon(qemu, vm, parts)
   for (const record of status.blockJobs) daemon.blockJobs.register(record)
   vm.offline = daemon
   pending.attach(daemon)
@@ -82,6 +85,7 @@ async function finishMove(
 
 async function tidyUp(qemu: Qemu, vm: Vm | undefined, status: DomainStatus, runDir: string): Promise<Resumption[]> {
   await revokeAccess(qemu, status, runDir)
+  await writeHeaders(qemu, status.def, status.staleHeaders ?? [])
   const left = vm === undefined ? [] : await followHeaders(qemu, vm, status)
   if (vm === undefined || status.phase !== 'moving') {
     removeRunDir(runDir)

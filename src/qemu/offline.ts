@@ -22,6 +22,7 @@ import { type HostParts, makeHost, Pending } from './image-host.js'
 import { nbdSocket } from './nbd-exports.js'
 import { exitedCleanly, launch, terminate } from './process.js'
 import type { Qemu } from './qemu.js'
+import { writeHeadersLater } from './stale-headers.js'
 import { removeRunDir, saveStarting, saveStatus } from './status.js'
 import type { Daemon, Vm } from './vm.js'
 
@@ -55,11 +56,7 @@ export async function resolveOffline(def: DomainDef, disk: DiskDef): Promise<voi
 /** Under the domain's job: the daemon of a domain that does not run, with the images of `disk` open in it. */
 export async function openOffline(qemu: Qemu, vm: Vm, def: DomainDef, disk: DiskDef): Promise<Daemon> {
   if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'domain is running')
-  if (existsSync(join(qemu.root.saveDir, `${vm.name}.save`)))
-    throw fail(
-      'VIR_ERR_OPERATION_INVALID',
-      `domain '${vm.name}' has a managed save image, whose definition names the backing images of '${disk.target}'`,
-    )
+  refuseSaved(qemu, vm, disk)
   const running = vm.offline
   const daemon = running ?? (await startDaemon(qemu, vm, def, disk))
   await using undo = new Undo()
@@ -72,6 +69,13 @@ export async function openOffline(qemu: Qemu, vm: Vm, def: DomainDef, disk: Disk
   await addNodes(qemu, daemon, disk)
   undo.commit()
   return daemon
+}
+
+/** A saved guest goes on with the backing images that it had. */
+export function refuseSaved(qemu: Qemu, vm: Vm, disk: DiskDef): void {
+  if (!existsSync(join(qemu.root.saveDir, `${vm.name}.save`))) return
+  const text = `domain '${vm.name}' has a managed save image, whose definition names the backing images of '${disk.target}'`
+  throw fail('VIR_ERR_OPERATION_INVALID', text)
 }
 
 /** It may have the images of `disk` from the beginning. */
@@ -214,6 +218,7 @@ function finishDaemon(qemu: Qemu, vm: Vm, daemon: Daemon, exit: ProcessExit): vo
     vm.offline = undefined
     const lost = clean ? undefined : `the storage daemon that streamed disks of domain '${vm.name}' is gone`
     if (daemon.moving !== true) {
+      writeHeadersLater(qemu, vm, daemon)
       endStreams(qemu, vm, daemon, daemon.blockJobs.all, vm.ref, lost)
       removeRunDir(daemon.runDir)
     }

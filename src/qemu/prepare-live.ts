@@ -1,18 +1,19 @@
 /** From a definition to what only a running domain has. */
-import type { DiskDef, DomainDef } from '../conf/domain-def.js'
+import type { DomainDef } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
 import { resolveBackingChain } from '../storage/chain.js'
 import { assignAliases, assignSourceIndexes } from './alias.js'
+import { settleBaseTimeouts } from './base-timeout.js'
 import type { QemuCapabilities } from './capabilities.js'
 import { prepareDefinition } from './definition.js'
 import { chooseFirmware } from './firmware.js'
-import { remoteImages } from './link-watch.js'
+import type { Qemu } from './qemu.js'
 import { checkLinks } from './stream-checks.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
 /** Whole backing chains, aliases, indexes; what the host lacks is found out here. */
-export async function prepareLive(def: DomainDef, caps: QemuCapabilities): Promise<void> {
+export async function prepareLive(qemu: Qemu, def: DomainDef, caps: QemuCapabilities): Promise<void> {
   chooseFirmware(def)
   prepareDefinition(def, caps)
   if (def.virtType === 'kvm' && !(await caps.kvmWorks()))
@@ -31,19 +32,7 @@ export async function prepareLive(def: DomainDef, caps: QemuCapabilities): Promi
       delete disk.source
     }
   }
-  for (const disk of def.disks) pauseOnLostBase(disk)
+  settleBaseTimeouts(def, qemu.baseTimeout)
   assignAliases(def)
   assignSourceIndexes(def)
-}
-
-/**
- * QEMU reconnects to NBD servers, but answers reads from another server that is gone with an error at once. Unless the
- * definition says what is to happen then, the guest is paused, and can go on when the server is back.
- */
-function pauseOnLostBase(disk: DiskDef): void {
-  const { driver } = disk
-  const fragile = remoteImages(disk).some((image) => image.type === 'network' && image.protocol !== 'nbd')
-  if (!fragile || driver.errorPolicy !== undefined || driver.rerrorPolicy !== undefined) return
-  driver.errorPolicy = 'stop'
-  driver.rerrorPolicy = 'stop'
 }

@@ -1,7 +1,8 @@
 /** Follows the streams of a running domain: where they are, what they wait for, what is safe on disk. */
+import type { DiskDef } from '../conf/domain-def.js'
 import type { BlockJob } from './blockjob.js'
 import { finalizeLater } from './finalize.js'
-import { linkProblem, remoteImages } from './link-watch.js'
+import { baseProblem, isOutage } from './link-watch.js'
 import type { BlockJobInfo } from './monitor.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
@@ -55,8 +56,7 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
       continue
     }
     job.waiting = await obstacle(host, job, place.trouble)
-    if (place.trouble === 'nospace' && job.puller === undefined)
-      await host.monitor.blockJobResume(job.record.id).catch(() => undefined)
+    if (job.puller === undefined) await handleError(host, job, place)
   }
   qemu.budget.update()
 }
@@ -65,6 +65,8 @@ interface Place {
   offset: number
   size: number
   trouble: BlockJobInfo['io-status']
+  /** QEMU's job stands still, also when a guest that was resumed has made QEMU forget why */
+  halted?: boolean
 }
 
 /** Where a stream is, told by whoever moves its data now. */
@@ -73,23 +75,39 @@ function placeOf(job: BlockJob, infos: BlockJobInfo[]): Place | undefined {
   if (puller !== undefined) {
     // the backing link is still there when all is pulled, so the stream is not complete yet
     const offset = Math.min(puller.position, puller.size - 1)
-    return { offset, size: puller.size, trouble: puller.full ? 'nospace' : 'ok' }
+    return { offset, size: puller.size, trouble: puller.full ? 'nospace' : puller.stuck ? 'failed' : 'ok' }
   }
   const info = infos.find((candidate) => candidate.device === job.record.id)
-  return info && { offset: info.offset, size: info.len, trouble: info['io-status'] }
+  if (info === undefined) return undefined
+  const halted = job.stuck && info.status === 'paused'
+  return { offset: info.offset, size: info.len, trouble: info['io-status'], halted }
 }
 
 /** Why a stream does not move, if something outside holds it up. */
 async function obstacle(host: StreamHost, job: BlockJob, trouble: Place['trouble']): Promise<string | undefined> {
   if (trouble === 'nospace') return 'No space left on device'
-  if (trouble === 'failed') return 'Input/output error'
-  if (performance.now() - job.movedAt < STALL) return undefined
-  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
-  for (const image of disk === undefined ? [] : remoteImages(disk)) {
-    const problem = await linkProblem(image)
-    if (problem !== undefined) return `the base does not answer: ${problem}`
+  if (trouble === 'failed') job.stuck = true
+  if (trouble === 'ok' && performance.now() - job.movedAt < STALL) return undefined
+  const problem = await baseProblem(diskOf(host, job))
+  if (problem !== undefined) job.goneAt = performance.now()
+  return problem ?? (trouble === 'failed' ? IO_ERROR : undefined)
+}
+
+const IO_ERROR = 'Input/output error'
+
+const diskOf = (host: StreamHost, { record }: BlockJob): DiskDef | undefined =>
+  host.def.disks.find((candidate) => candidate.target === record.disk)
+
+/** QEMU's job stands still after an error: it goes on where that can help, and fails where it cannot. */
+async function handleError(host: StreamHost, job: BlockJob, { trouble, halted }: Place): Promise<void> {
+  if (trouble === 'failed' && !(await isOutage(diskOf(host, job), job))) {
+    if (job.failure !== undefined) return
+    job.failure = IO_ERROR
+    await host.monitor.jobCancel(job.record.id)
+  } else if (trouble !== 'ok' || halted) {
+    // in vain, as long as there is no room or no base
+    await host.monitor.blockJobResume(job.record.id).catch(() => undefined)
   }
-  return undefined
 }
 
 async function flushWhenDue(

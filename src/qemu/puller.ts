@@ -23,6 +23,8 @@ export interface PullOptions {
   maxDepth?: number
   /** nothing below this offset is left to pull */
   start?: number
+  /** a request failed: is it worth another try? Absent: never */
+  isOutage?: () => Promise<boolean>
 }
 
 /** One pass over a disk. `position` only grows: everything below it is in the disk's own image. */
@@ -38,6 +40,8 @@ export class Puller {
   #resting: { promise: Promise<void>; end: () => void } | undefined
   /** the disk is full: requests are tried again until there is room */
   full = false
+  /** the base is away: requests fail, and are tried again until it is back */
+  stuck = false
 
   constructor(client: NbdClient, options: PullOptions) {
     this.#client = client
@@ -108,14 +112,17 @@ export class Puller {
       try {
         await this.#client.cache(unit.offset, unit.length)
         this.full = false
+        this.stuck = false
         this.#flying.delete(unit.offset)
         return
       } catch (error) {
-        if (!(error instanceof NbdError) || error.code !== 'ENOSPC') {
+        const code = error instanceof NbdError ? error.code : undefined
+        if (code !== 'ENOSPC' && !(code === 'EIO' && (await this.#options.isOutage?.()) === true)) {
           if (!this.#abort.signal.aborted) this.#failure ??= error
           return
         }
-        this.full = true
+        this.full = code === 'ENOSPC'
+        this.stuck = code === 'EIO'
         await delay(RETRY, undefined, { signal: this.#abort.signal }).catch(() => undefined)
       }
     }

@@ -27,6 +27,8 @@ export class Qemu {
   readonly incoming = new Map<string, Incoming>()
   /** how the last job of a domain went, by its uuid */
   readonly finishedJobs = new Map<string, DomainJobStats>()
+  /** seconds until a guest whose base is away is paused; undefined: it waits as long as that takes */
+  baseTimeout: number | undefined
   readonly #vms = new Map<string, Vm>()
   #lastId = 0
   /** work that goes on after the call that caused it; close() waits for it */

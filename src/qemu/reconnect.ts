@@ -25,6 +25,7 @@ import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
 import { pendingLive } from './start.js'
+import { writeHeaders } from './stale-headers.js'
 import { type DomainStatus, idsInUse, loadStatuses, removeRunDir, saveStatus, writeStatus } from './status.js'
 import { deleteTap } from './tap.js'
 import { type Live, type StreamHost, Vm } from './vm.js'
@@ -124,8 +125,8 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   const monitor = await connect(qemu, status, runDir, pending)
   const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
   const access = new Access(qemu.access, def, (text) => qemu.warn(text), status.access)
-  const guards = new Map(status.guards)
-  const parts = { access, def, guards, id, runDir, pid, startTime, process, monitor }
+  const [guards, staleHeaders] = [new Map(status.guards), new Set(status.staleHeaders)]
+  const parts = { access, def, guards, staleHeaders, id, runDir, pid, startTime, process, monitor }
   const live = makeHost(qemu, vm, parts, { mode: 'full' })
   if (status.rebooting === true) live.rebooting = true
   if (status.saving !== undefined) live.saving = status.saving
@@ -203,7 +204,7 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
   // the end of its last stream ended a daemon
   if (vm.host !== host) return
   // asks for all nodes, so no job may end meanwhile: those that run go on below
-  host.guards = await readGuards(host.monitor, host.def)
+  host.guards = await readGuards(host.monitor, host.def, host.guards)
   for (const job of host.blockJobs.all) {
     const status = statusOf(job)
     if (job.record.queued === true) await goOnWaiting(qemu, host, job)
@@ -226,6 +227,8 @@ const PAUSED_STATES: Record<string, { state: number; reason: number }> = {
 async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, status: string): Promise<void> {
   job.status = status
   job.told = NaN
+  // what halted it nobody has seen; to wake one that needs it not is refused
+  job.stuck = status === 'paused'
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   if (disk === undefined) return
   await host.exports
@@ -269,6 +272,7 @@ async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string):
   if (vm.live === undefined) vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason }
   const left = await followHeaders(qemu, vm, status)
   await revokeAccess(qemu, status, runDir)
+  await writeHeaders(qemu, status.def, status.staleHeaders ?? [])
   for (const net of status.def.interfaces) await deleteTap(net)
   const going = clean && vm.config !== undefined ? left.filter((record) => record.onShutdown === 'continue') : []
   if (going.length === 0) {

@@ -17,6 +17,8 @@ export interface Settings {
   virtlockdSocket?: string
   fileLockspace?: string
   streams?: StreamLimits
+  /** seconds */
+  baseTimeout?: number
 }
 
 const SCHEMA = new URL('../../../schemas/qemu.json', import.meta.url)

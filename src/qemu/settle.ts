@@ -87,6 +87,7 @@ export async function endPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJo
 }
 
 function resultOf(job: BlockJob, info: JobInfo | undefined): JobEnd {
+  if (job.failure !== undefined) return { status: 'failed', error: job.failure }
   const error = info?.error ?? job.error
   if (error !== undefined) return CANCELED.test(error) ? { status: 'canceled' } : { status: 'failed', error }
   const walkedAll = info === undefined ? job.completed : info['current-progress'] === info['total-progress']
@@ -99,6 +100,7 @@ function detach(qemu: Qemu, vm: Vm, host: StreamHost, disk: DiskDef, base: Stora
   const before = [disk.source, own].map((image) => [image, image?.backingStore] as const)
   try {
     const dropped = cutChain(disk, base)
+    host.staleHeaders.delete(disk.target)
     if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
     saveStatus(vm, host)
     return dropped

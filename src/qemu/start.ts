@@ -96,7 +96,7 @@ async function launchQemu(
 ): Promise<Live> {
   const def = structuredClone(source)
   const caps = await qemu.capabilities.get(def.emulator)
-  await prepareLive(def, caps)
+  await prepareLive(qemu, def, caps)
   const id = qemu.nextId()
   def.id = id
   const live = await bringUp(qemu, vm, def, caps, options).catch((error: unknown) => {

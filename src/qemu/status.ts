@@ -26,6 +26,8 @@ export interface DomainStatus {
   blockJobs: BlockJobRecord[]
   /** see `Guards` in block-graph.ts */
   guards: [string, number][]
+  /** see `ImageHolder` in vm.ts; absent: none */
+  staleHeaders?: string[]
   /** the guest was asked to power down, to come up again at once */
   rebooting?: boolean
   /** see `Live` */
@@ -75,6 +77,7 @@ export function saveStatus(vm: Vm, host: StreamHost): void {
     def,
     blockJobs,
     guards: [...guards],
+    ...(host.staleHeaders.size > 0 && { staleHeaders: [...host.staleHeaders] }),
     rebooting,
     ...(host.mode === 'full' && host.saving && { saving: host.saving }),
     ...(host.access.record && { access: host.access.record }),

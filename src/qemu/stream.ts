@@ -12,12 +12,14 @@ import type {
   StreamOptions,
 } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
+import { setBaseTimeout } from './base-timeout.js'
 import { addGuard } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { stopPull } from './engines.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
 import { isFromMigration } from './migration-record.js'
+import { setBase } from './new-base.js'
 import type { Position } from './moved-streams.js'
 import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import { follow, look } from './progress.js'
@@ -49,11 +51,17 @@ export async function startStream(
   const disk = findDisk(def, name)
   if (vm.host?.blockJobs.ofDisk(disk.target) !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
-  if (vm.live === undefined) await resolveOffline(def, disk)
+  const { baseTimeout = qemu.baseTimeout } = options
+  if (vm.live === undefined) {
+    await resolveOffline(def, disk)
+    if (baseTimeout !== undefined) disk.baseTimeout = baseTimeout
+  }
   checkStreamable(disk)
   const base = options.base === undefined ? undefined : findBase(disk, options.base)
   if (base !== undefined) checkUnguarded(disk, base)
   await checkLinks(disk)
+  if (vm.live !== undefined && options.baseTimeout !== undefined)
+    await setBaseTimeout(qemu, vm, vm.live, disk, options.baseTimeout)
   const host = vm.live ?? (await openOffline(qemu, vm, def, disk))
   try {
     await begin(qemu, vm, host, { disk, base, options, ...(position && { position }) })
@@ -91,6 +99,7 @@ async function begin(
     ...(base?.index !== undefined && { baseIndex: base.index }),
     ...(options.policy !== undefined && { policy: options.policy }),
     ...(options.onShutdown !== undefined && { onShutdown: options.onShutdown }),
+    ...(options.baseTimeout !== undefined && { baseTimeout: options.baseTimeout }),
     engine,
     phase: engine,
   })
@@ -182,6 +191,7 @@ type StreamOps = Pick<
   HypervisorOps,
   | 'domainStreamDisk'
   | 'domainStreamDiskInfo'
+  | 'domainStreamDiskSetBase'
   | 'domainBlockPull'
   | 'domainBlockRebase'
   | 'domainGetBlockJobInfo'
@@ -217,6 +227,8 @@ export function streamOps(qemu: Qemu): StreamOps {
       await look(qemu, vm, host)
       return host.blockJobs.all.map((job) => stateOf(qemu, host, job))
     },
+
+    domainStreamDiskSetBase: (ref, disk, base, image) => run(ref, (vm) => setBase(qemu, vm, disk, base, image)),
 
     domainBlockPull: (ref, disk, bandwidth) => begin(ref, disk, { bandwidth }),
 

@@ -34,6 +34,8 @@ interface ImageHolder {
   readonly blockJobs: BlockJobs
   readonly exports: NbdExports
   guards: Guards
+  /** targets of disks whose image's header does not name its base any more, which the definition does */
+  readonly staleHeaders: Set<string>
   /** resolves when the process is gone and everything of it is undone */
   readonly ended: Promise<void>
   readonly markEnded: () => void

@@ -136,6 +136,8 @@ export const calls: Calls = {
     const how = flags === VIR_STREAM_DISK_ONE ? { ...options, signal: on.signal } : options
     return domainOf(on, ref).streamDisk(disk, offset, flags, how)
   },
+  domainStreamDiskSetBase: (on, ref, disk, base, image, flags) =>
+    domainOf(on, ref).streamDiskSetBase(disk, base, image === undefined ? {} : { image }, flags),
   domainStreamDiskInfo: (on, ref, flags) => domainOf(on, ref).streamDiskInfo(flags),
 
   domainMigrateBegin: (on, ref, params, flags) =>

@@ -64,6 +64,23 @@ export async function createOverlay(request: OverlayRequest): Promise<void> {
   undo.commit()
 }
 
+/**
+ * Makes the header of a local image name `backing`, whatever that holds (qemu-img rebase -u). VIR_ERR_OPERATION_FAILED
+ * with qemu-img's words, e.g. when a process has the image open.
+ */
+export async function rebaseHeader(image: StorageSource, backing: StorageSource): Promise<void> {
+  if (image.type === 'network') throw fail('VIR_ERR_CONFIG_UNSUPPORTED', 'the header of a remote image stays as it is')
+  const { path, format = 'raw' } = image
+  if (format !== 'qcow2' && format !== 'qed')
+    throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `the header of image '${path}' has no place for a base`)
+  try {
+    await run('qemu-img', ['rebase', '-u', '-f', format, ...backingArgs({ path, format, backing }), path])
+  } catch (error) {
+    const words = error instanceof RunError ? qemuWords(error) : String(error)
+    throw fail('VIR_ERR_OPERATION_FAILED', `cannot change the base of image '${path}': ${words}`, error)
+  }
+}
+
 /** The facts in the header of a local image. */
 export function imageInfo(path: string, format: string): Promise<ImageInfo> {
   return probeImage({ type: 'file', path, format })

@@ -1,0 +1,83 @@
+/** A base that is away for longer than its timeout: the guest is paused, and goes on when the base is back. */
+import assert from 'node:assert/strict'
+import { join } from 'node:path'
+import { test, type TestContext } from 'node:test'
+import {
+  VIR_DOMAIN_EVENT_IO_ERROR_PAUSE,
+  VIR_DOMAIN_EVENT_SUSPENDED,
+  VIR_DOMAIN_EVENT_SUSPENDED_IOERROR,
+  VIR_DOMAIN_PAUSED,
+  VIR_DOMAIN_PAUSED_IOERROR,
+  VIR_DOMAIN_RUNNING,
+  type Domain,
+  type StreamDiskState,
+} from '../../src/index.js'
+import { diskXml, powerOff, startGuest, testRoot, until, virError } from '../support/domain.js'
+import { backingOf, overlay, patternImage } from '../support/images.js'
+import { checkPattern } from '../support/pattern.js'
+import { requires } from '../support/requires.js'
+import { nbdUri, qemuNbd } from '../support/servers.js'
+
+const MiB = 1024 * 1024
+
+/** A guest on an overlay of a base behind qemu-nbd. */
+async function setUp(t: TestContext, name: string, driver = '') {
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 32 * MiB)
+  const at = { path: join(root.folder, 'base.nbd') }
+  const server = await qemuNbd(t, base.path, at)
+  const path = await overlay(root.folder, nbdUri(at))
+  const { dom, guest } = await startGuest(t, root, { name, devices: diskXml('vda', path, { driver }) })
+  await guest.base('vda', base.seed, base.size)
+  return { root, base, server, path, dom, guest }
+}
+
+const stateOf = async (dom: Domain): Promise<StreamDiskState | undefined> => (await dom.streamDiskInfo())[0]
+
+for (const engine of ['job', 'pull'] as const) {
+  test(`engine '${engine}': past its timeout the guest is paused, with the base back guest and stream go on`, async (t) => {
+    if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-nbd')) return
+    const { root, base, server, path, dom, guest } = await setUp(t, `timeout-${engine}`)
+    const events = root.conn.domainEvents({ domain: dom, kinds: ['io-error', 'lifecycle'] })
+    await guest.work('vda')
+    const stream = await dom.stream('vda', { bandwidth: 2 * MiB, engine, baseTimeout: 2 })
+    await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > 1 * MiB)
+    await server.kill()
+    await until('the guest is paused', async () => (await dom.getState()).state === VIR_DOMAIN_PAUSED, 20_000)
+    assert.equal((await dom.getState()).reason, VIR_DOMAIN_PAUSED_IOERROR)
+    await until('the stream waits', async () => (await stateOf(dom))?.status === 'waiting', 5_000)
+    assert.match((await stateOf(dom))?.error ?? '', /the base does not answer: /)
+    await assert.rejects(
+      dom.resume(),
+      virError('VIR_ERR_OPERATION_FAILED', /^the guest is paused again: base '.*base\.nbd.*' does not answer: /),
+    )
+    assert.equal((await dom.getState()).reason, VIR_DOMAIN_PAUSED_IOERROR)
+
+    await server.start()
+    await dom.resume()
+    assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
+    await stream.setBandwidth(0)
+    await stream.finished
+    const { bad, errors } = await guest.stop()
+    assert.deepEqual({ bad, errors }, { bad: 0, errors: 0 })
+    assert.equal((await guest.verify('vda')).bad, 0)
+    const digest = await guest.digest('vda')
+    await powerOff(dom, guest)
+    assert.equal(await backingOf(path), undefined)
+    assert.equal((await checkPattern(path, 'qcow2', base.seed)).digest, digest)
+
+    events.close()
+    const seen = []
+    for await (const event of events) seen.push(event)
+    const error = seen.find((event) => event.kind === 'io-error')
+    assert.deepEqual([error?.disk, error?.action, error?.path], ['vda', VIR_DOMAIN_EVENT_IO_ERROR_PAUSE, path])
+    assert.ok(
+      seen.some(
+        (event) =>
+          event.kind === 'lifecycle' &&
+          event.event === VIR_DOMAIN_EVENT_SUSPENDED &&
+          event.detail === VIR_DOMAIN_EVENT_SUSPENDED_IOERROR,
+      ),
+    )
+  })
+}
