@@ -16,5 +16,9 @@ export function descriptorOf(socket: Socket): number | undefined {
 export function tuneTcp(socket: Socket): void {
   socket.setNoDelay(true)
   const fd = descriptorOf(socket)
-  if (fd !== undefined) native.setNotSentLowat(fd, NOT_SENT)
+  try {
+    if (fd !== undefined) native.setNotSentLowat(fd, NOT_SENT)
+  } catch {
+    // a socket that has none: small requests wait longer beside bulk, that is all
+  }
 }

@@ -44,6 +44,9 @@ export class TunnelListener {
     this.#server = server
     server.on('connection', (socket: Socket) => this.#connected(socket))
     server.on('secureConnection', (socket: TLSSocket) => void this.#secured(socket))
+    server.on('error', (error) => {
+      options.onRefused?.(asTunnelError(error, 'ECONNRESET', 'no connection can be taken'), undefined)
+    })
     server.on('tlsClientError', (error: Error, socket: TLSSocket) => {
       socket.destroy()
       this.#options.onRefused?.(asTunnelError(error, 'EACCES', 'TLS failed'), undefined)

@@ -48,6 +48,7 @@ export class UnixRelay {
     this.#options = options
     this.#server = server
     server.on('connection', (socket) => void this.#serve(socket))
+    server.on('error', (error) => options.onBroken?.(asTunnelError(error, 'ECONNRESET', 'no connection can be taken')))
   }
 
   /** Rejects with TunnelError EINVAL when the path can't be listened on. A socket there that nobody listens on is replaced. */
@@ -101,8 +102,11 @@ export class UnixRelay {
   async #serve(socket: Socket): Promise<void> {
     const { heldAtMost = 64 } = this.#options
     socket.on('error', () => undefined)
+    // one that waits and hangs up; one that is joined passes its end on
+    socket.once('end', () => {
+      if (this.#held.has(socket)) socket.destroy()
+    })
     const [oldest] = this.#held
-    // its program has perhaps given up long ago: nobody reads from those that wait
     if (this.#held.size >= heldAtMost) oldest?.destroy()
     this.#held.add(socket)
     socket.once('close', () => this.#held.delete(socket))

@@ -1,4 +1,6 @@
 /** Two ends of a tunnel, in one process. */
+import { once } from 'node:events'
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import type { ClientOptions, ServerOptions } from '../../src/tunnel/options.js'
 import { Tunnel } from '../../src/tunnel/tunnel.js'
@@ -39,4 +41,15 @@ export async function readAll(stream: Duplex): Promise<Buffer> {
   const parts: Buffer[] = []
   for await (const part of stream) parts.push(part as Buffer)
   return Buffer.concat(parts)
+}
+
+/** Two ends of a TCP connection over loopback. */
+export async function socketPair(t: Cleanup): Promise<[Socket, Socket]> {
+  const server = createServer().listen(0, '127.0.0.1')
+  t.after(() => void server.close())
+  await once(server, 'listening')
+  const accepted = once(server, 'connection') as Promise<[Socket]>
+  const near = connect((server.address() as AddressInfo).port, '127.0.0.1')
+  const [far] = await accepted
+  return [near, far]
 }

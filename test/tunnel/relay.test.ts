@@ -6,6 +6,7 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { connect, createServer, Socket, type Server } from 'node:net'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { native } from '../../src/native.js'
 import { dial } from '../../src/tunnel/dial.js'
 import { descriptorFor, joinDuplex, joinUnix, unixSocket } from '../../src/tunnel/join.js'
@@ -77,6 +78,17 @@ test('while there is no tunnel connections wait, and go on as soon as there is o
   assert.equal(near.held, 2)
   near.setTunnel((await tunnelTo(t, join(folder, 'far')))[0])
   await Promise.all(waiting.map(echoed))
+})
+
+test('a connection that hangs up while it waits is let go', async (t) => {
+  const near = await relay(t, { path: join(await temporaryFolder(t), 'near') })
+  const socket = await unixSocket(near.path)
+  const stays = await unixSocket(near.path)
+  while (near.held < 2) await nextTurn()
+  socket.end()
+  await once(socket.resume(), 'close')
+  assert.equal(near.held, 1)
+  stays.destroy()
 })
 
 test('a tunnel that breaks takes its connections along, and the next one serves new ones on the same path', async (t) => {

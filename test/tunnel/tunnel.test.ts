@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { test } from 'node:test'
+import type { Channel } from '../../src/tunnel/channel.js'
 import { TunnelError } from '../../src/tunnel/error.js'
 import { Tunnel } from '../../src/tunnel/tunnel.js'
 import { pipe } from '../nbd/pipe.js'
-import { readAll, tunnelPair } from './pair.js'
+import { readAll, socketPair, tunnelOver, tunnelPair } from './pair.js'
 
 test('either side opens channels, with parameters both ways', async (t) => {
   const [client, server] = await tunnelPair(t, {
@@ -105,4 +107,55 @@ test('a link that breaks ends channels, openings and pings with one error', asyn
   await assert.rejects(client.ping(), { code: 'ECONNRESET' })
   assert.equal((await client.closed)?.code, 'ECONNRESET')
   assert.equal((await server.closed)?.code, 'ECONNRESET')
+})
+
+test('a consumer that does not read holds up its own channel, and nobody else', async (t) => {
+  const [client, server] = await tunnelPair(t)
+  const accepted: Channel[] = []
+  server.onOpen = (request) => {
+    const channel = request.accept()
+    accepted.push(channel)
+    if (request.service === 'echo') channel.pipe(channel)
+  }
+  const [stuck, echo] = [await client.open('stuck'), await client.open('echo')]
+  const sent = randomBytes(4 << 20)
+  stuck.write(sent)
+  stuck.end()
+  const bytes = randomBytes(4 << 20)
+  echo.end(bytes)
+  assert.ok((await readAll(echo)).equals(bytes))
+  const held = client.stats.channels.find(({ service }) => service === 'stuck')
+  assert.ok(held !== undefined && held.bytesOut <= held.window + (1 << 18), JSON.stringify(held))
+  const [consumer] = accepted
+  assert.ok(consumer !== undefined)
+  consumer.end()
+  assert.ok((await readAll(consumer)).equals(sent))
+})
+
+test('small requests are answered while bulk goes on in both directions', async (t) => {
+  const [near, far] = await socketPair(t)
+  const [client, server] = await tunnelOver(t, [near, far])
+  server.onOpen = (request) => {
+    const channel = request.accept()
+    if (request.service === 'echo') channel.pipe(channel)
+    else channel.resume()
+  }
+  client.onOpen = (request) => void request.accept().resume()
+  const bulk = [await client.open('bulk'), await server.open('bulk')]
+  let going = true
+  const flood = (channel: Channel): void => {
+    while (going && channel.write(block));
+    if (going) channel.once('drain', () => flood(channel))
+  }
+  const block = Buffer.alloc(64 * 1024)
+  bulk.forEach(flood)
+  const echo = await client.open('echo')
+  for (let i = 0; i < 200; i++) {
+    const request = randomBytes(64)
+    echo.write(request)
+    const [answer] = (await once(echo, 'data')) as [Buffer]
+    assert.ok(answer.equals(request))
+  }
+  going = false
+  assert.ok(client.stats.bytesOut > 100 * 64 * 1024 && server.stats.bytesOut > 100 * 64 * 1024)
 })
