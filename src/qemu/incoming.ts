@@ -25,6 +25,8 @@ export class Incoming {
   /** what QEMU said when it failed */
   reason = ''
   releasing = false
+  /** it is being ended */
+  cancelling: Promise<void> | undefined
   readonly #qemu: Qemu
   readonly #loaded: Promise<void>
   /** all memory is here */

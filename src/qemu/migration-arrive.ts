@@ -70,9 +70,15 @@ function keepDefinition(qemu: Qemu, { vm, record }: Incoming, live: Live): void 
 }
 
 /** The guest will not come: nothing of it remains here. */
-export async function cancel(qemu: Qemu, incoming: Incoming, why: string): Promise<void> {
+export function cancel(qemu: Qemu, incoming: Incoming, why: string): Promise<void> {
+  const { record } = incoming
+  if (record.phase === 'streaming') return Promise.resolve()
+  // whoever comes second waits for the first one
+  return (incoming.cancelling ??= end(qemu, incoming, why))
+}
+
+async function end(qemu: Qemu, incoming: Incoming, why: string): Promise<void> {
   const { vm, record } = incoming
-  if (record.phase === 'streaming' || !qemu.incoming.has(record.id)) return
   incoming.reason ||= why
   qemu.incoming.delete(record.id)
   const { live } = vm

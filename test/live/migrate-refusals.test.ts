@@ -1,0 +1,108 @@
+/** Migrations that do not come about: whatever fails before the switch, the guest stays, and nothing is left elsewhere. */
+import assert from 'node:assert/strict'
+import { existsSync, readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import {
+  VIR_DOMAIN_XML_MIGRATABLE,
+  VIR_MIGRATE_LIVE,
+  VIR_MIGRATE_NON_SHARED_DISK,
+  VIR_MIGRATE_OFFLINE,
+  VIR_MIGRATE_PARALLEL,
+  VIR_MIGRATE_STREAM_DISKS,
+  type Domain,
+} from '../../src/index.js'
+import { diskXml, processesOf, startPlain, testRoot, until, virError, type TestRoot } from '../support/domain.js'
+import { emptyImage, type Cleanup } from '../support/images.js'
+import { requires } from '../support/requires.js'
+
+const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
+
+test('what cannot be run at the destination is refused there, and the guest stays', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { here, there, dom, xml } = await twoRoots(t)
+  await dom.resume()
+  const refused = async (changed: string, code: Parameters<typeof virError>[0], words: RegExp): Promise<void> => {
+    await assert.rejects(dom.migrate(there.conn, { destinationXML: changed }, STREAM), virError(code, words))
+    await assertStays(here, there, dom)
+  }
+  await refused(
+    xml.replace("<vcpu placement='static'>1<", "<vcpu placement='static'>2<"),
+    'VIR_ERR_CONFIG_UNSUPPORTED',
+    /'vcpu/,
+  )
+  await refused(
+    xml.replace(/<memory unit='KiB'>\d+</, "<memory unit='KiB'>131072<"),
+    'VIR_ERR_CONFIG_UNSUPPORTED',
+    /'memory'/,
+  )
+  await refused(xml.replace("type='qcow2'", "type='raw'"), 'VIR_ERR_CONFIG_UNSUPPORTED', /'vda' has format 'raw'/)
+  await refused(xml.replaceAll(there.folder, here.folder), 'VIR_ERR_OPERATION_FAILED', /exists already/)
+  await refused('<domain/>', 'VIR_ERR_XML_ERROR', /./)
+  const foreign = { uri: 'virstream+unix:///nowhere/at/all' }
+  await assert.rejects(
+    dom.migrate(there.conn, { destinationXML: xml, ...foreign }, STREAM),
+    virError('VIR_ERR_OPERATION_FAILED', /cannot be reached/),
+  )
+  await assertStays(here, there, dom)
+})
+
+test('flags and parameters that make no sense are refused by name', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { here, there, dom } = await twoRoots(t)
+  const refused = (params: object, flags: number, code: Parameters<typeof virError>[0], words: RegExp): Promise<void> =>
+    assert.rejects(dom.migrate(there.conn, params, flags), virError(code, words))
+  await refused({}, STREAM | VIR_MIGRATE_NON_SHARED_DISK, 'VIR_ERR_INVALID_ARG', /mutually exclusive/)
+  await refused({}, VIR_MIGRATE_OFFLINE | VIR_MIGRATE_LIVE, 'VIR_ERR_INVALID_ARG', /mutually exclusive/)
+  await refused({}, STREAM | VIR_MIGRATE_PARALLEL, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /VIR_MIGRATE_PARALLEL/)
+  await refused({ writeBack: true }, VIR_MIGRATE_LIVE, 'VIR_ERR_INVALID_ARG', /'writeBack' needs/)
+  await refused({ bandwith: 1 }, STREAM, 'VIR_ERR_INVALID_ARG', /no migration parameter 'bandwith'/)
+  await refused({ migrateDisks: ['vdz'] }, STREAM, 'VIR_ERR_INVALID_ARG', /'vdz'/)
+  await refused({ compression: 'lzma' }, STREAM, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /'lzma'/)
+  await assert.rejects(
+    dom.migrate(here.conn, {}, STREAM),
+    virError('VIR_ERR_INVALID_ARG', /the connection that it is on/),
+  )
+  await assert.rejects(dom.abortJob(), virError('VIR_ERR_OPERATION_INVALID', /no job is active/))
+  await assertStays(here, there, dom)
+})
+
+test('a migration that is called off, or whose destination dies, leaves the guest where it is', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { here, there, dom, xml } = await twoRoots(t)
+  await dom.resume()
+  const slow = { destinationXML: xml, bandwidth: 1 }
+  const going = dom.migrate(there.conn, slow, STREAM)
+  going.catch(() => undefined)
+  await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
+  await dom.abortJob()
+  await assert.rejects(going, virError('VIR_ERR_OPERATION_ABORTED', /was canceled/))
+  await assertStays(here, there, dom)
+  const dying = dom.migrate(there.conn, slow, STREAM)
+  dying.catch(() => undefined)
+  await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
+  for (const pid of processesOf(there.folder)) process.kill(pid, 'SIGKILL')
+  await assert.rejects(dying, virError('VIR_ERR_OPERATION_FAILED', /could not be migrated/))
+  await assertStays(here, there, dom)
+})
+
+async function twoRoots(t: Cleanup): Promise<{ here: TestRoot; there: TestRoot; dom: Domain; xml: string }> {
+  const [here, there] = [await testRoot(t), await testRoot(t)]
+  const path = await emptyImage(here.folder, 'qcow2', 16 << 20, 'disk.qcow2')
+  const dom = await startPlain(here, { devices: diskXml('vda', path) })
+  const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+  return { here, there, dom, xml }
+}
+
+/** It runs here as it did, and there is no trace of it. */
+async function assertStays(here: TestRoot, there: TestRoot, dom: Domain): Promise<void> {
+  assert.equal(await dom.isActive(), true)
+  await until('nothing is left there', () => processesOf(there.folder).length === 0)
+  assert.deepEqual(await there.conn.listAllDomains(), [])
+  assert.equal(existsSync(join(there.folder, 'disk.qcow2')), false)
+  for (const { folder } of [here, there])
+    assert.deepEqual(
+      readdirSync(join(folder, 'root/run/migration')).filter((name) => name !== 'tunnel.sock'),
+      [],
+    )
+}
