@@ -12,7 +12,7 @@ import { emitLifecycle } from './emit.js'
 import { storageOf } from './migration-flags.js'
 import { sharedDisks } from './migration-disks.js'
 import { type MigrationRecord } from './migration-record.js'
-import { beginStreams, disksLeft } from './migration-target-disks.js'
+import { beginStreams, closeDisks, disksLeft } from './migration-target-disks.js'
 import { killHard } from './process.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus } from './status.js'
@@ -30,6 +30,7 @@ export async function finish(qemu: Qemu, incoming: Incoming, locks?: LockCookie)
   await incoming.whenLoaded(LOADING)
   await vm.jobs.run('migrate', async () => {
     const live = vm.requireLive()
+    await closeDisks(incoming, live)
     if (record.phase !== 'loaded')
       throw fail('VIR_ERR_OPERATION_FAILED', `the state of domain '${vm.name}' has not arrived`)
     if (storageOf(record.flags) === 'shared') await live.access.setDiskLocks(sharedDisks(live), 'held', locks)

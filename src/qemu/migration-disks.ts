@@ -7,6 +7,7 @@ import type { ChannelRequest } from '../tunnel/requests.js'
 import { isDeviceOf } from './block-graph.js'
 import { findDisk } from './disk-names.js'
 import { storageOf } from './migration-flags.js'
+import { mirrored } from './migration-mirror.js'
 import type { MigratedDisk } from './migration-cookie.js'
 import { nbdSocket } from './nbd-exports.js'
 import type { Qemu } from './qemu.js'
@@ -49,7 +50,8 @@ export async function chooseDisks(live: Live, params: MigrateParams, flags: numb
 
 /** `live` is undefined where the domain's QEMU is gone and a storage daemon serves in its place. */
 export function sourceStorage(qemu: Qemu, outgoing: Outgoing, live: Live | undefined): SourceStorage {
-  return storageOf(outgoing.record.flags) === 'stream' ? streamed(qemu, outgoing, live) : shared(outgoing, live)
+  const makers = { stream: streamed, mirror: mirrored, shared }
+  return makers[storageOf(outgoing.record.flags)](qemu, outgoing, live)
 }
 
 /** Its QEMU serves what the destination reads, and goes on with that when the guest is gone. */
@@ -79,7 +81,7 @@ function streamed(qemu: Qemu, outgoing: Outgoing, live: Live | undefined): Sourc
 export const sharedDisks = ({ def }: Live): DiskDef[] => def.disks.filter(movesAlong)
 
 /** The other host sees the same images: only their locks go over. */
-function shared(outgoing: Outgoing, live: Live | undefined): SourceStorage {
+function shared(_qemu: Qemu, outgoing: Outgoing, live: Live | undefined): SourceStorage {
   return {
     before: () => Promise.resolve(),
     async atSwitch() {

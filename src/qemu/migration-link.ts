@@ -53,6 +53,10 @@ export class MigrationLink {
     return this.problem === undefined
   }
 
+  get tunnel(): Tunnel | undefined {
+    return this.#tunnel
+  }
+
   /** Reaches the destination once. UnknownThereError, or why it could not be reached. */
   async connect(): Promise<void> {
     const { id, key, onOpen, onRequest } = this.#options

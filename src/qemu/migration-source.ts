@@ -73,6 +73,7 @@ export async function perform(
     outgoing.enter('memory')
     outgoing.link = linkFor(qemu, outgoing, tunnel)
     await connect(outgoing)
+    await outgoing.link.request('disks')
     await storage.before()
     await transfer(outgoing, live, storage)
     vm.requireSame(live)

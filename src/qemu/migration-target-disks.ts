@@ -1,9 +1,11 @@
 /** The destination's side of disks that are streamed after the guest has come. */
 import { existsSync } from 'node:fs'
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import { VIR_DOMAIN_BLOCK_JOB_FAILED } from '../constants.gen.js'
+import { VIR_DOMAIN_BLOCK_JOB_FAILED, VIR_MIGRATE_NON_SHARED_INC } from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
-import { createOverlay } from '../storage/overlay.js'
+import { createImage, createOverlay, imageInfo } from '../storage/overlay.js'
+import { joinUnix } from '../tunnel/join.js'
+import type { ChannelRequest } from '../tunnel/requests.js'
 import { UnixRelay } from '../tunnel/relay.js'
 import { Undo } from '../util/undo.js'
 import { assignSourceIndexes } from './alias.js'
@@ -14,7 +16,7 @@ import { emitPull } from './emit.js'
 import { storageOf } from './migration-flags.js'
 import { SERVICE } from './migration-link.js'
 import { disksSocket, isFromMigration, saveRecord } from './migration-record.js'
-import { exportName } from './nbd-exports.js'
+import { exportName, nbdSocket } from './nbd-exports.js'
 import type { Qemu } from './qemu.js'
 import { startStream } from './stream.js'
 import type { Live } from './vm.js'
@@ -37,6 +39,7 @@ function remoteSource(qemu: Qemu, incoming: Incoming, target: string): StorageSo
  */
 export async function makeDisks(qemu: Qemu, incoming: Incoming, def: DomainDef): Promise<void> {
   const { record } = incoming
+  if (storageOf(record.flags) === 'mirror') await makeMirrors(qemu, incoming, def)
   if (storageOf(record.flags) !== 'stream') return
   const caps = await qemu.capabilities.get(def.emulator)
   if (!caps.hasBlockDriver('quorum'))
@@ -53,6 +56,61 @@ export async function makeDisks(qemu: Qemu, incoming: Incoming, def: DomainDef):
     await createOverlay({ path, format, size, backing: remoteSource(qemu, incoming, target), openBacking: false })
     if (disk?.source !== undefined) disk.source.backingStore = null
   }
+}
+
+/** Images that will take mirrored disks in; one that lies on top of others which both hosts have is there already. */
+async function makeMirrors(qemu: Qemu, { record }: Incoming, def: DomainDef): Promise<void> {
+  const incremental = (record.flags & VIR_MIGRATE_NON_SHARED_INC) !== 0
+  for (const { disk: target, size } of record.disks) {
+    const disk = def.disks.find((candidate) => candidate.target === target)
+    const source = disk?.source
+    if (source?.type !== 'file')
+      throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `disk '${target}' must be a file at the destination`)
+    if (incremental) {
+      await checkSize(source, size, target)
+      continue
+    }
+    if (existsSync(source.path))
+      throw fail('VIR_ERR_OPERATION_FAILED', `image '${source.path}' for disk '${target}' exists already`)
+    record.made?.push(source.path)
+    saveRecord(qemu.root, record)
+    await createImage({ path: source.path, format: source.format ?? 'raw', size })
+    source.backingStore = null
+  }
+}
+
+async function checkSize(source: StorageSource & { type: 'file' }, size: number, target: string): Promise<void> {
+  if (!existsSync(source.path))
+    throw fail(
+      'VIR_ERR_OPERATION_FAILED',
+      `image '${source.path}' for disk '${target}' has to be there, on its backing image`,
+    )
+  const { virtualSize } = await imageInfo(source.path, source.format ?? 'raw')
+  if (virtualSize !== size)
+    throw fail(
+      'VIR_ERR_OPERATION_FAILED',
+      `image '${source.path}' for disk '${target}' has ${virtualSize} bytes, not ${size}`,
+    )
+}
+
+/** While QEMU waits for the guest: others may write its disks, which nobody else does yet. */
+export async function openDisks(incoming: Incoming, live: Live): Promise<void> {
+  if (storageOf(incoming.record.flags) !== 'mirror') return
+  for (const disk of incoming.migrated) await live.exports.serve(disk, { writable: true })
+}
+
+/** Before the guest runs nobody else writes any more. */
+export async function closeDisks(incoming: Incoming, live: Live): Promise<void> {
+  if (storageOf(incoming.record.flags) !== 'mirror') return
+  for (const { target } of incoming.migrated) await live.exports.unserve(target)
+}
+
+/** A mirror of the source wants to write a disk. */
+export async function serveMirror({ record, vm }: Incoming, request: ChannelRequest): Promise<void> {
+  const { live } = vm
+  if (live === undefined || record.phase !== 'incoming')
+    request.refuse(`domain '${record.name}' does not wait for its disks`)
+  else await joinUnix(request, nbdSocket(live.runDir))
 }
 
 function placeFor(disk: DiskDef | undefined, target: string): { path: string; format: 'qcow2' | 'qed' } {

@@ -19,7 +19,7 @@ import { checkMigrationFlags, storageOf } from './migration-flags.js'
 import { SERVICE } from './migration-link.js'
 import { listenForMigrations } from './migration-listener.js'
 import { type MigrationRecord, saveRecord } from './migration-record.js'
-import { attachDisks, makeDisks, openRelay } from './migration-target-disks.js'
+import { attachDisks, makeDisks, openDisks, openRelay, serveMirror } from './migration-target-disks.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Qemu } from './qemu.js'
 import { startIncoming } from './start.js'
@@ -115,6 +115,7 @@ export async function routeIncoming(qemu: Qemu, request: ChannelRequest, tunnel:
   if (incoming === undefined || incoming.record.key !== key) request.refuse('there is no such migration here')
   else if (request.service === SERVICE.messages) attach(qemu, incoming, request, tunnel)
   else if (request.service === SERVICE.memory) await takeMemory(incoming, request)
+  else if (request.service === SERVICE.disks) await serveMirror(incoming, request)
   else request.refuse(`a migration has no service '${request.service}'`)
 }
 
@@ -158,6 +159,9 @@ async function takeMemory(incoming: Incoming, request: ChannelRequest): Promise<
 async function answer(qemu: Qemu, incoming: Incoming, method: string, params: unknown): Promise<unknown> {
   const { record, vm } = incoming
   switch (method) {
+    case 'disks':
+      await openDisks(incoming, vm.requireLive())
+      return {}
     case 'incoming': {
       const live = vm.requireLive()
       const { capabilities } = params as { capabilities: Record<string, boolean> }

@@ -262,8 +262,8 @@ export class Monitor {
     await this.getfd('vs-nbd', listener)
     await this.run('nbd-server-start', { addr: { type: 'fd', data: { str: 'vs-nbd' } } }, QUERY)
   }
-  blockExportAdd(id: string, nodeName: string): Promise<unknown> {
-    const args = { type: 'nbd', id, 'node-name': nodeName, name: id, writable: false, 'allocation-depth': true }
+  blockExportAdd(id: string, nodeName: string, writable = false): Promise<unknown> {
+    const args = { type: 'nbd', id, 'node-name': nodeName, name: id, writable, 'allocation-depth': true }
     return this.run('block-export-add', args, CONTROL)
   }
   blockExportDel(id: string): Promise<unknown> {

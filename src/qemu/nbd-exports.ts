@@ -48,9 +48,9 @@ export class NbdExports {
     return client
   }
 
-  /** Exports the disk for others, who connect to the socket themselves. */
-  async serve(disk: DiskDef): Promise<void> {
-    await this.#export(disk)
+  /** Exports the disk for others, who connect to the socket themselves; `writable` while no guest runs on it. */
+  async serve(disk: DiskDef, { writable = false } = {}): Promise<void> {
+    await this.#export(disk, writable)
   }
 
   /** Takes back what `serve` gave; whoever is connected loses the connection. */
@@ -58,12 +58,12 @@ export class NbdExports {
     await this.#monitor.blockExportDel(exportName(target))
   }
 
-  async #export({ source, target }: DiskDef): Promise<string> {
+  async #export({ source, target }: DiskDef, writable = false): Promise<string> {
     if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
     await this.#startServer()
     const id = exportName(target)
     const present = (await this.#monitor.queryBlockExports()).some((candidate) => candidate.id === id)
-    if (!present) await this.#monitor.blockExportAdd(id, formatNodeName(source))
+    if (!present) await this.#monitor.blockExportAdd(id, formatNodeName(source), writable)
     return id
   }
 

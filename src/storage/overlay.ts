@@ -81,6 +81,28 @@ export async function rebaseHeader(image: StorageSource, backing: StorageSource)
   }
 }
 
+/** Makes an empty image. VIR_ERR_OPERATION_FAILED when there is a file of that name already, or with qemu-img's words. */
+export async function createImage({
+  path,
+  format,
+  size,
+}: {
+  path: string
+  format: string
+  size: number
+}): Promise<void> {
+  await using undo = new Undo()
+  await claim(path)
+  undo.add(() => rm(path, { force: true }))
+  try {
+    await run('qemu-img', ['create', '-q', '-f', format, path, String(size)], { timeout: 60_000 })
+  } catch (error) {
+    const words = error instanceof RunError ? qemuWords(error) : String(error)
+    throw fail('VIR_ERR_OPERATION_FAILED', `cannot create image '${path}': ${words}`, error)
+  }
+  undo.commit()
+}
+
 /** The facts in the header of a local image. */
 export function imageInfo(path: string, format: string): Promise<ImageInfo> {
   return probeImage({ type: 'file', path, format })

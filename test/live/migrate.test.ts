@@ -12,6 +12,7 @@ import {
   VIR_DOMAIN_SHUTOFF_MIGRATED,
   VIR_DOMAIN_XML_MIGRATABLE,
   VIR_MIGRATE_LIVE,
+  VIR_MIGRATE_NON_SHARED_DISK,
   VIR_MIGRATE_PERSIST_DEST,
   VIR_MIGRATE_STREAM_DISKS,
   type Domain,
@@ -95,6 +96,25 @@ test('whoever dies while disks follow is replaced: both drivers, and the QEMU th
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
   assert.equal(moved.uuid, dom.uuid)
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
+})
+
+test('mirrored disks are all there when the guest arrives', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const [here, there] = [await testRoot(t), await testRoot(t)]
+  const { path: base, size, seed } = await patternImage(here.folder)
+  await run('qemu-img', ['convert', '-O', 'qcow2', base, join(here.folder, 'disk.qcow2')])
+  const { dom, guest } = await startGuest(t, here, { devices: diskXml('vda', join(here.folder, 'disk.qcow2')) })
+  await guest.base('vda', seed, size)
+  await guest.work('vda')
+  const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+  const raw = xml.replace("type='qcow2'", "type='raw'")
+  const moved = await dom.migrate(there.conn, { destinationXML: raw }, VIR_MIGRATE_LIVE | VIR_MIGRATE_NON_SHARED_DISK)
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
+  assert.deepEqual(await moved.streamDiskInfo(), [])
+  const agent = await agentOf(t, there.folder)
+  await agent.stop('vda')
+  const { bad, err } = await agent.verify('vda')
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
 })
 
 /** A guest with a disk of 64 MiB, on its way: it runs there, its disk follows with `bandwidth` bytes/s. */
