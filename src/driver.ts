@@ -105,7 +105,8 @@ export interface StreamOptions {
   policy?: 'full' | 'idle'
   /**
    * how a whole device is streamed: 'job' by QEMU's block-stream, which goes on when this process is killed, 'pull' by many
-   * requests at once, which hides the latency of a base; 'auto' (default) takes 'pull'
+   * requests at once, which hides the latency of a base; 'auto' (default): 'pull' but for
+   * bases over HTTP
    */
   engine?: StreamEngine | 'auto'
   /** 'continue': when the domain is shut off in good order the stream goes on without it; default 'stop' */

@@ -3,7 +3,7 @@
  * `Puller`), and the job, which finds nothing left to copy, only drops the backing link at the end.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import type { StorageSource } from '../conf/domain-def.js'
+import { DEFAULT_UNIT } from '../nbd/allocation-depth.js'
 import type { NbdClient } from '../nbd/client.js'
 import { NbdError } from '../nbd/error.js'
 import { formatBackingString } from '../storage/backing-string.js'
@@ -11,8 +11,7 @@ import { messageOf } from '../error.js'
 import { chainOf } from './block-graph.js'
 import { formatNodeName } from './blockdev.js'
 import type { BlockJob } from './blockjob.js'
-import { DEFAULT_UNIT } from '../nbd/allocation-depth.js'
-import { isOutage, isRemote } from './link-watch.js'
+import { isOutage, isRemote, linksOf } from './link-watch.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { endPull } from './settle.js'
@@ -25,10 +24,11 @@ const LOAD = {
   local: { window: 8, unit: DEFAULT_UNIT },
   // QEMU has no more than 16 under way over one NBD connection
   nbd: { window: 16, unit: DEFAULT_UNIT },
-  // QEMU's client for HTTP has 8 under way, the guest's among them, and has been seen to lose some that waited for others
-  // (7.2); it reads 256 KiB further than it is asked each time, so that few large ones are better
+  // QEMU has 8 under way over HTTP, the guest's among them, and reads 256 KiB further than asked each time: few large ones
   curl: { window: 6, unit: 2 * DEFAULT_UNIT },
 }
+/** ms that a QEMU may take to write down its caches and go */
+const ENDING = 10_000
 /** ms that the requests of a stopped pull get to be answered */
 const LAST_ANSWERS = 1_000
 
@@ -58,19 +58,13 @@ export async function beginJob(vm: Vm, host: StreamHost, job: BlockJob): Promise
   }
 }
 
-function kindOf(chain: readonly StorageSource[]): keyof typeof LOAD {
-  const remote = chain.flatMap((image) => (image.type === 'network' ? [image.protocol] : []))
-  if (remote.length === 0) return 'local'
-  return remote.every((protocol) => protocol === 'nbd') ? 'nbd' : 'curl'
-}
-
 /** Begins to pull in the background; when all is there, QEMU's job ends the stream. */
 export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, client: NbdClient): void {
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   const chain = disk === undefined ? [] : chainOf(disk)
   const base = chain.findIndex((image) => image.index === job.record.baseIndex)
   const puller = new Puller(client, {
-    ...LOAD[kindOf(chain)],
+    ...LOAD[disk === undefined ? 'local' : linksOf(disk)],
     bandwidth: job.allotment.share,
     // depth 1 is the disk's own image; the images from the base on stay where they are
     ...(base > 0 && { maxDepth: base }),
@@ -85,19 +79,23 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
 }
 
 async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller: Puller): Promise<void> {
-  const failure = await puller.run().then(
+  const error: unknown = await puller.run().then(
     () => undefined,
-    (error: unknown) => reason(error),
+    (failure: unknown) => failure,
   )
+  // QEMU closes its NBD server when it ends, a while before it is gone: that is no failure of the stream
+  if (isLost(error)) await Promise.race([host.ended, delay(ENDING, undefined, { ref: false })])
   if (puller.aborted) return
   const end = async (): Promise<void> => {
     if (vm.host !== host || job.puller !== puller || puller.aborted) return
     job.puller = undefined
-    const refusal = failure ?? (await beginJob(vm, host, job).then(() => undefined, messageOf))
+    const refusal = error === undefined ? await beginJob(vm, host, job).then(() => undefined, messageOf) : reason(error)
     if (refusal !== undefined) await endPull(qemu, vm, host, job, { status: 'failed', error: refusal })
   }
   await vm.jobs.run('settle', end, Infinity)
 }
+
+const isLost = (error: unknown): boolean => error instanceof NbdError && error.code === 'ECONNRESET'
 
 /** QEMU says over NBD only which errno it was. */
 const WORDS: Record<string, string> = { EIO: 'Input/output error', EPERM: 'Operation not permitted' }

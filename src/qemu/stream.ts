@@ -18,6 +18,7 @@ import type { BlockJob } from './blockjob.js'
 import { stopPull } from './engines.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
+import { linksOf } from './link-watch.js'
 import { isFromMigration } from './migration-record.js'
 import { setBase } from './new-base.js'
 import type { Position } from './moved-streams.js'
@@ -88,7 +89,7 @@ async function begin(
 ): Promise<void> {
   const { size } = await host.exports.open(disk)
   vm.requireSame(host)
-  const engine = chooseEngine(options)
+  const engine = chooseEngine(disk, options)
   const weight = options.weight ?? readDomainWeight(host.def)
   const job = host.blockJobs.register({
     id: `stream-${disk.target}`,
@@ -115,8 +116,14 @@ async function begin(
   }
 }
 
-/** Requests in parallel were faster than QEMU's job on every base that was measured: docs/benchmarks.md. */
-const chooseEngine = ({ engine = 'auto' }: StreamOptions): StreamEngine => (engine === 'auto' ? 'pull' : engine)
+/**
+ * Requests in parallel were faster on every base that was measured (docs/benchmarks.md), but QEMU's client for HTTP loses
+ * some of them, and then waits for ever.
+ */
+function chooseEngine(disk: DiskDef, { engine = 'auto' }: StreamOptions): StreamEngine {
+  if (engine !== 'auto') return engine
+  return linksOf(disk) === 'curl' ? 'job' : 'pull'
+}
 
 type NoJob = 'VIR_ERR_OPERATION_INVALID' | 'VIR_ERR_INVALID_ARG'
 
