@@ -24,6 +24,7 @@ import { setBase } from './new-base.js'
 import type { Position } from './moved-streams.js'
 import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import { follow, look } from './progress.js'
+import type { JobKind } from './jobs.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
 import { saveStatus } from './status.js'
@@ -31,7 +32,7 @@ import { askForSlot, launch, setBandwidth } from './stream-launch.js'
 import { turnProblem } from './stream-turn.js'
 import { awaitUnit, streamUnit } from './unit.js'
 import { checkLinks, checkUnguarded, findBase } from './stream-checks.js'
-import { modify, requireAtHome } from './vm-job.js'
+import { requireAtHome } from './vm-job.js'
 import type { StreamHost, Vm } from './vm.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
 
@@ -207,10 +208,10 @@ type StreamOps = Pick<
 >
 
 export function streamOps(qemu: Qemu): StreamOps {
-  const run = (ref: DomainRef, work: (vm: Vm) => Promise<void>): Promise<void> => {
+  const run = <T>(ref: DomainRef, work: (vm: Vm) => Promise<T>, kind: JobKind = 'modify'): Promise<T> => {
     const vm = qemu.require(ref)
     requireAtHome(qemu, vm)
-    return vm.jobs.run('modify', () => work(qemu.require(ref)))
+    return vm.jobs.run(kind, () => work(qemu.require(ref)))
   }
   const begin = (ref: DomainRef, disk: string, options: StreamOptions): Promise<void> =>
     run(ref, (vm) => startStream(qemu, vm, disk, options))
@@ -219,7 +220,7 @@ export function streamOps(qemu: Qemu): StreamOps {
     async domainStreamDisk(ref, disk, offset, flags, options) {
       if ((flags & VIR_STREAM_DISK_ONE) !== 0) {
         await awaitUnit(qemu, qemu.require(ref), disk, options.signal)
-        return modify(qemu, ref, (vm, live) => streamUnit(qemu, vm, live, disk, offset, options), 'stream')
+        return run(ref, (vm) => streamUnit(qemu, vm, disk, offset, options), 'stream')
       }
       if ((flags & VIR_STREAM_DISK_START) !== 0) await begin(ref, disk, options)
       if ((flags & VIR_STREAM_DISK_STOP) !== 0)

@@ -1,4 +1,4 @@
-/** VIR_STREAM_DISK_ONE: one unit of a running disk, and where the next one is. */
+/** VIR_STREAM_DISK_ONE: one unit of a disk, and where the next one is. */
 import type { DiskDef } from '../conf/domain-def.js'
 import { readDomainWeight } from '../conf/stream-request.js'
 import { checkStreamable } from '../conf/streamable.js'
@@ -8,12 +8,14 @@ import type { NbdClient } from '../nbd/client.js'
 import { DEFAULT_UNIT, MAX_UNIT, nextUnit, type Range } from '../nbd/allocation-depth.js'
 import { NbdError } from '../nbd/error.js'
 import { addGuard, clusterSize } from './block-graph.js'
+import type { BlockJob } from './blockjob.js'
 import { findDisk } from './disk-names.js'
 import { beginJob } from './engines.js'
+import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import type { Qemu } from './qemu.js'
 import { settle } from './settle.js'
 import { checkLinks } from './stream-checks.js'
-import type { Live, Vm } from './vm.js'
+import type { StreamHost, Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -23,46 +25,76 @@ const UNIT_TIMEOUT = 25_000
 const LINK_TIMEOUT = 30_000
 
 /**
- * Under the domain's job: pulls at most one unit at or behind `offset` and makes it durable; a unit is whole clusters. Answers the offset for the
- * next call; the size of the disk when nothing is left there. When nothing is left on the whole disk the link is dropped.
+ * Under the domain's job: pulls at most one unit at or behind `offset` and makes it durable; a unit is whole clusters. Answers
+ * the offset for the next call; the size of the disk when nothing is left there. When nothing is left on the whole disk the
+ * link is dropped. Without a guest a storage daemon has the images as long as the call takes.
  */
 export async function streamUnit(
   qemu: Qemu,
   vm: Vm,
-  live: Live,
   name: string,
   offset: number,
   options: StreamOptions,
 ): Promise<number> {
-  const disk = findDisk(live.def, name)
-  if (live.blockJobs.ofDisk(disk.target) !== undefined)
+  const def = vm.host?.def ?? offlineDefinition(vm)
+  const disk = findDisk(def, name)
+  if (vm.host?.blockJobs.ofDisk(disk.target) !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
-  const unit = options.unit ?? DEFAULT_UNIT
+  checkOptions(options)
+  if (vm.live === undefined) await resolveOffline(def, disk)
+  checkStreamable(disk)
+  await checkLinks(disk)
+  const host = vm.live ?? (await openOffline(qemu, vm, def, disk))
+  let open = host.mode === 'offline'
+  try {
+    const { next, size } = await pullUnit(qemu, vm, host, disk, offset, options)
+    if (next !== undefined) return next
+    const job = await dropLink(vm, host, disk)
+    open = false // the end of a job closes what it had
+    await settleLink(qemu, vm, host, job)
+    return size
+  } finally {
+    if (open && host.mode === 'offline' && vm.offline === host && host.blockJobs.ofDisk(disk.target) === undefined)
+      await host.release(disk)
+  }
+}
+
+function checkOptions({ unit = DEFAULT_UNIT, base }: StreamOptions): void {
   if (unit > MAX_UNIT) throw fail('VIR_ERR_INVALID_ARG', `unit '${unit}' is larger than ${MAX_UNIT} bytes`)
-  if (options.base !== undefined)
+  if (base !== undefined)
     throw fail(
       'VIR_ERR_ARGUMENT_UNSUPPORTED',
       'single units are streamed from the whole backing chain, not down to a base',
     )
-  checkStreamable(disk)
-  await checkLinks(disk)
-  const client = await live.exports.open(disk)
+}
+
+/** `next` is undefined when nothing is left on the whole disk. */
+async function pullUnit(
+  qemu: Qemu,
+  vm: Vm,
+  host: StreamHost,
+  disk: DiskDef,
+  offset: number,
+  { unit = DEFAULT_UNIT, weight }: StreamOptions,
+): Promise<{ next: number | undefined; size: number }> {
+  const client = await host.exports.open(disk)
   if (offset > client.size)
     throw fail(
       'VIR_ERR_INVALID_ARG',
       `offset '${offset}' is behind the end of disk '${disk.target}', ${client.size} bytes`,
     )
   try {
-    const range = await unitAt(client, offset, unit, await clusterSize(live.monitor, disk))
+    const range = await unitAt(client, offset, unit, await clusterSize(host.monitor, disk))
     const end = range === undefined ? client.size : range.offset + range.length
     if (range !== undefined) {
       await withDeadline(client.cache(range.offset, range.length), disk.target)
       await client.flush()
-      qemu.units.charge(unitKey(vm, disk), end - range.offset, options.weight ?? readDomainWeight(live.def) ?? 1)
+      qemu.units.charge(unitKey(vm, disk), end - range.offset, weight ?? readDomainWeight(host.def) ?? 1)
       qemu.host.emit({ kind: 'stream-unit', domain: vm.ref, disk: disk.target, offset: end, size: client.size })
     }
     const next = (await nextUnit(client, end, 1))?.offset ?? client.size
-    if (next < client.size || (await nextUnit(client, 0, 1)) !== undefined) return next
+    const left = next < client.size || (await nextUnit(client, 0, 1)) !== undefined
+    return { next: left ? next : undefined, size: client.size }
   } catch (error) {
     if (!(error instanceof NbdError)) throw error
     throw fail(
@@ -71,9 +103,6 @@ export async function streamUnit(
       error,
     )
   }
-  await addGuard(live.monitor, live.guards, disk)
-  await dropLink(qemu, vm, live, disk.target)
-  return client.size
 }
 
 /** Waits, outside of the domain's job, until the bandwidth of all streams has room for another unit of the disk. */
@@ -90,9 +119,11 @@ async function unitAt(client: NbdClient, offset: number, unit: number, cluster: 
   return nextUnit(client, first, Math.ceil(unit / cluster) * cluster)
 }
 
-/** Everything is in the disk's own image: QEMU's job has nothing to copy and drops the link. */
-async function dropLink(qemu: Qemu, vm: Vm, live: Live, target: string): Promise<void> {
-  const job = live.blockJobs.register({
+/** Everything is in the disk's own image: QEMU's job has nothing to copy and drops the link. Answers the job, ended. */
+async function dropLink(vm: Vm, host: StreamHost, disk: DiskDef): Promise<BlockJob> {
+  const { target } = disk
+  await addGuard(host.monitor, host.guards, disk)
+  const job = host.blockJobs.register({
     id: `stream-${target}`,
     disk: target,
     bandwidth: 0,
@@ -100,18 +131,21 @@ async function dropLink(qemu: Qemu, vm: Vm, live: Live, target: string): Promise
     phase: 'job',
   })
   job.budgeted = false
-  const ended = live.blockJobs.wait(job, LINK_TIMEOUT)
-  await beginJob(vm, live, job)
-  if (!(await ended))
-    throw fail(
-      'VIR_ERR_OPERATION_TIMEOUT',
-      `all of disk '${target}' is streamed, its backing link is dropped as soon as its base answers`,
-    )
-  const end = await settle(qemu, vm, live, job)
+  const ended = host.blockJobs.wait(job, LINK_TIMEOUT)
+  await beginJob(vm, host, job)
+  if (await ended) return job
+  throw fail(
+    'VIR_ERR_OPERATION_TIMEOUT',
+    `all of disk '${target}' is streamed, its backing link is dropped as soon as its base answers`,
+  )
+}
+
+async function settleLink(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+  const end = await settle(qemu, vm, host, job)
   if (end.status !== 'completed')
     throw fail(
       'VIR_ERR_OPERATION_FAILED',
-      `the backing link of disk '${target}' could not be dropped: ${'error' in end ? end.error : end.status}`,
+      `the backing link of disk '${job.record.disk}' could not be dropped: ${'error' in end ? end.error : end.status}`,
     )
 }
 

@@ -12,6 +12,7 @@ import {
   VIR_DOMAIN_BLOCK_JOB_COMPLETED,
   VIR_DOMAIN_BLOCK_JOB_FAILED,
   VIR_DOMAIN_START_PAUSED,
+  VIR_STREAM_DISK_ONE,
   VIR_STREAM_DISK_START,
   VIR_STREAM_DISK_STOP,
   Connect,
@@ -364,6 +365,46 @@ test('a start that fails leaves the stream to a daemon again', async (t) => {
   await stream.setBandwidth(0)
   await stream.finished
   assert.equal(await backingOf(path), undefined)
+})
+
+test('single units are streamed without a guest, and nobody has the image between them', async (t) => {
+  if (!requires(t, ...needed)) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 4 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const other = await overlay(root.folder, base.path, { name: 'other.qcow2' })
+  const devices = diskXml('vda', path) + diskXml('vdb', other)
+  const dom = await root.conn.domainDefineXML(plainXml({ name: 'units', devices }))
+  const one = (offset: number): Promise<number> => dom.streamDisk('vda', offset, VIR_STREAM_DISK_ONE, { unit: MiB })
+  assert.equal(await one(0), MiB)
+  assertNoDaemon(root)
+  assert.equal(await backingOf(path), base.path)
+  assert.equal(await ownBytes(path), MiB)
+  await assert.rejects(one(base.size + 1), virError('VIR_ERR_INVALID_ARG', /behind the end/))
+  assertNoDaemon(root)
+  // the last unit first: what is left is found from the beginning
+  assert.equal(await one(3 * MiB), 4 * MiB)
+  assert.equal(await backingOf(path), base.path)
+
+  // the other disk has the daemon anyway
+  await dom.streamDisk('vdb', 0, VIR_STREAM_DISK_START, { bandwidth: 1 })
+  await assert.rejects(
+    dom.streamDisk('vdb', 0, VIR_STREAM_DISK_ONE),
+    virError('VIR_ERR_OPERATION_INVALID', /already in active block job/),
+  )
+  assert.equal(await one(0), 2 * MiB)
+  assert.equal(readdirSync(offlineDir(root)).length, 1)
+  const events = recordEvents(root.conn)
+  assert.equal(await one(2 * MiB), 4 * MiB)
+  await until('it is told', () => statuses(events).length === 1)
+  assert.deepEqual(statuses(events), [VIR_DOMAIN_BLOCK_JOB_COMPLETED])
+  assert.equal(await backingOf(path), undefined)
+  assert.equal((await dom.streamDiskInfo())[0]?.disk, 'vdb')
+  await dom.blockJobAbort('vdb')
+  assertNoDaemon(root)
+  await assertContent(path, base.seed, base.size / 4096)
+  await assert.rejects(one(0), virError('VIR_ERR_OPERATION_INVALID', /no backing image/))
+  assertNoDaemon(root)
 })
 
 test('what cannot be done to a domain that is shut off is refused, and nothing is left behind', async (t) => {
