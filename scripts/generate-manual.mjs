@@ -1,14 +1,10 @@
 #!/usr/bin/env node
 // Writes docs/virstream.1.md, the manual page, from what the commands say of themselves (dist must be built).
 // usage: node scripts/generate-manual.mjs [--check]
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { environment, exitStatus, files, globalOptions, programDescription, synopsis } from '../dist/src/cli/help.js'
 import { specs } from '../dist/src/cli/program.js'
 import { groups } from '../dist/src/cli/spec.js'
-
-const escape = (text) => text.replaceAll('\u00a0', ' ').replace(/[<>*_]/g, '\\$&')
-const definitions = (entries) => entries.map(([term, meaning]) => `- \`${term}\`: ${escape(meaning)}\n`).join('')
+import { definitions, escape, writeOrCheck } from './manual.mjs'
 
 function command(spec) {
   const examples = spec.examples.map(([line, meaning]) => `- \`virstream ${line}\`: ${escape(meaning)}\n`).join('')
@@ -43,13 +39,4 @@ const page = [
   definitions(files),
 ].join('\n')
 
-const path = fileURLToPath(new URL('../docs/virstream.1.md', import.meta.url))
-if (process.argv.includes('--check')) {
-  if (!existsSync(path) || readFileSync(path, 'utf8') !== page) {
-    console.error(`${path} is not what the commands say: node scripts/generate-manual.mjs`)
-    process.exit(1)
-  }
-} else {
-  mkdirSync(fileURLToPath(new URL('../docs', import.meta.url)), { recursive: true })
-  writeFileSync(path, page)
-}
+writeOrCheck('virstream.1.md', page, 'generate-manual.mjs')

@@ -87,7 +87,7 @@ export const eventCommand: CommandSpec = {
     ['--json', 'print each event as one line of JSON'],
   ],
   description: [
-    'Waits for events and prints each as a line. With qemu:///embed the driver works inside this process, so this command has the tree open while it waits: another command on the same tree is refused meanwhile.',
+    'Waits for events and prints each as a line. With qemu:///embed the driver works inside this process, so this command has the tree open while it waits: another command on the same tree is refused meanwhile, unless a virstreamd serves it.',
     'A program that wants events while it works uses the library: `for await (const event of conn.domainEvents())`.',
   ],
   examples: [

@@ -77,7 +77,7 @@ export const environment: readonly (readonly [string, string])[] = [
 
 export const programDescription: readonly string[] = [
   'Defines and runs virtual machines on QEMU from domain XML, and streams their disks while they run: a guest starts at once on a thin image whose base lies elsewhere, and ends with an image that needs no base. Words, options and output are those of virsh where virsh has the command.',
-  'With qemu:///embed the driver works inside this process. Domains run on when it ends, with their streams; the next command finds them again. One process at a time has a tree open: while a command waits or follows events, another one is told which process that is.',
+  'With qemu:///embed the driver works inside this process. Domains run on when it ends, with their streams; the next command finds them again. One process at a time has a tree open: while a command waits or follows events, another one is told which process that is. With a virstreamd on the tree there is no such limit.',
 ]
 
 export function programHelp(specs: readonly CommandSpec[], groups: readonly string[]): string {

@@ -1,0 +1,298 @@
+/** The commands of migration, on two daemons in this process whose hypervisors are scripted. */
+import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test, type TestContext } from 'node:test'
+import { jobLines } from '../../src/cli/job.js'
+import { migrateFlags, migrateParams } from '../../src/cli/migrate.js'
+import { Values } from '../../src/cli/values.js'
+import type { DomainJobStats, DomainState, StreamDiskState } from '../../src/driver.js'
+import { VirError } from '../../src/error.js'
+import * as c from '../../src/index.js'
+import { ref, scriptedDriver, type ScriptedDriver } from '../remote/scripted.js'
+import { testDaemon, testFolder } from '../remote/support.js'
+import { until } from '../support/domain.js'
+import { cli, end, says, start } from './run.js'
+
+const MiB = 1024 * 1024
+const running = { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_BOOTED }
+const serving = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_POSTCOPY }
+const shutOff = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED }
+
+const job: DomainJobStats = {
+  type: c.VIR_DOMAIN_JOB_UNBOUNDED,
+  operation: c.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT,
+  timeElapsed: 1500,
+  dataTotal: 128 * MiB,
+  dataProcessed: 96 * MiB,
+  dataRemaining: 32 * MiB,
+  memTotal: 128 * MiB,
+  memProcessed: 96 * MiB,
+  memRemaining: 32 * MiB,
+  memIteration: 2,
+  diskTotal: 0,
+  diskProcessed: 0,
+  diskRemaining: 0,
+  disks: [],
+}
+
+const moving = (offset: number): StreamDiskState => ({
+  path: 'virtio-disk0',
+  offset,
+  size: 64 * MiB,
+  disk: 'vda',
+  mode: 'migration',
+  bandwidth: 0,
+  status: 'running',
+})
+
+interface Hosts {
+  source: ScriptedDriver & { uri: string }
+  destination: ScriptedDriver & { uri: string }
+  state: DomainState
+  /** where the disk is that follows; undefined: it is there */
+  disk: number | undefined
+  /** lets the memory arrive */
+  arrive: () => void
+}
+
+/** A source and a destination; the guest's memory arrives when it is told to. */
+async function hosts(t: TestContext): Promise<Hosts> {
+  let arrive!: () => void
+  let abort!: () => void
+  const memory = new Promise<void>((resolve, reject) => {
+    arrive = resolve
+    abort = () => reject(new VirError('VIR_ERR_OPERATION_ABORTED', 'VIR_FROM_QEMU', 'canceled by client'))
+  })
+  memory.catch(() => undefined)
+  const here = scriptedDriver({
+    domainMigrateBegin: () => Promise.resolve({ xml: '<domain/>', cookie: 'begun' }),
+    domainMigratePerform: () => memory.then(() => ({ cookie: 'performed' })),
+    domainMigrateConfirm: (_ref, _params, _flags, _cookie, cancelled) => {
+      if (!cancelled) both.state = serving
+      return Promise.resolve()
+    },
+    domainAbortJob: () => {
+      abort()
+      both.state = running
+      return Promise.resolve()
+    },
+    domainGetJobStats: () => Promise.resolve(job),
+    domainGetState: () => Promise.resolve(both.state),
+  })
+  const there = scriptedDriver({
+    domainMigratePrepare: () => Promise.resolve({ cookie: 'prepared', uri: '' }),
+    domainMigrateFinish: (_params, _flags, _cookie, cancelled) => Promise.resolve(cancelled ? undefined : ref),
+    domainStreamDiskInfo: () => Promise.resolve(both.disk === undefined ? [] : [moving(both.disk)]),
+  })
+  const [source, destination] = [await testDaemon(t, here.driver), await testDaemon(t, there.driver)]
+  const both: Hosts = {
+    source: { ...here, uri: source.uri },
+    destination: { ...there, uri: destination.uri },
+    state: running,
+    disk: 16 * MiB,
+    arrive,
+  }
+  return both
+}
+
+const named = ({ calls }: ScriptedDriver, name: string): unknown[][] =>
+  calls.filter((call) => call.name === name).map(({ args }) => args)
+
+test("virsh's words become libvirt's flags and parameters", async (t) => {
+  const folder = await testFolder(t)
+  const file = join(folder, 'there.xml')
+  await writeFile(file, '<domain type="qemu"/>')
+  const words = { live: true, persistent: true, undefinesource: true, suspend: true, p2p: true, tunnelled: true }
+  const flags = 1 | 2 | 4 | 8 | 16 | 32
+  assert.equal(migrateFlags(new Values(words)), flags)
+  assert.equal(migrateFlags(new Values({ streamDisks: true, unsafe: true })), c.VIR_MIGRATE_STREAM_DISKS | 512)
+  assert.equal(migrateFlags(new Values({ copyStorageAll: true, postcopy: true })), 64 | 0x8000)
+  assert.equal(migrateFlags(new Values({ copyStorageInc: true, offline: true })), 128 | 1024)
+  assert.deepEqual(await migrateParams(new Values({})), {})
+  assert.deepEqual(
+    await migrateParams(
+      new Values({
+        dname: 'other',
+        xml: file,
+        bandwidth: '20',
+        postcopyBandwidth: '512K',
+        diskBandwidth: '3',
+        migrateDisks: 'vda, vdb',
+        downtime: '50',
+        writeBack: true,
+        external: true,
+        diskEngine: 'pull',
+        compMethods: 'xbzrle',
+      }),
+    ),
+    {
+      destinationName: 'other',
+      destinationXML: '<domain type="qemu"/>',
+      compression: 'xbzrle',
+      bandwidth: 20,
+      bandwidthPostcopy: 1,
+      downtime: 50,
+      migrateDisks: ['vda', 'vdb'],
+      diskStreamBandwidth: 3 * MiB,
+      diskStreamEngine: 'pull',
+      writeBack: true,
+      serve: 'external',
+    },
+  )
+})
+
+test('words that do not go together are refused before anything is asked', async () => {
+  const refused = async (words: string, message: RegExp): Promise<void> => {
+    const { status, stderr } = await cli(['migrate', 'test', 'test:///default', ...words.split(' ')])
+    assert.equal(status, 1, words)
+    assert.match(stderr, message)
+  }
+  await refused('--stream-disks --copy-storage-all', /mutually exclusive/)
+  await refused('--timeout 5', /Unexpected timeout/)
+  await refused('--live --timeout-suspend', /--timeout-suspend requires --timeout/)
+  await refused('--live --wait', /--wait requires --stream-disks/)
+  await refused('--live --write-back', /--write-back requires --stream-disks/)
+  await refused('--live --bandwidth fast', /bandwidth must be a number/)
+  await refused('--xml /nowhere/x.xml', /cannot read file '\/nowhere\/x.xml'/)
+  await refused('--live', /not supported by the connection driver: virDomainMigrate3/)
+})
+
+test('a guest is moved, and then its disks, with a line for each step of memory and disk', async (t) => {
+  const both = await hosts(t)
+  const { source, destination } = both
+  const command = cli(
+    ['-c', source.uri, 'migrate', 'guest', destination.uri].concat(
+      '--live --stream-disks --wait --verbose --bandwidth 7'.split(' '),
+    ),
+  )
+  await until('the memory is on its way', () => named(source, 'domainGetJobStats').length > 0)
+  both.arrive()
+  await until('the disk is on its way', () => named(destination, 'domainStreamDiskInfo').length > 1)
+  both.disk = undefined
+  both.state = shutOff
+  const { status, stdout, stderr } = await command
+  assert.equal(stderr, '')
+  assert.equal(status, 0)
+  assert.match(stdout, /^Memory: \[ 75 %\] 96\.000 MiB of 128\.000 MiB$/m)
+  assert.match(stdout, /^Disk vda: \[ 25 %\] 16\.000 MiB of 64\.000 MiB$/m)
+  assert.match(stdout, /^Disk vda: \[100 %\]/m)
+  assert.match(stdout, /^Domain 'guest' runs at/m)
+  const flags = c.VIR_MIGRATE_LIVE | c.VIR_MIGRATE_STREAM_DISKS
+  const params = { bandwidth: 7 * MiB }
+  const perform = [params, flags, 'prepared', destination.uri]
+  assert.deepEqual(
+    named(source, 'domainMigratePerform').map((args) => args.slice(1, 5)),
+    [perform],
+  )
+  assert.deepEqual(named(destination, 'domainMigrateFinish'), [[params, flags, 'performed', false]])
+})
+
+test('without --wait the command ends when the guest has moved, and says how to see the rest and how to go back', async (t) => {
+  const both = await hosts(t)
+  both.arrive()
+  const { source, destination } = both
+  const { status, stdout } = await cli([
+    '-c',
+    source.uri,
+    'migrate',
+    'guest',
+    destination.uri,
+    '--live',
+    '--stream-disks',
+  ])
+  assert.equal(status, 0)
+  assert.match(stdout, /disk vda goes on being streamed there/)
+  assert.ok(stdout.includes(`virstream -c '${destination.uri}' stream-info guest`))
+  assert.ok(stdout.includes(`virstream -c '${source.uri}' migrate-rollback guest`))
+})
+
+test('Ctrl-C before the guest has moved aborts the migration', async (t) => {
+  const both = await hosts(t)
+  const { source, destination } = both
+  const command = start(['-c', source.uri, 'migrate', 'guest', destination.uri, '--live', '--stream-disks'])
+  await until('the memory is on its way', () => named(source, 'domainMigratePerform').length > 0)
+  command.kill('SIGINT')
+  const { status, stderr } = await end(command)
+  assert.equal(status, 1)
+  assert.match(stderr, /is being aborted.*\nerror: Failed to migrate domain 'guest'\nerror: canceled by client/)
+  assert.equal(named(source, 'domainAbortJob').length, 1)
+  assert.deepEqual(
+    named(destination, 'domainMigrateFinish').map((args) => args[3]),
+    [true],
+  )
+})
+
+test('Ctrl-C after the guest has moved lets go of the disks, which go on', async (t) => {
+  const both = await hosts(t)
+  both.arrive()
+  const { source, destination } = both
+  const words = '--live --stream-disks --wait --verbose'.split(' ')
+  const command = start(['-c', source.uri, 'migrate', 'guest', destination.uri, ...words])
+  await says(command.stdout, /Disk vda/)
+  command.kill('SIGINT')
+  const { status, stderr } = await end(command)
+  assert.equal(status, 130)
+  assert.match(stderr, /disk vda goes on being streamed there, in the background/)
+  assert.equal(named(source, 'domainAbortJob').length, 0)
+})
+
+test('a guest that comes back in the meantime is an error of who waits for its disks', async (t) => {
+  const both = await hosts(t)
+  both.arrive()
+  const { source, destination } = both
+  const words = '--live --stream-disks --wait'.split(' ')
+  const command = cli(['-c', source.uri, 'migrate', 'guest', destination.uri, ...words])
+  await until('the disk is on its way', () => named(destination, 'domainStreamDiskInfo').length > 0)
+  const back = await cli(['-c', source.uri, 'migrate-rollback', 'guest'])
+  assert.deepEqual([back.stdout, back.stderr], ["Domain 'guest' is back\n\n", ''])
+  both.disk = undefined
+  const { status, stderr } = await command
+  assert.equal(status, 1)
+  assert.match(stderr, /has come back, the migration was aborted/)
+  const again = await cli(['-c', source.uri, 'migrate-rollback', 'guest'])
+  assert.match(again.stderr, /is not at another host with its disks still here/)
+})
+
+test('a job is told of as virsh does, with a line for each disk', async (t) => {
+  const { source } = await hosts(t)
+  const { stdout } = await cli(['-c', source.uri, 'domjobinfo', 'guest'])
+  assert.equal(
+    stdout,
+    [
+      'Job type:         Unbounded   ',
+      'Operation:        Outgoing migration',
+      'Time elapsed:     1500         ms',
+      'Data processed:   96.000 MiB',
+      'Data remaining:   32.000 MiB',
+      'Data total:       128.000 MiB',
+      'Memory processed: 96.000 MiB',
+      'Memory remaining: 32.000 MiB',
+      'Memory total:     128.000 MiB',
+      'Iteration:        2',
+      '',
+      '',
+    ].join('\n'),
+  )
+  const json = await cli(['-c', source.uri, 'domjobinfo', 'guest', '--json', '--keep-completed'])
+  assert.deepEqual(JSON.parse(json.stdout), job)
+  assert.deepEqual(
+    named(source, 'domainGetJobStats').map((args) => args[1]),
+    [0, 3],
+  )
+  const moved = {
+    ...job,
+    type: c.VIR_DOMAIN_JOB_FAILED,
+    downtime: 40,
+    disks: [{ disk: 'vda', offset: 1, size: 2 }],
+    error: 'why',
+  }
+  assert.deepEqual(jobLines(moved).slice(-3), [
+    'Disk vda:         1.000 B of 2.000 B',
+    'Total downtime:   40           ms',
+    'Error message:    why',
+  ])
+  assert.deepEqual(jobLines({ ...job, type: c.VIR_DOMAIN_JOB_NONE }), ['Job type:         None        '])
+  assert.equal((await cli(['-c', source.uri, 'domjobabort', 'guest', '--postcopy'])).status, 0)
+  assert.deepEqual(named(source, 'domainAbortJob')[0]?.[1], c.VIR_DOMAIN_ABORT_JOB_POSTCOPY)
+})
