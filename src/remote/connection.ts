@@ -1,4 +1,5 @@
 import type { Duplex } from 'node:stream'
+import { setTimeout as delay } from 'node:timers/promises'
 import * as c from '../constants.gen.js'
 import type { DomainEvent, DriverHost, HypervisorOps, OverflowEvent } from '../driver.js'
 import { failFrom } from '../error.js'
@@ -16,6 +17,9 @@ const fail = failFrom('VIR_FROM_REMOTE')
 
 /** calls on their way at a time, so that their answers need not wait in the daemon's memory */
 const AT_A_TIME = 32
+
+/** ms between two looks whether a migration still has the tunnel */
+const LEAVE_INTERVAL = 100
 
 /** May take as long as a migration, so they keep nobody waiting. */
 const patient: ReadonlySet<string> = new Set<keyof HypervisorOps>([
@@ -84,7 +88,7 @@ export class RemoteConnection {
       async (...args: unknown[]) => (await this.#call(name, args)) ?? undefined,
     ])
     const all = Object.fromEntries(forwarded) as Partial<HypervisorOps>
-    const { domainOpenConsole, domainStreamDisk, domainMigratePrepare } = all
+    const { domainOpenConsole, domainStreamDisk, domainMigratePrepare, domainMigratePerform } = all
     return {
       ...all,
       ...(domainStreamDisk && { domainStreamDisk: (...args) => this.#streamDisk(...args) }),
@@ -94,6 +98,11 @@ export class RemoteConnection {
           const prepared = await domainMigratePrepare(...args)
           return prepared.uri === '' ? { ...prepared, uri: this.#uri } : prepared
         },
+      }),
+      ...(domainMigratePerform && {
+        // a tunnel of ours is of no use to a source that is elsewhere
+        domainMigratePerform: (domain, params, flags, cookie, uri) =>
+          domainMigratePerform(domain, params, flags, cookie, uri),
       }),
       connectTunnel: () => this.#lend(),
       connectClose: () => this.#close(),
@@ -136,10 +145,11 @@ export class RemoteConnection {
 
   #gone(error: TunnelError | undefined): void {
     if (!this.#closing) this.#host.emit({ kind: 'close', ...reasonOf(error) })
-    if (!this.#lent) this.#tunnel.destroy()
+    if (this.#lent) void this.#leave()
+    else this.#tunnel.destroy()
   }
 
-  /** A migration goes through the same tunnel; it may do so for longer than this connection is open. */
+  /** A migration goes through the same tunnel, perhaps for longer than this connection is open: until its last channel ends. */
   #lend(): Promise<Tunnel> {
     if (this.#tunnel.isClosed) return Promise.reject(fail('VIR_ERR_RPC', `the connection to '${this.#uri}' is broken`))
     this.#lent = true
@@ -150,7 +160,14 @@ export class RemoteConnection {
     this.#closing = true
     this.#messages.close()
     for (const console of this.#consoles) console.destroy()
-    if (!this.#lent) await this.#tunnel.close('the client closed the connection')
+    if (this.#lent) void this.#leave()
+    else await this.#tunnel.close('the client closed the connection')
+  }
+
+  /** Closes the tunnel when nobody has a channel on it any more. */
+  async #leave(): Promise<void> {
+    while (!this.#tunnel.isClosed && this.#tunnel.stats.channels.length > 0) await delay(LEAVE_INTERVAL)
+    await this.#tunnel.close('the client closed the connection')
   }
 }
 
