@@ -224,6 +224,30 @@ export class Access {
     await this.#takeBack(labels, leases)
   }
 
+  /** Backing images that none of `disks` reads: what a process that was killed had still to take back after a stream. */
+  async revokeUnused(disks: readonly DiskDef[]): Promise<void> {
+    const uses = disks.flatMap((disk) =>
+      chainOf(disk)
+        .slice(1)
+        .flatMap((image) => imageTarget(disk, image) ?? []),
+    )
+    const backing = this.#record.labels.filter(({ target }) => target.kind === 'backing')
+    const labels = [...new Set(backing.map(({ driver }) => driver))].flatMap((driver) => {
+      const own = backing.filter((entry) => entry.driver === driver)
+      return surplus(
+        own,
+        uses.map(({ path }) => path),
+        ({ target }) => target.path,
+      )
+    })
+    const leases = surplus(
+      this.#record.leases.filter(({ resources: [one] }) => one?.mode === 'read-only'),
+      uses.map((use) => lockResource(use).path),
+      ({ resources: [one] }) => one?.path,
+    )
+    if (labels.length + leases.length > 0) await this.#takeBack(labels, leases)
+  }
+
   /** A file in the domain's own folder, made for this run. */
   async grantRuntime(path: string): Promise<void> {
     await this.#label({ path, kind: 'runtime', readonly: false, shared: false, seclabels: [] })
@@ -254,4 +278,14 @@ export class Access {
   #label(target: LabelTarget): Promise<void> {
     return this.#policy.security.setImageLabel(this.#def, target, this.#journal)
   }
+}
+
+/** What is left of `entries` when each of `uses` has taken one of its path. */
+function surplus<T>(entries: readonly T[], uses: readonly string[], pathOf: (entry: T) => string | undefined): T[] {
+  const left = [...entries]
+  for (const path of uses) {
+    const at = left.findIndex((entry) => pathOf(entry) === path)
+    if (at >= 0) left.splice(at, 1)
+  }
+  return left
 }

@@ -58,9 +58,20 @@ export async function readGuards(monitor: Monitor, def: DomainDef, known: Guards
   for (const disk of def.disks) {
     const numbers = [known.get(disk.target), ...chainOf(disk).map((image) => image.index)]
     const number = numbers.findLast((candidate) => candidate !== undefined && names.has(guardName(candidate)))
-    if (number !== undefined) guards.set(disk.target, number)
+    if (number !== undefined && !(await dropLoose(monitor, number))) guards.set(disk.target, number)
   }
   return guards
+}
+
+/**
+ * A process that was killed may have made a guard and not yet put it in its place, or have taken it from there: such a one
+ * guards nothing. QEMU deletes no node that is in use.
+ */
+async function dropLoose(monitor: Monitor, number: number): Promise<boolean> {
+  return monitor.blockdevDel(guardName(number)).then(
+    () => true,
+    () => false,
+  )
 }
 
 /** Puts the guard between a disk's own image and its backing image; does nothing when it is there. */

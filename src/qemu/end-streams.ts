@@ -2,9 +2,27 @@ import * as c from '../constants.gen.js'
 import { chainOf, cutConfigChain } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
+import { headerEndsAt } from './detached.js'
 import { emitPull } from './emit.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
+
+/** Was it in its last step? Killed there, QEMU has no word left to say that the image has let go of its base. */
+const mayHaveLetGo = ({ record, completed, status }: BlockJob): boolean =>
+  record.phase === 'job' && !completed && ['pending', 'concluded'].includes(status)
+
+/** What the images' headers say of streams that were about to complete; undefined when there are none. */
+export function noticeEnds(host: StreamHost): Promise<void> | undefined {
+  const jobs = host.blockJobs.all.filter(mayHaveLetGo)
+  if (jobs.length === 0) return undefined
+  return Promise.all(jobs.map((job) => noticeEnd(host, job))).then(() => undefined)
+}
+
+async function noticeEnd(host: StreamHost, job: BlockJob): Promise<void> {
+  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
+  const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex)
+  job.completed = await headerEndsAt(disk?.source, base)
+}
 
 /**
  * The process that had the images open is gone, and `jobs` with it. A stream that had just completed has changed the

@@ -3,7 +3,7 @@ import * as c from '../constants.gen.js'
 import type { ProcessExit } from '../native.js'
 import type { BlockJob } from './blockjob.js'
 import { emitLifecycle } from './emit.js'
-import { endStreams } from './end-streams.js'
+import { endStreams, noticeEnds } from './end-streams.js'
 import { holdSlots, movedStream, resumeStreams } from './moved-streams.js'
 import { exitedCleanly } from './process.js'
 import { serveAgainLater } from './migration-serve.js'
@@ -21,13 +21,21 @@ const SHUTDOWN: ExitCause = { reason: c.VIR_DOMAIN_SHUTOFF_SHUTDOWN, detail: c.V
 export function finishLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   if (vm.live !== live) return
   live.monitor.close()
-  if (live.access.isNothing) endLive(qemu, vm, live, exit)
+  const noticing = noticeEnds(live)
+  if (live.access.isNothing && noticing === undefined) endLive(qemu, vm, live, exit)
   // the domain is there until its images are free again, so that nobody can start it with them in between
-  else qemu.inBackground(`undoing what '${vm.name}' was let have`, () => revokeAndEnd(qemu, vm, live, exit))
+  else qemu.inBackground(`undoing what '${vm.name}' was let have`, () => revokeAndEnd(qemu, vm, live, exit, noticing))
 }
 
-async function revokeAndEnd(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): Promise<void> {
+async function revokeAndEnd(
+  qemu: Qemu,
+  vm: Vm,
+  live: Live,
+  exit: ProcessExit,
+  noticing: Promise<void> | undefined,
+): Promise<void> {
   try {
+    await noticing
     await live.access.revoke()
   } finally {
     endLive(qemu, vm, live, exit)

@@ -1,8 +1,8 @@
-import { existsSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { join } from 'node:path'
 import type { DiskDef } from '../conf/domain-def.js'
-import { failFrom } from '../error.js'
+import { failFrom, messageOf } from '../error.js'
 import { native } from '../native.js'
 import { ALLOCATION_DEPTH } from '../nbd/allocation-depth.js'
 import { NbdClient } from '../nbd/client.js'
@@ -27,6 +27,8 @@ export class NbdExports {
   readonly #socket: string
   readonly #listen: (path: string, backlog: number) => number
   readonly #clients = new Map<string, NbdClient>()
+  /** targets whose exports have requests that are not answered */
+  readonly #abandoned = new Set<string>()
 
   /** `listen` makes a listening socket that QEMU gets */
   constructor(monitor: Monitor, runDir: string, listen: (path: string, backlog: number) => number) {
@@ -45,6 +47,7 @@ export class NbdExports {
     socket.unref()
     const client = await NbdClient.connect(socket, { export: id, metaContexts: [ALLOCATION_DEPTH] })
     this.#clients.set(target, client)
+    this.#abandoned.delete(target)
     return client
   }
 
@@ -60,15 +63,28 @@ export class NbdExports {
 
   async #export({ source, target }: DiskDef, writable = false): Promise<string> {
     if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
-    await this.#startServer()
     const id = exportName(target)
-    const present = (await this.#monitor.queryBlockExports()).some((candidate) => candidate.id === id)
-    if (!present) await this.#monitor.blockExportAdd(id, formatNodeName(source), writable)
+    if (!(await this.#isThere(id))) await this.#add(id, formatNodeName(source), writable)
     return id
   }
 
+  async #isThere(id: string): Promise<boolean> {
+    return (await this.#monitor.queryBlockExports()).some((candidate) => candidate.id === id)
+  }
+
+  /** Only QEMU knows whether its server runs: a socket may be there from a process that was killed before it handed it over. */
+  async #add(id: string, nodeName: string, writable: boolean): Promise<void> {
+    try {
+      await this.#monitor.blockExportAdd(id, nodeName, writable)
+    } catch (error) {
+      if (!/NBD server not running/.test(messageOf(error))) throw error
+      await this.#startServer()
+      await this.#monitor.blockExportAdd(id, nodeName, writable)
+    }
+  }
+
   async #startServer(): Promise<void> {
-    if (existsSync(this.#socket)) return
+    rmSync(this.#socket, { force: true })
     const listener = this.#listen(this.#socket, 16)
     try {
       await this.#monitor.nbdServerStart(listener)
@@ -89,15 +105,17 @@ export class NbdExports {
   abandon(target: string): void {
     this.#clients.get(target)?.destroy()
     this.#clients.delete(target)
+    this.#abandoned.add(target)
   }
 
-  /** Ends the connection and the export; the server stays for the next one. */
+  /** Ends the connection and the export, also one of an earlier process; the server stays for the next one. */
   async remove(target: string): Promise<void> {
     const client = this.#clients.get(target)
-    if (client === undefined) return
+    const id = exportName(target)
+    if (client === undefined && (this.#abandoned.has(target) || !(await this.#isThere(id)))) return
     this.#clients.delete(target)
-    await client.disconnect().catch(() => undefined)
-    await this.#monitor.blockExportDel(exportName(target))
+    await client?.disconnect().catch(() => undefined)
+    await this.#monitor.blockExportDel(id)
   }
 
   /** Our connections end, the exports stay: another process may take them over. */

@@ -2,20 +2,13 @@
 import { messageOf } from '../error.js'
 import { native } from '../native.js'
 import { Access } from './access.js'
+import { catchUpWithJobs } from './catch-up.js'
 import { Monitor } from './monitor.js'
 import { movedStream } from './moved-streams.js'
 import { makeDaemon, pendingDaemon } from './offline.js'
 import { monitorSocket, terminate } from './process.js'
 import type { Qemu } from './qemu.js'
-import {
-  abandonStart,
-  catchUpWithJobs,
-  followHeaders,
-  isAlive,
-  type Resumption,
-  revokeAccess,
-  TIMEOUT,
-} from './reconnect.js'
+import { abandonStart, followHeaders, isAlive, type Resumption, revokeAccess, TIMEOUT } from './reconnect.js'
 import { writeHeaders } from './stale-headers.js'
 import { type DomainStatus, loadStatuses, removeRunDir } from './status.js'
 import type { Vm } from './vm.js'

@@ -17,7 +17,7 @@ import { chainOf, deleteNodes, sourcePath } from './block-graph.js'
 import { type BlockdevOptions, copyOnReadNodeName, diskNodes } from './blockdev.js'
 import { busyImage } from './busy-images.js'
 import { commandEnvironment } from './command.js'
-import { endStreams } from './end-streams.js'
+import { endStreams, noticeEnds } from './end-streams.js'
 import { type HostParts, makeHost, Pending } from './image-host.js'
 import { nbdSocket } from './nbd-exports.js'
 import { exitedCleanly, launch, terminate } from './process.js'
@@ -224,9 +224,12 @@ function finishDaemon(qemu: Qemu, vm: Vm, daemon: Daemon, exit: ProcessExit): vo
     }
     daemon.markEnded()
   }
-  if (daemon.access.isNothing) end()
+  const noticing = noticeEnds(daemon)
+  if (daemon.access.isNothing && noticing === undefined) end()
   else
     qemu.inBackground(`undoing what the storage daemon of '${vm.name}' was let have`, () =>
-      daemon.access.revoke().finally(end),
+      Promise.resolve(noticing)
+        .then(() => daemon.access.revoke())
+        .finally(end),
     )
 }

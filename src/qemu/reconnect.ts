@@ -6,29 +6,25 @@ import { messageOf } from '../error.js'
 import { native } from '../native.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Access } from './access.js'
-import { chainOf, cutConfigChain, readGuards } from './block-graph.js'
-import type { BlockJob, BlockJobRecord } from './blockjob.js'
+import { beginBootStreams } from './boot-streams.js'
+import { chainOf, cutConfigChain } from './block-graph.js'
+import type { BlockJobRecord } from './blockjob.js'
+import { catchUpWithJobs } from './catch-up.js'
 import { saveConfig } from './config.js'
-import { findDisk } from './disk-names.js'
-import { headerEndsAt, hasLetGo } from './detached.js'
-import { beginPull } from './engines.js'
+import { headerEndsAt } from './detached.js'
 import { setState } from './events.js'
-import { finalizeLater } from './finalize.js'
 import { makeHost, type Pending } from './image-host.js'
-import { watchIdleness } from './idle.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { MigrationCommands } from './migration-commands.js'
 import { Monitor } from './monitor.js'
 import { type Departure, movedStream } from './moved-streams.js'
 import { monitorSocket, pidFile } from './process.js'
-import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
-import { endPull, settle } from './settle.js'
 import { pendingLive } from './start.js'
 import { writeHeaders } from './stale-headers.js'
-import { type DomainStatus, idsInUse, loadStatuses, removeRunDir, saveStatus, writeStatus } from './status.js'
+import { type DomainStatus, idsInUse, loadStatuses, removeRunDir, writeStatus } from './status.js'
 import { deleteTap } from './tap.js'
-import { type Live, type StreamHost, Vm } from './vm.js'
+import { type Live, Vm } from './vm.js'
 
 /** ms that a QEMU has to answer to a process that takes it over */
 export const TIMEOUT = 10_000
@@ -137,6 +133,7 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   pending.attach(live)
   if (monitor.isClosed) return
   await catchUp(qemu, vm, live)
+  if (status.booting === true) beginBootStreams(qemu, vm, live)
   await keepLocks(qemu, vm, live)
 }
 
@@ -190,78 +187,12 @@ async function abandonSave(live: Live, { path, resume }: { path: string; resume:
   if (resume) await live.monitor.cont()
 }
 
-/** Streams that ended or went on while nobody watched. */
-export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> {
-  const infos = await host.monitor.queryJobs()
-  const statusOf = (job: BlockJob): string | undefined => infos.find(({ id }) => id === job.record.id)?.status
-  for (const job of host.blockJobs.all) {
-    if (job.record.queued === true) continue
-    const status = statusOf(job)
-    if (status !== 'concluded' && (status !== undefined || job.record.phase === 'pull')) continue
-    if (status === undefined) await resolveLost(host, job)
-    await vm.jobs.run('settle', () => settle(qemu, vm, host, job))
-  }
-  // the end of its last stream ended a daemon
-  if (vm.host !== host) return
-  // asks for all nodes, so no job may end meanwhile: those that run go on below
-  host.guards = await readGuards(host.monitor, host.def, host.guards)
-  for (const job of host.blockJobs.all) {
-    const status = statusOf(job)
-    if (job.record.queued === true) await goOnWaiting(qemu, host, job)
-    else if (status === undefined) await goOnPulling(qemu, vm, host, job)
-    else await resumeFollowing(qemu, vm, host, job, status)
-  }
-  if (host.blockJobs.all.length > 0) follow(qemu, vm, host)
-  watchIdleness(qemu, vm, host)
-  saveStatus(vm, host)
-}
-
 /** QEMU's RunState to ours, of a guest that stands still. */
 const PAUSED_STATES: Record<string, { state: number; reason: number }> = {
   'io-error': { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_IOERROR },
   watchdog: { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_WATCHDOG },
   suspended: { state: c.VIR_DOMAIN_PMSUSPENDED, reason: c.VIR_DOMAIN_PMSUSPENDED_UNKNOWN },
   'guest-panicked': { state: c.VIR_DOMAIN_CRASHED, reason: c.VIR_DOMAIN_CRASHED_PANICKED },
-}
-
-async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, status: string): Promise<void> {
-  job.status = status
-  job.told = NaN
-  // what halted it nobody has seen; to wake one that needs it not is refused
-  job.stuck = status === 'paused'
-  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
-  if (disk === undefined) return
-  await host.exports
-    .open(disk)
-    .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
-  if (status === 'pending') finalizeLater(qemu, vm, host, job)
-}
-
-/** It has not begun; its export says how large the disk is. */
-async function goOnWaiting(qemu: Qemu, host: StreamHost, job: BlockJob): Promise<void> {
-  try {
-    job.size = (await host.exports.open(findDisk(host.def, job.record.disk))).size
-  } catch (error) {
-    qemu.warn(`the size of '${job.record.disk}', which waits to be streamed, is not known: ${messageOf(error)}`)
-  }
-}
-
-/** The process that pulled is gone; what it pulled is there. */
-async function goOnPulling(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
-  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
-  if (disk === undefined) return
-  try {
-    beginPull(qemu, vm, host, job, await host.exports.open(disk))
-  } catch (error) {
-    await endPull(qemu, vm, host, job, { status: 'failed', error: messageOf(error) })
-  }
-}
-
-/** A job that QEMU does not know (any more): it was never begun, or was dismissed just before we died. */
-async function resolveLost(host: StreamHost, job: BlockJob): Promise<void> {
-  const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
-  const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex)
-  job.completed = disk !== undefined && (await hasLetGo(host, disk, base))
 }
 
 /** The QEMU of this domain died while nobody watched. */

@@ -53,10 +53,15 @@ export async function settle(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob
     if (await hasLetGo(host, disk, base)) dropped = detach(qemu, vm, host, disk, base)
     else end = { status: 'failed', error: 'the job ended well but the image still has its backing image' }
   }
+  const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
+  if (end.status !== 'completed') {
+    // a stream that QEMU does not know any more would be begun again by a later process
+    host.blockJobs.forget(job)
+    saveStatusOrSay(vm, host, warn)
+  }
   if (info !== undefined) await host.monitor.jobDismiss(job.record.id)
   host.blockJobs.forget(job)
   qemu.budget.update()
-  const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
   await host.exports.remove(job.record.disk).catch((error: unknown) => warn(messageOf(error)))
   if (disk !== undefined) {
     await deleteNodes(host.monitor, host.guards, disk, dropped, warn)

@@ -11,7 +11,7 @@ import { initialGuards } from './block-graph.js'
 import type { QemuCapabilities } from './capabilities.js'
 import { busyImage, imagePaths } from './busy-images.js'
 import { buildCommand, commandEnvironment, commandSecretFiles } from './command.js'
-import { beginBootStreams } from './boot-streams.js'
+import { beginBootStreams, promiseBootStreams } from './boot-streams.js'
 import { configure } from './configure.js'
 import { emitLifecycle } from './emit.js'
 import { handleEvent } from './events.js'
@@ -198,6 +198,7 @@ async function begin(qemu: Qemu, vm: Vm, live: Live, options: StartOptions): Pro
     await live.monitor.cont()
   }
   vm.requireSame(live)
+  promiseBootStreams(live)
   saveStatus(vm, live)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STARTED, details.event)
   beginBootStreams(qemu, vm, live)

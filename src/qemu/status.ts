@@ -31,6 +31,8 @@ export interface DomainStatus {
   /** the guest was asked to power down, to come up again at once */
   rebooting?: boolean
   /** see `Live` */
+  booting?: boolean
+  /** see `Live` */
   saving?: { path: string; resume: boolean }
   /** what is to be taken back when it ends; absent: nothing */
   access?: AccessRecord
@@ -79,6 +81,7 @@ export function saveStatus(vm: Vm, host: StreamHost): void {
     guards: [...guards],
     ...(host.staleHeaders.size > 0 && { staleHeaders: [...host.staleHeaders] }),
     rebooting,
+    ...(host.mode === 'full' && host.booting === true && { booting: true }),
     ...(host.mode === 'full' && host.saving && { saving: host.saving }),
     ...(host.access.record && { access: host.access.record }),
   }
@@ -98,7 +101,9 @@ export function writeStatus(runDir: string, status: DomainStatus): void {
   writeFileAtomically(file(runDir), JSON.stringify(status))
 }
 
+/** The status first: what is left when we are killed in the middle is a directory in which nothing can run. */
 export function removeRunDir(runDir: string): void {
+  rmSync(file(runDir), { force: true })
   rmSync(runDir, { recursive: true, force: true })
 }
 
@@ -124,12 +129,18 @@ export function idsInUse(root: Root): number[] {
     .map(Number)
 }
 
-/** Every status in `dir`: of a domain that ran (or was streamed) when it was last written. What cannot be read is reported and left where it is. */
+/**
+ * Every status in `dir`: of a domain that ran (or was streamed) when it was last written. What cannot be read is reported
+ * and left where it is; a directory without any is what a killed process had not yet filled, or not yet removed.
+ */
 export function loadStatuses(dir: string, warn: (text: string) => void): { status: DomainStatus; runDir: string }[] {
   const found = []
   for (const name of readdirSync(dir)) {
     const runDir = join(dir, name)
-    if (!existsSync(file(runDir))) continue
+    if (!existsSync(file(runDir))) {
+      if (/^[1-9][0-9]*$/.test(name)) removeRunDir(runDir)
+      continue
+    }
     try {
       const status = JSON.parse(readFileSync(file(runDir), 'utf8')) as Partial<DomainStatus> | null
       if (!isStatus(status)) throw new Error('not a status of this version')

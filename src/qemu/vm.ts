@@ -46,6 +46,8 @@ export interface Live extends ImageHolder {
   readonly mode: 'full'
   /** a reboot was asked for: when the guest has powered down it comes up again in the same QEMU */
   rebooting?: boolean
+  /** streams that its definition asks for have still to be begun */
+  booting?: boolean
   /** its state is being written to `path`; when that is not finished the file is worth nothing, and the guest may go on */
   saving?: { path: string; resume: boolean }
   /** who ends the domain says so here before the process is told to go */

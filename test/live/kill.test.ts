@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { setImmediate, setTimeout as delay } from 'node:timers/promises'
 import { test } from 'node:test'
 import * as c from '../../src/index.js'
+import { Monitor } from '../../src/qemu/monitor.js'
 import {
   agentOf,
   assertNothingRuns,
@@ -151,9 +152,10 @@ test('a QEMU that is killed the moment its image lets go of the base has lost no
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const root = await testRoot(t)
   const base = await patternImage(root.folder, 16 * MiB)
+  const chain = `<backingStore type='file'><format type='raw'/><source file='${base.path}'/><backingStore/></backingStore>`
   for (let round = 0; round < 4; round++) {
     const path = await overlay(root.folder, base.path, { name: `round-${round}.qcow2` })
-    const dom = await startPlain(root, { name: `round-${round}`, devices: diskXml('vda', path) })
+    const dom = await startPlain(root, { name: `round-${round}`, devices: diskXml('vda', path, { extra: chain }) })
     const pid = qemuPid(root, dom)
     await dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_START, { engine: ENGINES[round % 2] ?? 'auto' })
     await withoutBackingFile(path)
@@ -179,6 +181,24 @@ async function withoutBackingFile(path: string): Promise<void> {
     closeSync(fd)
   }
 }
+
+test('a stream that gets to its last step while its QEMU is being taken over is taken to its end', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 8 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const dom = await startPlain(root, { name: 'late', devices: diskXml('vda', path) })
+  await dom.stream('vda', { bandwidth: 8 * MiB })
+  const ask = Reflect.get(Monitor.prototype, 'queryNodeNames')
+  t.mock.method(Monitor.prototype, 'queryNodeNames', async function (this: Monitor) {
+    await delay(2_000)
+    return await ask.call(this)
+  })
+  await reopen(root)
+  const again = await root.conn.domainLookupByName('late')
+  await until('the stream has ended', async () => (await again.streamDiskInfo()).length === 0, 10_000)
+  assert.equal(await backingOf(path), undefined)
+})
 
 test('a stream that has copied all and a QEMU that was killed, both unseen: base and content are there', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
