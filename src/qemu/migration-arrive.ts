@@ -64,6 +64,7 @@ function keepDefinition(qemu: Qemu, { vm, record }: Incoming, live: Live): void 
   const def = record.persistentXml === undefined ? structuredClone(live.def) : parseDomainXml(record.persistentXml)
   def.name = vm.name
   const known = vm.config !== undefined
+  record.defined = !known
   saveConfig(qemu.root, def)
   vm.config = def
   const detail = known ? c.VIR_DOMAIN_EVENT_DEFINED_UPDATED : c.VIR_DOMAIN_EVENT_DEFINED_ADDED

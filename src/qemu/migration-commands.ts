@@ -1,5 +1,9 @@
 /** What QEMU is told and asked about its migrations (QMP reference, "Migration"). */
+import { native } from '../native.js'
+import { descriptorFor } from '../tunnel/join.js'
+import type { ChannelRequest } from '../tunnel/requests.js'
 import type { Monitor } from './monitor.js'
+import type { Live } from './vm.js'
 
 /** ms for commands that only look */
 const QUERY = 10_000
@@ -76,5 +80,20 @@ export class MigrationCommands {
   }
   query(): Promise<MigrationInfo> {
     return this.#monitor.run('query-migrate', undefined, QUERY) as Promise<MigrationInfo>
+  }
+}
+
+/** The guest's memory comes over a channel that the other side opens; `live` is undefined where nobody waits for it. */
+export async function takeMemory(request: ChannelRequest, live: Live | undefined): Promise<void> {
+  if (live === undefined) {
+    request.refuse('nobody waits for memory')
+    return
+  }
+  const { fd, joined } = descriptorFor(request.accept())
+  joined.catch(() => undefined)
+  try {
+    await new MigrationCommands(live.monitor).receive(fd)
+  } finally {
+    native.close(fd)
   }
 }

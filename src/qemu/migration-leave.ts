@@ -15,6 +15,8 @@ import { stopServing } from './migration-serve.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import type { Live, Vm } from './vm.js'
+import { takeMemory } from './migration-commands.js'
+import { tellReturned } from './migration-return.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -34,11 +36,12 @@ export function linkFor(qemu: Qemu, outgoing: Outgoing, tunnel?: Tunnel): Migrat
 export async function routeOutgoing(qemu: Qemu, request: ChannelRequest): Promise<void> {
   const { id, key } = request.params
   const outgoing = typeof id === 'string' ? qemu.outgoing.get(id) : undefined
-  if (outgoing === undefined || outgoing.record.key !== key || request.service !== SERVICE.disks) {
-    request.refuse(`there is no such migration here`)
-    return
-  }
-  await sourceStorage(qemu, outgoing, outgoing.vm.live).serve(request)
+  if (outgoing === undefined || outgoing.record.key !== key) request.refuse('there is no such migration here')
+  else if (request.service === SERVICE.disks) await sourceStorage(qemu, outgoing, outgoing.vm.live).serve(request)
+  // it comes back
+  else if (request.service === SERVICE.memory)
+    await takeMemory(request, outgoing.record.phase === 'returning' ? outgoing.vm.live : undefined)
+  else request.refuse(`a migration has no service '${request.service}'`)
 }
 
 export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promise<void> {
@@ -105,6 +108,8 @@ function answer(qemu: Qemu, outgoing: Outgoing, method: string, params: unknown)
     case 'progress':
       outgoing.stats.takeDisks(params)
       return {}
+    case 'return-closing':
+      return closeBack(outgoing)
     case 'released':
       // not before the answer is out: it is the last thing that the link is for
       qemu.inBackground(`letting go of domain '${record.name}'`, () =>
@@ -114,6 +119,12 @@ function answer(qemu: Qemu, outgoing: Outgoing, method: string, params: unknown)
     default:
       throw fail('VIR_ERR_NO_SUPPORT', `the source of a migration knows no '${method}'`)
   }
+}
+
+/** The guest is about to run on these images again: nobody else writes them any more. */
+async function closeBack({ vm, migrated }: Outgoing): Promise<object> {
+  for (const { target } of migrated) await vm.live?.exports.unserveBack(target)
+  return {}
 }
 
 async function released(qemu: Qemu, outgoing: Outgoing): Promise<void> {
@@ -141,7 +152,10 @@ async function resolve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   await outgoing.vm.jobs.run(
     'migrate',
     async () => {
-      if (outgoing.record.phase === 'switched') await resolveSwitched(qemu, outgoing, true)
+      const { record, link, vm } = outgoing
+      if (record.phase === 'switched') await resolveSwitched(qemu, outgoing, true)
+      else if (record.phase === 'serving') await link?.request('return-failed', {})
+      else if (record.phase === 'returned' && vm.live !== undefined) await tellReturned(qemu, outgoing)
     },
     Infinity,
   )

@@ -30,6 +30,8 @@ export interface MirrorOptions {
   sync: 'full' | 'top'
   /** every write of the guest waits for the target, so that the mirror cannot fall behind */
   synchronous?: boolean
+  /** of the export; default: as the disk's own is called */
+  name?: string
 }
 
 /** Begins to mirror a disk to the export of the same name. */
@@ -39,7 +41,7 @@ export async function beginMirror(monitor: Monitor, disk: DiskDef, options: Mirr
   const name = mirrorName(disk)
   await monitor.blockdevAdd({
     ...{ driver: 'nbd', 'node-name': name, server: { type: 'unix', path: options.socket } },
-    ...{ export: exportName(target), discard: 'unmap' },
+    ...{ export: options.name ?? exportName(target), discard: 'unmap' },
   })
   try {
     await monitor.run('blockdev-mirror', {

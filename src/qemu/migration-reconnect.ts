@@ -14,6 +14,7 @@ import { letGo, linkFor, resume } from './migration-leave.js'
 import { Outgoing } from './outgoing.js'
 import { Incoming } from './incoming.js'
 import { removeMade, run } from './migration-arrive.js'
+import { runAgain } from './migration-return.js'
 
 /** Before QEMUs are taken over: those that read from a source find their way to it again. */
 export async function reopenRelays(qemu: Qemu): Promise<void> {
@@ -78,6 +79,9 @@ async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> 
     return
   }
   if (record.phase === 'memory') outgoing.enter('switched')
+  if (record.phase === 'returning') outgoing.enter('serving')
+  if (record.phase === 'returned' && live !== undefined && vm.state.state === c.VIR_DOMAIN_PAUSED)
+    await vm.jobs.run('migrate', () => runAgain(qemu, outgoing, live))
   serveAgainLater(qemu, outgoing)
   outgoing.link = linkFor(qemu, outgoing)
   qemu.inBackground(`the migration of domain '${vm.name}'`, () => resume(qemu, outgoing))

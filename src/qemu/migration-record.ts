@@ -10,11 +10,21 @@ import { type Root, writeFileAtomically } from './root.js'
 
 /**
  * At the source: 'begun', 'memory' while it goes over, 'switched' once it has and neither guest runs, 'serving' while the
- * destination pulls the disks, 'released' when it has them all. At the destination: 'incoming' until all memory is there, 'loaded' until the guest may run,
+ * destination pulls the disks, 'released' when it has them all;
+ * 'returning' while the guest comes back, 'returned' when it has. At the destination: 'incoming' until all memory is there, 'loaded' until the guest may run,
  * 'streaming' while disks are pulled.
  */
 export type MigrationPhase =
-  'begun' | 'memory' | 'switched' | 'serving' | 'released' | 'incoming' | 'loaded' | 'streaming'
+  | 'begun'
+  | 'memory'
+  | 'switched'
+  | 'serving'
+  | 'returning'
+  | 'returned'
+  | 'released'
+  | 'incoming'
+  | 'loaded'
+  | 'streaming'
 
 export interface MigrationRecord {
   version: 1
@@ -36,6 +46,8 @@ export interface MigrationRecord {
   running: boolean
   /** ms since 1970 */
   startedAt: number
+  /** at the destination: the domain was not defined there before */
+  defined?: boolean
   /** at the source, once the guest has gone: its live definition */
   def?: DomainDef
   /** at the destination: the definition to keep there */

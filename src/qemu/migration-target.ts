@@ -4,8 +4,6 @@ import type { DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import type { MigrateParams } from '../driver.js'
 import { failFrom } from '../error.js'
-import { native } from '../native.js'
-import { descriptorFor } from '../tunnel/join.js'
 import { Messages } from '../tunnel/messages.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
@@ -27,6 +25,8 @@ import { saveStatus } from './status.js'
 import { type Live, Vm } from './vm.js'
 import { Incoming } from './incoming.js'
 import { cancel, finish, removeMade } from './migration-arrive.js'
+import { takeMemory } from './migration-commands.js'
+import { giveUp, keepAfterAll, mirrorBack, prepareReturn, sendBack } from './migration-give-back.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -114,7 +114,8 @@ export async function routeIncoming(qemu: Qemu, request: ChannelRequest, tunnel:
   const incoming = typeof id === 'string' ? qemu.incoming.get(id) : undefined
   if (incoming === undefined || incoming.record.key !== key) request.refuse('there is no such migration here')
   else if (request.service === SERVICE.messages) attach(qemu, incoming, request, tunnel)
-  else if (request.service === SERVICE.memory) await takeMemory(incoming, request)
+  else if (request.service === SERVICE.memory)
+    await takeMemory(request, incoming.record.phase === 'incoming' ? incoming.vm.live : undefined)
   else if (request.service === SERVICE.disks) await serveMirror(incoming, request)
   else request.refuse(`a migration has no service '${request.service}'`)
 }
@@ -138,21 +139,6 @@ function left(incoming: Incoming, tunnel: Tunnel): void {
   incoming.messages = undefined
   if (incoming.relay?.tunnel === tunnel) incoming.relay.setTunnel(undefined)
   incoming.waitForSource()
-}
-
-async function takeMemory(incoming: Incoming, request: ChannelRequest): Promise<void> {
-  const { live } = incoming.vm
-  if (live === undefined || incoming.record.phase !== 'incoming') {
-    request.refuse(`domain '${incoming.record.name}' does not wait for its memory`)
-    return
-  }
-  const { fd, joined } = descriptorFor(request.accept())
-  joined.catch(() => undefined)
-  try {
-    await new MigrationCommands(live.monitor).receive(fd)
-  } finally {
-    native.close(fd)
-  }
 }
 
 /** What the source's driver asks or tells. */
@@ -180,6 +166,21 @@ async function answer(qemu: Qemu, incoming: Incoming, method: string, params: un
       if (record.phase === 'streaming') return { phase: record.phase }
       await cancel(qemu, incoming, 'the source called it off')
       return { phase: 'cancelled' }
+    case 'return-begin':
+      await prepareReturn(qemu, incoming)
+      return {}
+    case 'return-mirror':
+      await mirrorBack(qemu, incoming)
+      return {}
+    case 'return-memory':
+      await sendBack(incoming)
+      return {}
+    case 'return-failed':
+      await keepAfterAll(qemu, incoming)
+      return {}
+    case 'return-done':
+      await giveUp(qemu, incoming)
+      return {}
     default:
       throw fail('VIR_ERR_NO_SUPPORT', `the destination of a migration knows no '${method}'`)
   }

@@ -10,6 +10,7 @@ import { confirm } from './migration-leave.js'
 import { outgoingOf } from './outgoing.js'
 import { cancel, finish } from './migration-arrive.js'
 import { incomingsOf } from './incoming.js'
+import { bringBack } from './migration-return.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -67,10 +68,11 @@ export function migrationOps(qemu: Qemu): MigrationOps {
 
     async domainAbortJob(ref) {
       const vm = qemu.require(ref)
-      vm.requireLive()
       const outgoing = outgoingOf(qemu, vm)
+      if (outgoing === undefined) vm.requireLive()
       if (outgoing === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `no job is active on domain '${vm.name}'`)
-      await abort(outgoing)
+      if (outgoing.record.phase === 'memory') await abort(outgoing)
+      else await vm.jobs.run('migrate', () => bringBack(qemu, outgoing))
     },
 
     async domainGetJobStats(ref, flags) {

@@ -14,6 +14,8 @@ const fail = failFrom('VIR_FROM_QEMU')
 /** The socket on which the exports of one process are. */
 export const nbdSocket = (runDir: string): string => join(runDir, 'nbd.sock')
 
+/** The export that a disk which comes back is written to. */
+export const backName = (target: string): string => `vs-${target}-back`
 /** The export of a disk, and its name for clients. */
 export const exportName = (target: string): string => `vs-${target}`
 
@@ -54,6 +56,14 @@ export class NbdExports {
   /** Exports the disk for others, who connect to the socket themselves; `writable` while no guest runs on it. */
   async serve(disk: DiskDef, { writable = false } = {}): Promise<void> {
     await this.#export(disk, writable)
+  }
+
+  /** A second export of a disk, under another name, that may be written: until the guest runs on it. */
+  async serveBack({ source, target }: DiskDef): Promise<void> {
+    if (source !== undefined) await this.#monitor.blockExportAdd(backName(target), formatNodeName(source), true)
+  }
+  async unserveBack(target: string): Promise<void> {
+    await this.#monitor.blockExportDel(backName(target))
   }
 
   /** Takes back what `serve` gave; whoever is connected loses the connection. */

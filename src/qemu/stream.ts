@@ -175,6 +175,11 @@ async function stop(qemu: Qemu, vm: Vm, name: string, async: boolean, noJob: NoJ
   throw fail('VIR_ERR_OPERATION_TIMEOUT', text)
 }
 
+/** Under the domain's job: stops the stream of a disk, whoever moves the data. */
+export function stopStream(qemu: Qemu, vm: Vm, disk: string): Promise<void> {
+  return stop(qemu, vm, disk, false, 'VIR_ERR_OPERATION_INVALID')
+}
+
 function stateOf(qemu: Qemu, host: StreamHost, job: BlockJob): StreamDiskState {
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   const waiting = job.waiting ?? turnProblem(qemu, job)

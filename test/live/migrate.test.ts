@@ -98,6 +98,23 @@ test('whoever dies while disks follow is replaced: both drivers, and the QEMU th
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
 })
 
+test('a guest comes back with what it wrote elsewhere, while its disk was still on its way', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const [here, there] = [await testRoot(t), await testRoot(t)]
+  const { dom, moved, guest } = await moveGuest(t, here, there, 4 << 20)
+  await guest.work('vda')
+  await until('a part of it is there', async () => ((await moved.streamDiskInfo())[0]?.offset ?? 0) > 4 << 20)
+  await dom.abortJob()
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_RUNNING, reason: VIR_DOMAIN_RUNNING_MIGRATED })
+  const agent = await agentOf(t, here.folder)
+  await agent.stop('vda')
+  const { bad, err } = await agent.verify('vda')
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await until('nothing is left of it', () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0)
+  assert.deepEqual(await there.conn.listAllDomains(), [])
+  assert.equal(existsSync(join(there.folder, 'disk.qcow2')), false)
+})
+
 test('mirrored disks are all there when the guest arrives', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const [here, there] = [await testRoot(t), await testRoot(t)]

@@ -1,0 +1,141 @@
+/** What the destination of a migration does when its guest is wanted back before all of its disks are here. */
+import * as c from '../constants.gen.js'
+import { failFrom, messageOf } from '../error.js'
+import { native } from '../native.js'
+import { descriptorFor } from '../tunnel/join.js'
+import { deleteConfig } from './config.js'
+import { forgetIfNothing } from './define.js'
+import type { Incoming } from './incoming.js'
+import { removeMade } from './migration-arrive.js'
+import { MigrationCommands } from './migration-commands.js'
+import { SERVICE } from './migration-link.js'
+import { beginMirror, endMirrors, mirrorsReady } from './migration-mirror.js'
+import { disksSocket } from './migration-record.js'
+import { beginStreams } from './migration-target-disks.js'
+import { MigrationWatch } from './migration-watch.js'
+import { backName } from './nbd-exports.js'
+import { terminate } from './process.js'
+import type { Qemu } from './qemu.js'
+import { saveStatus } from './status.js'
+import { stopStream } from './stream.js'
+import type { Live } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** 'return-begin': nothing is pulled any more. */
+export async function prepareReturn(qemu: Qemu, incoming: Incoming): Promise<void> {
+  const { vm, record } = incoming
+  await vm.jobs.run('migrate', async () => {
+    if (record.phase !== 'streaming' || vm.live === undefined)
+      throw fail(
+        'VIR_ERR_OPERATION_INVALID',
+        `domain '${vm.name}' does not run there any more, or needs its source no more`,
+      )
+    for (const job of vm.live.blockJobs.all) await stopStream(qemu, vm, job.record.disk)
+    incoming.enter('returning')
+  })
+}
+
+/** 'return-mirror': what has been written and pulled here goes to the source's images. */
+export async function mirrorBack(qemu: Qemu, incoming: Incoming): Promise<void> {
+  const { live, record, migrated } = requireReturning(incoming)
+  const socket = disksSocket(qemu.root, record.id)
+  for (const disk of migrated)
+    await beginMirror(live.monitor, disk, { socket, sync: 'top', synchronous: true, name: backName(disk.target) })
+  await mirrorsReady(live.monitor, migrated, () => {
+    if (incoming.messages === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'the source cannot be reached')
+  })
+}
+
+function requireReturning(incoming: Incoming): {
+  live: Live
+  record: Incoming['record']
+  migrated: Incoming['migrated']
+} {
+  const { vm, record, migrated } = incoming
+  const { live } = vm
+  if (record.phase !== 'returning' || live === undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is not on its way back`)
+  return { live, record, migrated }
+}
+
+/** 'return-memory': the guest goes. It stands still here from then on, until the source says what became of it. */
+export async function sendBack(incoming: Incoming): Promise<void> {
+  const { live, record, migrated } = requireReturning(incoming)
+  const { vm, messages } = incoming
+  const commands = new MigrationCommands(live.monitor)
+  const watch = new MigrationWatch(live)
+  try {
+    await commands.setCapabilities({ events: true, 'return-path': true, 'pause-before-switchover': true })
+    await commands.setUnlimited()
+    const { id, key } = record
+    const channel = await incoming.relay?.tunnel?.open(SERVICE.memory, { id, key })
+    if (channel === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'the source cannot be reached')
+    const { fd, joined } = descriptorFor(channel)
+    joined.catch(() => undefined)
+    live.pauseReason = c.VIR_DOMAIN_PAUSED_MIGRATION
+    try {
+      await commands.send(fd)
+    } finally {
+      native.close(fd)
+    }
+    let seen = await watch.until(['pre-switchover'])
+    if (seen === 'pre-switchover') {
+      await endMirrors(live.monitor, migrated, false)
+      await messages?.request('return-closing', {}, { timeout: 10_000 })
+      await commands.continueFrom('pre-switchover')
+      seen = await watch.until([])
+    }
+    if (seen !== 'completed')
+      throw fail('VIR_ERR_OPERATION_FAILED', (await commands.query())['error-desc'] ?? `QEMU says '${seen ?? ''}'`)
+    vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_MIGRATION }
+    saveStatus(vm, live)
+  } finally {
+    delete live.pauseReason
+    watch.close()
+  }
+}
+
+/** 'return-failed': it stays here after all. */
+export async function keepAfterAll(qemu: Qemu, incoming: Incoming): Promise<void> {
+  const { vm, record, migrated } = incoming
+  if (record.phase !== 'returning') return
+  await vm.jobs.run('migrate', async () => {
+    const { live } = vm
+    if (live !== undefined) {
+      const commands = new MigrationCommands(live.monitor)
+      await commands.cancel()
+      await endMirrors(live.monitor, migrated, true)
+      const wasRunning = vm.state.state === c.VIR_DOMAIN_RUNNING || vm.state.reason === c.VIR_DOMAIN_PAUSED_MIGRATION
+      if (wasRunning && !(await live.monitor.queryStatus()).running) await live.monitor.cont()
+    }
+    incoming.enter('streaming')
+  })
+  beginStreams(qemu, incoming)
+}
+
+/** 'return-done': it runs at the source again, nothing of it remains here. */
+export async function giveUp(qemu: Qemu, incoming: Incoming): Promise<void> {
+  const { vm, record } = incoming
+  if (record.phase !== 'returning') return
+  await vm.jobs.run('migrate', async () => {
+    const { live } = vm
+    if (live !== undefined) {
+      live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
+      await terminate(live.process, live.ended, false)
+    }
+    if (record.defined === true && vm.config !== undefined) {
+      deleteConfig(qemu.root, vm.name)
+      vm.config = undefined
+    }
+    removeMade(record)
+  })
+  // the answer to the source goes first
+  setImmediate(
+    () =>
+      void incoming.forget().then(
+        () => forgetIfNothing(qemu, vm),
+        (error: unknown) => qemu.warn(messageOf(error)),
+      ),
+  )
+}

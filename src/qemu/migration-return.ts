@@ -1,0 +1,133 @@
+/**
+ * A guest that has moved, and whose disks are still on their way, comes back with all that it has written since: its disks
+ * are mirrored from the destination into the images of the source, then its memory comes, then it runs where it came from.
+ * Until that moment it runs at the destination, and whatever fails leaves it there. Here is what the source does.
+ */
+import { formatDomainXml } from '../conf/format.js'
+import * as c from '../constants.gen.js'
+import { failFrom, messageOf } from '../error.js'
+import { readDefinition } from './define.js'
+import { emitLifecycle } from './emit.js'
+import { MigrationCommands } from './migration-commands.js'
+import { stopServing, serveAgainLater } from './migration-serve.js'
+import { MigrationWatch } from './migration-watch.js'
+import type { Outgoing } from './outgoing.js'
+import { killHard, terminate } from './process.js'
+import type { Qemu } from './qemu.js'
+import { startIncoming } from './start.js'
+import { saveStatus } from './status.js'
+import type { Live } from './vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
+
+/** ms of a step that copies: as long as it takes */
+const COPYING = 24 * 60 * 60 * 1000
+/** ms from the last byte of memory to the end of it here */
+const LOADING = 30_000
+
+/** Under the domain's job. */
+export async function bringBack(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { vm, record, link } = outgoing
+  if (record.phase !== 'serving' || link === undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' has no migration that could be canceled`)
+  if (!link.isUp) {
+    const text = `domain '${vm.name}' runs on '${record.peer}', which cannot be reached: ${link.problem ?? ''}`
+    throw fail('VIR_ERR_OPERATION_FAILED', text)
+  }
+  await link.request('return-begin', {}, 60_000)
+  outgoing.enter('returning')
+  let live: Live | undefined
+  try {
+    live = await replaceQemu(qemu, outgoing)
+    const watch = new MigrationWatch(live)
+    for (const disk of outgoing.migrated) {
+      await live.exports.serve(disk)
+      await live.exports.serveBack(disk)
+    }
+    await new MigrationCommands(live.monitor).setCapabilities({ events: true, 'return-path': true })
+    await link.request('return-mirror', {}, COPYING)
+    await arrive(outgoing, watch)
+    watch.close()
+    vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_MIGRATION }
+    saveStatus(vm, live)
+    outgoing.enter('returned')
+  } catch (error) {
+    await stayThere(qemu, outgoing, live)
+    const text = `domain '${vm.name}' stays on '${record.peer}', it could not be brought back: ${messageOf(error)}`
+    throw fail('VIR_ERR_OPERATION_FAILED', text, error)
+  }
+  await runAgain(qemu, outgoing, live)
+}
+
+/** A QEMU that waits for the guest, on the images that the destination has read so far. */
+async function replaceQemu(qemu: Qemu, outgoing: Outgoing): Promise<Live> {
+  const { vm, record } = outgoing
+  if (record.def === undefined)
+    throw fail('VIR_ERR_INTERNAL_ERROR', `the definition of '${vm.name}' is not known any more`)
+  const xml = formatDomainXml(record.def, { inactive: true, secure: true, migratable: true })
+  if (vm.live !== undefined) {
+    vm.live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
+    await terminate(vm.live.process, vm.live.ended, false)
+  }
+  await stopServing(qemu, outgoing)
+  qemu.add(vm) // a transient one is none without its QEMU
+  return startIncoming(qemu, vm, await readDefinition(qemu, xml, false), [])
+}
+
+/** The last of it comes over; whether it did is what our own QEMU says. */
+async function arrive({ link }: Outgoing, watch: MigrationWatch): Promise<void> {
+  const sent = link?.request('return-memory', {}, COPYING).then(
+    () => undefined,
+    (error: unknown) => messageOf(error),
+  )
+  const problem = await Promise.race([watch.until(['completed']).then((seen) => ({ seen })), sent])
+  const seen = typeof problem === 'object' ? problem.seen : await watch.until(['completed'], LOADING)
+  if (seen !== 'completed')
+    throw fail('VIR_ERR_OPERATION_FAILED', (await sent) ?? `its state did not arrive (${seen ?? 'in time'})`)
+}
+
+async function stayThere(qemu: Qemu, outgoing: Outgoing, live: Live | undefined): Promise<void> {
+  const { vm } = outgoing
+  const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`)
+  if (live !== undefined && vm.live === live) {
+    live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
+    killHard(live.process)
+    await live.ended
+  }
+  try {
+    outgoing.enter('serving')
+  } catch (error) {
+    warn(error)
+  }
+  serveAgainLater(qemu, outgoing)
+  // when it can't be told now it is when the link is there again
+  await outgoing.link?.request('return-failed', {}).catch(warn)
+}
+
+/** Under the domain's job, the guest is here, and its phase says so: it runs, and the destination may forget it. */
+export async function runAgain(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void> {
+  const { vm, record } = outgoing
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STARTED, c.VIR_DOMAIN_EVENT_STARTED_MIGRATED)
+  vm.state = { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_MIGRATED }
+  await live.monitor.cont()
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_RESUMED, c.VIR_DOMAIN_EVENT_RESUMED_MIGRATED)
+  saveStatus(vm, live)
+  for (const { target } of outgoing.migrated)
+    await live.exports.unserve(target).catch((error: unknown) => qemu.warn(messageOf(error)))
+  outgoing.stats.fail(fail('VIR_ERR_OPERATION_ABORTED', `domain '${vm.name}' came back from '${record.peer}'`))
+  qemu.finishedJobs.set(vm.uuid, outgoing.stats.now)
+  await tellReturned(qemu, outgoing)
+}
+
+/** Until the destination has heard it, it keeps what it has. */
+export async function tellReturned(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  try {
+    await outgoing.link?.request('return-done', {})
+  } catch (error) {
+    qemu.warn(
+      `'${outgoing.record.peer}' does not know yet that '${outgoing.record.name}' came back: ${messageOf(error)}`,
+    )
+    return
+  }
+  outgoing.forget()
+}
