@@ -1,10 +1,12 @@
 // libvirt in one environment of this process: its event loop, threads for its calls, and functions that it can call back.
 // Everything about single functions of libvirt is JavaScript.
+#include <dlfcn.h>
 #include <napi.h>
 #include <uv.h>
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "addon.h"
 #include "errors.h"
@@ -200,11 +202,20 @@ void Answer(const Napi::CallbackInfo& info) {
   TheLibvirt(info)->threads().Answer(info[0].As<Napi::Number>().DoubleValue(), info[1].As<Napi::Number>().Int32Value());
 }
 
+// This file stays loaded when the environment that loaded it ends: threads run its code, and libvirt knows its functions.
+void StayLoaded() {
+  Dl_info self;
+  if (dladdr(reinterpret_cast<void*>(Closed), &self) != 0) dlopen(self.dli_fname, RTLD_NOW | RTLD_NODELETE);
+}
+
+bool hosted = false;
+
 // hostLibvirt(saveError, onWake): once in a process, by the one environment that has libvirt
 Napi::Value HostLibvirt(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (!info[1].IsFunction()) throw Napi::TypeError::New(env, "onWake must be a function");
   if (Current() != nullptr) ThrowErrno(env, EBUSY, "hostLibvirt");
+  StayLoaded();
   auto* libvirt = new Libvirt(env, AddressOf(info[0]), info[1].As<Napi::Function>());
   napi_add_async_cleanup_hook(
       env,
@@ -228,6 +239,7 @@ Napi::Value HostLibvirt(const Napi::CallbackInfo& info) {
   functions.Set("closed", Address(env, Closed));
   functions.Set("ignore", Address(env, Ignore));
   host.Set("functions", functions);
+  host.Set("isFirst", !std::exchange(hosted, true));
   return host;
 }
 

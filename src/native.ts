@@ -89,6 +89,8 @@ export interface LibvirtHost {
   call(id: number, address: bigint, answersAddress: boolean, args: unknown[]): void
   /** Ends the waiting of a thread that asked. */
   answer(token: number, answer: number): void
+  /** no thread of this process has had it before: libvirt does not know the functions yet */
+  readonly isFirst: boolean
   /** addresses: virEventRegisterImpl's six functions, a virConnectAuthCallbackPtr that asks, a virConnectCloseFunc that tells, a virErrorFunc that does nothing */
   functions: Readonly<
     Record<

@@ -57,7 +57,8 @@ export class Library {
     const { functions } = this.#host
     const { addHandle, updateHandle, removeHandle, addTimeout, updateTimeout, removeTimeout } = functions
     // before anything else: connections look once for an event loop, when they are opened
-    this.now('virEventRegisterImpl', addHandle, updateHandle, removeHandle, addTimeout, updateTimeout, removeTimeout)
+    if (this.#host.isFirst)
+      this.now('virEventRegisterImpl', addHandle, updateHandle, removeHandle, addTimeout, updateTimeout, removeTimeout)
     // errors are thrown, not printed
     this.now('virSetErrorFunc', null, functions.ignore)
   }

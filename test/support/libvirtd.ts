@@ -11,6 +11,8 @@ export interface Libvirtd {
   runDir: string
   /** of its QEMU driver */
   uri: string
+  /** ends it at once */
+  kill: () => void
   /** runs virsh against it and answers what that says */
   virsh: (...args: string[]) => Promise<string>
 }
@@ -68,5 +70,5 @@ export async function startLibvirtd(t: Cleanup, folder: string, qemuConf: string
       () => false,
     )
   })
-  return { runDir, uri, virsh }
+  return { runDir, uri, virsh, kill: () => watch.kill(9) }
 }
