@@ -1,5 +1,5 @@
 /**
- * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [start] [overhead] [tunnel] [xml] [--rounds N] [--size MIB]`.
+ * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [start] [overhead] [tunnel] [libvirt] [xml] [--rounds N] [--size MIB]`.
  * Writes tables in Markdown. Nothing is held against a limit: a busy machine is no failure.
  */
 import { cpus, release, totalmem } from 'node:os'
@@ -8,6 +8,7 @@ import { runProgram } from '../scripts/program.js'
 import { run } from '../src/util/run.js'
 import { MiB, type Bench } from './bench.js'
 import { benchEngines } from './engines.js'
+import { benchLibvirt } from './libvirt.js'
 import { benchOverhead } from './overhead.js'
 import { markdown, median, type Table } from './report.js'
 import { benchStart } from './start.js'
@@ -21,6 +22,7 @@ export const benches: Readonly<Record<string, { bench: Bench; rounds: number; mi
   start: { bench: benchStart, rounds: 3, mib: 512 },
   overhead: { bench: benchOverhead, rounds: 15, mib: 16 },
   tunnel: { bench: benchTunnel, rounds: 5, mib: 1024 },
+  libvirt: { bench: (t, { rounds, size }) => benchLibvirt(t, { rounds, size: size / MiB }), rounds: 5, mib: 1000 },
   xml: { bench: (_t, { rounds }) => Promise.resolve([xmlTable(rounds)]), rounds: 5, mib: 1 },
 }
 

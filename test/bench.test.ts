@@ -3,6 +3,7 @@ import { test } from 'node:test'
 import { benches } from '../bench/all.js'
 import { MiB, type Bench } from '../bench/bench.js'
 import { inTurn, markdown, median, ratio } from '../bench/report.js'
+import { mayUnshare } from './support/libvirtd.js'
 import { requires } from './support/requires.js'
 
 function benchNamed(name: string): Bench {
@@ -77,6 +78,15 @@ test('the benchmark of the tunnel runs on every link', async (t) => {
   // only loopback where nobody lets us make namespaces
   assert.ok(table?.rows.length === 16 || table?.rows.length === 4)
   for (const column of [3, 4, 5, 6, 7]) assertNumbers(table.rows, column)
+})
+
+test('the benchmark of real libvirt runs, and tells of every way', async (t) => {
+  if (!requires(t, 'root', 'program:libvirtd', 'program:virsh', 'file:/usr/lib/python3/dist-packages/libvirt.py'))
+    return
+  if (!(await mayUnshare())) return t.skip('needs mount namespaces')
+  const [table] = await benchNamed('libvirt')(t, { rounds: 1, size: 20 * MiB })
+  assert.equal(table?.rows.length, 13)
+  assertNumbers(table.rows, 3)
 })
 
 test('the benchmark of domain XML runs', async (t) => {

@@ -3,6 +3,7 @@ import koffi from 'koffi'
 import type { DomainRef, DriverHost } from '../driver.js'
 import { failFrom, VirError } from '../error.js'
 import { Authentication } from './authentication.js'
+import { Gate } from './gate.js'
 import { library } from './library.js'
 import type { Library } from './library.js'
 import type { AnswerOf, ArgsOf, Blocking } from './symbols.js'
@@ -30,6 +31,7 @@ export class Connection {
   /** the hypervisor is in this process and in memory: nothing waits */
   readonly #here: boolean
   readonly #handles = new Map<string, Handle>()
+  readonly #gate = new Gate()
   #at = 0n
   #lost = false
   #closing: Promise<void> | undefined
@@ -83,7 +85,7 @@ export class Connection {
     name: Name,
     ...args: ArgsOf<Blocking[Name]['args']>
   ): Promise<AnswerOf<Blocking[Name]>> {
-    return this.#here ? this.lib.callHere(name, ...args) : this.lib.call(name, ...args)
+    return this.#here ? this.lib.callHere(name, ...args) : this.#gate.run(() => this.lib.call(name, ...args))
   }
 
   /** As `call`, for a function that answers text to be freed. */
