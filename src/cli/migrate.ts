@@ -118,8 +118,8 @@ async function migrate(context: Context, what: string, uri: string, options: Val
   } finally {
     view?.end()
   }
-  const goesOn = await streamsOf(arrived)
-  if (end === undefined && goesOn.length === 0) {
+  const goesOn = end === undefined && options.flag('wait') ? undefined : await followers(domain)
+  if (goesOn === undefined) {
     context.say(`Domain '${arrived.name}' runs at '${uri}'`, '')
     return undefined
   }
@@ -129,9 +129,12 @@ async function migrate(context: Context, what: string, uri: string, options: Val
   return end === undefined ? undefined : DETACHED
 }
 
-async function streamsOf(arrived: Domain): Promise<string[]> {
-  const states = await arrived.streamDiskInfo().catch(() => [])
-  return states.filter(({ mode }) => mode === 'migration').map(({ disk }) => disk)
+/** The disks that are still to follow; undefined: the source serves none any more. */
+async function followers(source: Domain): Promise<string[] | undefined> {
+  const state = await source.getState().catch(() => undefined)
+  if (state?.state !== c.VIR_DOMAIN_PAUSED) return undefined
+  const stats = await source.getJobStats().catch(() => undefined)
+  return (stats?.disks ?? []).filter(({ offset, size }) => offset < size).map(({ disk }) => disk)
 }
 
 interface Moved {

@@ -36,6 +36,8 @@ const job: DomainJobStats = {
   disks: [],
 }
 
+const follows = [{ disk: 'vda', offset: 0, size: 64 * MiB }]
+
 const moving = (offset: number): StreamDiskState => ({
   path: 'virtio-disk0',
   offset,
@@ -77,7 +79,7 @@ async function hosts(t: TestContext): Promise<Hosts> {
       both.state = running
       return Promise.resolve()
     },
-    domainGetJobStats: () => Promise.resolve(job),
+    domainGetJobStats: () => Promise.resolve(both.state === serving ? { ...job, disks: follows } : job),
     domainGetState: () => Promise.resolve(both.state),
   })
   const there = scriptedDriver({
