@@ -1,5 +1,5 @@
 /**
- * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [start] [overhead] [tunnel] [libvirt] [xml] [--rounds N] [--size MIB]`.
+ * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [idle] [start] [overhead] [tunnel] [libvirt] [xml] [--rounds N] [--size MIB]`.
  * Writes tables in Markdown. Nothing is held against a limit: a busy machine is no failure.
  */
 import { cpus, release, totalmem } from 'node:os'
@@ -8,6 +8,7 @@ import { runProgram } from '../scripts/program.js'
 import { run } from '../src/util/run.js'
 import { MiB, type Bench } from './bench.js'
 import { benchEngines } from './engines.js'
+import { benchIdle } from './idle.js'
 import { benchLibvirt } from './libvirt.js'
 import { benchOverhead } from './overhead.js'
 import { markdown, median, type Table } from './report.js'
@@ -19,6 +20,7 @@ import { benchTexts, benchXml } from './xml.js'
 export const benches: Readonly<Record<string, { bench: Bench; rounds: number; mib: number }>> = {
   stream: { bench: benchStream, rounds: 5, mib: 1024 },
   engines: { bench: benchEngines, rounds: 5, mib: 512 },
+  idle: { bench: benchIdle, rounds: 5, mib: 1024 },
   start: { bench: benchStart, rounds: 3, mib: 512 },
   overhead: { bench: benchOverhead, rounds: 15, mib: 16 },
   tunnel: { bench: benchTunnel, rounds: 5, mib: 1024 },

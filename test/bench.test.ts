@@ -58,6 +58,18 @@ test('the benchmark of engines runs on every base', async (t) => {
   for (const column of [1, 2, 3, 4, 5]) assertNumbers(table.rows, column)
 })
 
+test('the benchmark of idle streams runs and tells how long the guest waits, and how fast they are', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const [table] = await benchNamed('idle')(t, { rounds: 1, size: 16 * MiB })
+  assert.ok(table !== undefined)
+  assert.deepEqual(
+    table.rows.map(([way]) => way),
+    ['no stream', 'full', 'idle'],
+  )
+  for (const column of [1, 2]) assertNumbers(table.rows, column)
+  for (const column of [3, 4, 5, 6]) assertNumbers(table.rows.slice(1), column)
+})
+
 test('the benchmark of starts runs and tells of every link', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-nbd', 'program:nbdkit')) return
   const [table] = await benchNamed('start')(t, { rounds: 1, size: 16 * MiB })

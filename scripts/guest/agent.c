@@ -80,6 +80,7 @@ static void disk_command(struct request *request, const char *verb, char *name, 
   else if (strcmp(verb, "verify") == 0) verify(request, disk, false);
   else if (strcmp(verb, "adopt") == 0) verify(request, disk, true);
   else if (strcmp(verb, "digest") == 0) show_digest(request, disk);
+  else if (strcmp(verb, "latency") == 0) show_latency(request, disk);
   else if (strcmp(verb, "write") == 0) write_one(request, disk, number);
   else if (strcmp(verb, "read") == 0) read_one(request, disk, number);
   else if (strcmp(verb, "flush") == 0) flush(request, disk);

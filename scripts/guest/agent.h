@@ -41,6 +41,8 @@ void set_base(const struct request *request, struct disk *disk, char *arguments)
 void start_work(const struct request *request, struct disk *disk, const char *options);
 void stop_work(const struct request *request, const char *name);
 void show_stat(const struct request *request);
+/* how long the requests since the last such command took; the first one begins to take notes */
+void show_latency(const struct request *request, struct disk *disk);
 void verify(const struct request *request, struct disk *disk, bool adopt);
 void show_digest(const struct request *request, struct disk *disk);
 void write_one(const struct request *request, struct disk *disk, uint32_t block);

@@ -13,6 +13,7 @@
 
 #define CHUNK 64u /* blocks read at once by verify */
 #define WORK_MAX 16u
+#define LATENCIES (1u << 18) /* requests noted between two `latency` commands, at most */
 #define UNSURE 0x80000000u /* the last write of this block failed: old or new content, both are right */
 
 struct disk {
@@ -30,6 +31,8 @@ struct disk {
   atomic_ulong reads, writes, bad, errors;
   double worst_ms, worst_since_stat_ms;
   _Atomic double began_ms;
+  float *latencies; /* ms; NULL: nobody wants to know */
+  uint32_t latency_count;
 };
 
 static struct disk disks[MAX_DISKS];
@@ -153,6 +156,7 @@ static void end(struct disk *disk) {
   disk->began_ms = 0;
   if (took > disk->worst_ms) disk->worst_ms = took;
   if (took > disk->worst_since_stat_ms) disk->worst_since_stat_ms = took;
+  if (disk->latencies != NULL && disk->latency_count < LATENCIES) disk->latencies[disk->latency_count++] = (float)took;
 }
 
 static bool transfer(struct disk *disk, bool writing, uint32_t block, uint32_t count) {
@@ -259,6 +263,27 @@ void show_stat(const struct request *request) {
   }
   answer(request, "ok", "reads=%lu writes=%lu bad=%lu errors=%lu max_ms=%.1f recent_max_ms=%.1f pending_ms=%.1f", reads, writes,
          bad, errors, worst, recent, pending);
+}
+
+static int compare_floats(const void *a, const void *b) {
+  float x = *(const float *)a, y = *(const float *)b;
+  return (x > y) - (x < y);
+}
+
+void show_latency(const struct request *request, struct disk *disk) {
+  pthread_mutex_lock(&disk->lock);
+  if (disk->latencies == NULL) disk->latencies = calloc(LATENCIES, sizeof *disk->latencies);
+  uint32_t count = disk->latency_count;
+  float p50 = 0, p99 = 0, most = 0;
+  if (disk->latencies != NULL && count > 0) {
+    qsort(disk->latencies, count, sizeof *disk->latencies, compare_floats);
+    p50 = disk->latencies[count / 2];
+    p99 = disk->latencies[(uint64_t)count * 99 / 100];
+    most = disk->latencies[count - 1];
+  }
+  disk->latency_count = 0;
+  pthread_mutex_unlock(&disk->lock);
+  answer(request, "ok", "count=%u p50_ms=%.3f p99_ms=%.3f max_ms=%.3f", count, p50, p99, most);
 }
 
 /* Takes a block that the guest wrote in an earlier life for what it says it is. */

@@ -16,8 +16,10 @@ function streamOptions(options: Values): StreamOptions {
   const base = options.text('base')
   const engine = options.text('engine')
   const timeout = options.count('base-timeout')
+  const weight = options.count('weight')
   return {
     ...(bandwidth > 0 && { bandwidth }),
+    ...(weight !== undefined && { weight }),
     ...(base !== undefined && { base }),
     ...(timeout !== undefined && { baseTimeout: timeout }),
     ...(options.flag('idle') && { policy: 'idle' as const }),
@@ -120,6 +122,10 @@ const streamDiskCommand: CommandSpec = {
       'at most so many MiB/s (bytes/s with --bytes; or with a unit, as 500K, 2G); default: no limit',
     ],
     ['--bytes', 'the bandwidth is in bytes/s'],
+    [
+      '--weight <number>',
+      'where all streams of the tree share a bandwidth: how much this one gets, 1 to 1000 against the weights of the others; default: as its definition says, else 1',
+    ],
     ['--idle', "only in the gaps of the guest's own I/O, as long as a process has the tree open"],
     [
       '--engine <name>',
@@ -167,16 +173,21 @@ const streamDiskCommand: CommandSpec = {
   },
 }
 
-function rowOf({ disk, path, offset, size, bandwidth, mode, status, error }: StreamDiskState): string[] {
+function limitOf({ bandwidth, share = 0 }: StreamDiskState): string {
+  if (share > 0 && share !== bandwidth) return `${formatSize(share)}/s (share)`
+  return bandwidth === 0 ? '-' : `${formatSize(bandwidth)}/s`
+}
+
+function rowOf(state: StreamDiskState): string[] {
+  const { disk, path, offset, size, mode, status, error } = state
   const done = size === 0 ? 100 : Math.floor((offset / size) * 100)
-  const limit = bandwidth === 0 ? '-' : `${formatSize(bandwidth)}/s`
   return [
     disk,
     path,
     String(offset),
     String(size),
     `${done} %`,
-    limit,
+    limitOf(state),
     mode,
     error === undefined ? status : `${status}: ${error}`,
   ]
@@ -189,7 +200,7 @@ const streamInfoCommand: CommandSpec = {
   arguments: [domainArgument],
   options: [jsonOption],
   description: [
-    "Prints a line for each disk that is being streamed: its target and alias, the offset and the size in bytes, the limit, and whether it runs, or waits and for what. 'The base does not answer' ends by itself when the base is back.",
+    "Prints a line for each disk that is being streamed: its target and alias, the offset and the size in bytes, the limit (its own, or its share of the bandwidth that all streams have together), and whether it runs, or waits and for what. 'The base does not answer' ends by itself when the base is back, and a place in the queue when its turn comes.",
   ],
   examples: [['stream-info web1', 'the streams of web1']],
   seeAlso: ['stream-disk', 'blockjob'],

@@ -11,6 +11,7 @@ import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
 import { saveStatus } from './status.js'
+import { restAtFirst } from './stream-speed.js'
 import { dropStrangers } from './strangers.js'
 import type { StreamHost, Vm } from './vm.js'
 
@@ -37,6 +38,7 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
   await dropStrangers(qemu, vm, host)
   for (const job of host.blockJobs.all) {
     const status = statusOf(job)
+    restAtFirst(host, job)
     if (job.record.queued === true) await goOnWaiting(qemu, host, job)
     else if (status === undefined) await beginAgain(qemu, vm, host, job)
     else await resumeFollowing(qemu, vm, host, job, status)

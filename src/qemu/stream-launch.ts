@@ -8,7 +8,7 @@ import { watchIdleness } from './idle.js'
 import type { Qemu } from './qemu.js'
 import { endPull } from './settle.js'
 import { saveStatus } from './status.js'
-import { setResting, tellSpeed } from './stream-speed.js'
+import { restAtFirst, tellSpeed } from './stream-speed.js'
 import { jobMembers } from './stream-turn.js'
 import type { StreamHost, Vm } from './vm.js'
 
@@ -26,7 +26,7 @@ const hasSlot = ({ allotment }: BlockJob): boolean => allotment.slot
 
 /** Under the domain's job: a registered stream begins to move. */
 export async function launch(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
-  const { disk: target, baseIndex, engine, policy } = job.record
+  const { disk: target, baseIndex, engine } = job.record
   const disk = findDisk(host.def, target)
   if (baseIndex === undefined) await addGuard(host.monitor, host.guards, disk)
   else await removeGuard(host.monitor, host.guards, disk)
@@ -34,8 +34,7 @@ export async function launch(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob
   vm.requireSame(host)
   delete job.record.queued
   saveStatus(vm, host)
-  // until the guest has been seen to be quiet
-  setResting(job, policy === 'idle')
+  restAtFirst(host, job)
   if (engine === 'pull') beginPull(qemu, vm, host, job, client)
   else await beginJob(vm, host, job)
   watchIdleness(qemu, vm, host)

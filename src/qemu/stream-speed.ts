@@ -22,6 +22,11 @@ export function isStill(job: BlockJob): boolean {
   return job.status === 'paused' && now - job.movedAt >= STILL
 }
 
+/** A stream that is to leave the guest alone rests until the guest has been seen to be quiet; without a guest it need not. */
+export function restAtFirst(host: StreamHost, job: BlockJob): void {
+  setResting(job, job.record.policy === 'idle' && host.mode === 'full')
+}
+
 /** Policy 'idle'. */
 export function setResting(job: BlockJob, resting: boolean): void {
   if (resting && !job.resting) job.restingSince = performance.now()

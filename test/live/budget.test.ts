@@ -21,6 +21,7 @@ import {
   qemuPid,
   recordEvents,
   reopen,
+  startGuest,
   startPlain,
   testRoot,
   until,
@@ -298,6 +299,42 @@ test('a stream whose base is gone leaves its slot to the next, and comes back wh
   await b.streamDisk('vda', 0, VIR_STREAM_DISK_STOP)
   await stream.finished
   assert.equal(await backingOf(remote), undefined)
+})
+
+test('an idle stream leaves its slot while its guest works, and has it back when the guest is quiet and there is one', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await rootWith(t, { maxStreams: 1, totalBandwidth: MiB })
+  const base = await patternImage(root.folder, 32 * MiB)
+  const { dom, guest } = await startGuest(t, root, { devices: await disks(root, 'guest', base.path, 2) })
+  await guest.base('vda', base.seed, base.size)
+  await guest.work('vda', 'slowly')
+  await dom.streamDisk('vda', 0, START, { policy: 'idle' })
+  await dom.streamDisk('vdb', 0, START)
+  await until('the other one moves', async () => (await queue(dom))['guest vdb'] === 'running')
+  assert.equal((await states(dom))['guest vdb']?.share, MiB)
+  await guest.stop()
+  await until('the idle one waits for its turn', async () => (await queue(dom))['guest vda'] === '1')
+  await dom.streamDisk('vdb', 0, VIR_STREAM_DISK_STOP)
+  await until('it moves', async () => (await qemuSpeeds(dom))['vda'] === MiB)
+  const stream = await dom.attachStream('vda')
+  await reopen(root)
+  await assert.rejects(stream.finished, virError('VIR_ERR_INVALID_CONN', /goes on/))
+  const again = await root.conn.domainLookupByName('guest')
+  await until('it moves again', async () => (await qemuSpeeds(again))['vda'] === MiB)
+})
+
+test('an idle stream of a domain that does not run has no guest to wait for', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 8 * MiB)
+  const dom = await root.conn.domainDefineXML(plainXml({ name: 'a', devices: await disks(root, 'a', base.path, 2) }))
+  for (const [disk, engine] of [
+    ['vda', 'job'],
+    ['vdb', 'pull'],
+  ] as const)
+    await (
+      await dom.stream(disk, { policy: 'idle', engine })
+    ).finished
 })
 
 test('settings of streams that are wrong keep the root closed, and the wrong value is named', async (t) => {

@@ -51,6 +51,14 @@ export interface GuestStat {
   pendingMs: number
 }
 
+/** How long a guest's requests on one disk took, in ms. */
+export interface GuestLatency {
+  count: number
+  p50: number
+  p99: number
+  max: number
+}
+
 export interface GuestVerify {
   bad: number
   err: number
@@ -178,6 +186,17 @@ export class Guest implements Disposable {
 
   async stat(): Promise<GuestStat> {
     return toStat(await this.command('stat'))
+  }
+
+  /** Of the requests since the last such call; the first one only begins to take notes. */
+  async latency(disk: string): Promise<GuestLatency> {
+    const { fields: f } = await this.command(`latency ${disk}`)
+    return {
+      count: Number(f['count']),
+      p50: Number(f['p50_ms']),
+      p99: Number(f['p99_ms']),
+      max: Number(f['max_ms']),
+    }
   }
 
   /** Reads the whole disk and compares each block with what it must hold; works beside 'work'. */
