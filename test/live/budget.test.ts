@@ -14,6 +14,7 @@ import {
   type ConnectEvent,
   type Domain,
   type StreamDiskState,
+  type StreamOptions,
 } from '../../src/index.js'
 import {
   diskXml,
@@ -87,6 +88,11 @@ async function queue(...doms: Domain[]): Promise<Record<string, string>> {
 const untilQueue = (what: string, doms: Domain[], expected: Record<string, string>): Promise<void> =>
   until(what, async () => JSON.stringify(await queue(...doms)) === JSON.stringify(expected))
 
+/** Begins a stream, which QEMU's own job moves unless `options` say otherwise: QEMU tells what that has been told. */
+async function begin(dom: Domain, disk: string, options: StreamOptions = {}): Promise<void> {
+  await dom.streamDisk(disk, 0, START, { engine: 'job', ...options })
+}
+
 const ends = (events: readonly ConnectEvent[]): string[] =>
   events.flatMap((event) => (event.kind === 'block-job' ? [`${event.disk} ${event.status}`] : []))
 
@@ -105,11 +111,11 @@ test('streams share a bandwidth by weight, as they come, change and end, whoever
       return JSON.stringify(Object.fromEntries(told)) === JSON.stringify(expected)
     })
 
-  await a.streamDisk('vda', 0, START, { engine: 'job' })
+  await begin(a, 'vda')
   assert.deepEqual(await shares(), { 'a vda': 1200 })
   await speeds(a, { vda: 1200 })
-  await b.streamDisk('vda', 0, START, { engine: 'job' })
-  await a.streamDisk('vdb', 0, START, { engine: 'pull', weight: 3 })
+  await begin(b, 'vda')
+  await begin(a, 'vdb', { engine: 'pull', weight: 3 })
   assert.deepEqual(await shares(), { 'a vda': 200, 'a vdb': 600, 'b vda': 400 })
   await speeds(a, { vda: 200 })
   await speeds(b, { vda: 400 })
@@ -143,10 +149,10 @@ test('more streams than there may be wait in the order of their coming, and begi
   const a = await startPlain(root, { name: 'a', devices: await disks(root, 'a', base.path, 3) })
   const b = await root.conn.domainDefineXML(plainXml({ name: 'b', devices: await disks(root, 'b', base.path, 1) }))
   const events = recordEvents(root.conn)
-  await a.streamDisk('vda', 0, START, { bandwidth: 1, engine: 'job' })
-  await b.streamDisk('vda', 0, START, { engine: 'job' })
-  await a.streamDisk('vdb', 0, START)
-  await a.streamDisk('vdc', 0, START, { engine: 'pull', bandwidth: 5 })
+  await begin(a, 'vda', { bandwidth: 1 })
+  await begin(b, 'vda')
+  await begin(a, 'vdb')
+  await begin(a, 'vdc', { engine: 'pull', bandwidth: 5 })
   const [waiting] = await b.streamDiskInfo()
   assert.deepEqual(waiting, {
     path: 'virtio-disk0',
@@ -161,7 +167,7 @@ test('more streams than there may be wait in the order of their coming, and begi
   })
   assert.deepEqual(await queue(a, b), { 'a vda': 'running', 'a vdb': '2', 'a vdc': '3', 'b vda': '1' })
   assert.deepEqual(Object.keys(await qemuSpeeds(a)), ['vda'])
-  await assert.rejects(a.streamDisk('vdb', 0, START), virError('VIR_ERR_OPERATION_INVALID', /already in active/))
+  await assert.rejects(begin(a, 'vdb'), virError('VIR_ERR_OPERATION_INVALID', /already in active/))
   // one that waits is stopped, and changed
   await a.streamDisk('vdb', 0, VIR_STREAM_DISK_STOP)
   await a.blockJobSetSpeed('vdc', 0)
@@ -190,7 +196,7 @@ test('a QEMU that is killed and a domain that is destroyed leave their slots to 
   const doms: Domain[] = []
   for (const name of ['a', 'b', 'c', 'd'])
     doms.push(await startPlain(root, { name, devices: await disks(root, name, base.path, 1) }))
-  for (const dom of doms) await dom.streamDisk('vda', 0, START, { bandwidth: 1 })
+  for (const dom of doms) await begin(dom, 'vda', { bandwidth: 1 })
   const [a, b, c, d] = doms
   assert.ok(a && b && c && d)
   assert.deepEqual(await queue(...doms), { 'a vda': 'running', 'b vda': 'running', 'c vda': '1', 'd vda': '2' })
@@ -200,7 +206,7 @@ test('a QEMU that is killed and a domain that is destroyed leave their slots to 
   await d.destroy()
   await b.destroy()
   await a.create(VIR_DOMAIN_START_PAUSED)
-  await a.streamDisk('vda', 0, START)
+  await begin(a, 'vda')
   await until('the stream of a is at its end', async () => (await a.streamDiskInfo()).length === 0)
   assert.equal(await backingOf(join(root.folder, 'a-vda.qcow2')), undefined)
   assert.deepEqual(await queue(...doms), { 'c vda': 'running' })
@@ -212,10 +218,10 @@ test('the queue outlives our process, its order, weights and bandwidths too; les
   const base = await patternImage(root.folder, 32 * MiB)
   const a = await startPlain(root, { name: 'a', devices: await disks(root, 'a', base.path, 2) })
   const b = await startPlain(root, { name: 'b', devices: await disks(root, 'b', base.path, 2) })
-  await b.streamDisk('vda', 0, START, { weight: 2, engine: 'job' })
-  await a.streamDisk('vdb', 0, START, { engine: 'pull' })
-  await b.streamDisk('vdb', 0, START, { bandwidth: 100 * KiB, weight: 7, engine: 'job' })
-  await a.streamDisk('vda', 0, START)
+  await begin(b, 'vda', { weight: 2 })
+  await begin(a, 'vdb', { engine: 'pull' })
+  await begin(b, 'vdb', { bandwidth: 100 * KiB, weight: 7 })
+  await begin(a, 'vda')
   const before = { 'a vda': '2', 'a vdb': 'running', 'b vda': 'running', 'b vdb': '1' }
   const named = async (): Promise<Record<string, string>> => {
     const [again, other] = [await root.conn.domainLookupByName('a'), await root.conn.domainLookupByName('b')]
@@ -243,7 +249,7 @@ test('a process that was killed leaves the queue as it was', async (t) => {
   const base = await patternImage(root.folder, 8 * MiB)
   const a = await startPlain(root, { name: 'a', devices: await disks(root, 'a', base.path, 1) })
   await root.conn.domainDefineXML(plainXml({ name: 'b', devices: await disks(root, 'b', base.path, 1) }))
-  await a.streamDisk('vda', 0, START, { bandwidth: 1 })
+  await begin(a, 'vda', { bandwidth: 1 })
   await root.conn.close()
   const other = driverProcess(t, root.uri, { name: 'b', do: 'create-paused', bandwidth: 0 })
   assert.equal(await other.said, 'ready')
@@ -265,7 +271,7 @@ test('a stream without a guest keeps its slot, or its place, when its domain sta
     doms.push(await root.conn.domainDefineXML(plainXml({ name, devices: await disks(root, name, base.path, 1) })))
   const [a, b, c] = doms
   assert.ok(a && b && c)
-  for (const dom of doms) await dom.streamDisk('vda', 0, START, { bandwidth: 1, onShutdown: 'continue' })
+  for (const dom of doms) await begin(dom, 'vda', { bandwidth: 1, onShutdown: 'continue' })
   const order = { 'a vda': 'running', 'b vda': '1', 'c vda': '2' }
   assert.deepEqual(await queue(...doms), order)
   for (const dom of [c, a]) await dom.create(VIR_DOMAIN_START_PAUSED)
@@ -289,7 +295,7 @@ test('a stream whose base is gone leaves its slot to the next, and comes back wh
   const a = await startPlain(root, { name: 'a', devices: diskXml('vda', remote) })
   const b = await startPlain(root, { name: 'b', devices: await disks(root, 'b', base.path, 1) })
   const stream = await a.stream('vda')
-  await b.streamDisk('vda', 0, START, { bandwidth: 1 })
+  await begin(b, 'vda', { bandwidth: 1 })
   assert.deepEqual(await queue(a, b), { 'a vda': 'running', 'b vda': '1' })
   await server.kill()
   await until('the next one moves', async () => (await queue(a, b))['b vda'] === 'running')
@@ -308,8 +314,8 @@ test('an idle stream leaves its slot while its guest works, and has it back when
   const { dom, guest } = await startGuest(t, root, { devices: await disks(root, 'guest', base.path, 2) })
   await guest.base('vda', base.seed, base.size)
   await guest.work('vda', 'slowly')
-  await dom.streamDisk('vda', 0, START, { policy: 'idle' })
-  await dom.streamDisk('vdb', 0, START)
+  await begin(dom, 'vda', { policy: 'idle' })
+  await begin(dom, 'vdb')
   await until('the other one moves', async () => (await queue(dom))['guest vdb'] === 'running')
   assert.equal((await states(dom))['guest vdb']?.share, MiB)
   await guest.stop()
@@ -370,7 +376,7 @@ test('weights that are none are refused', async (t) => {
   const dom = await root.conn.domainDefineXML(plainXml({ name: 'a', devices }))
   for (const weight of [0, 1001])
     await assert.rejects(
-      dom.streamDisk('vda', 0, START, { weight }),
+      begin(dom, 'vda', { weight }),
       virError('VIR_ERR_INVALID_ARG', new RegExp(`from 1 to 1000, not '${weight}'`)),
     )
 })
