@@ -17,15 +17,17 @@ export interface DaemonProcess {
   end: (signal?: NodeJS.Signals) => Promise<{ status: number | null; stderr: string }>
 }
 
-/** Starts one and waits until it is ready, or says why it is not. It is killed with the test at the latest. */
+/** Starts one (`at`: behind these words, e.g. in a network namespace) and waits until it is ready, or says why it is not. It is killed with the test at the latest. */
 export async function daemonProcess(
   t: Cleanup,
   root: string,
   args: readonly string[] = [],
   env: NodeJS.ProcessEnv = {},
+  at: readonly string[] = [],
 ): Promise<DaemonProcess> {
   const words = [program, '--root', root, '--ready-fd', '3', ...args]
-  const child = spawn(process.execPath, words, {
+  const [file, ...before] = [...at, process.execPath] as [string, ...string[]]
+  const child = spawn(file, [...before, ...words], {
     stdio: ['ignore', 'inherit', 'pipe', 'pipe'],
     env: { ...process.env, ...env },
   })
