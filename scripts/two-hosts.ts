@@ -128,8 +128,7 @@ async function finish(moved: Domain, dom: Domain, disk: string): Promise<void> {
 async function bytesOf({ sender, receiver }: Link): Promise<number> {
   let sum = 0
   for (const at of [sender, receiver]) {
-    const [program, ...args] = [...at, 'cat', '/sys/class/net/vs0/statistics/tx_bytes'] as [string, ...string[]]
-    const { stdout } = await run(program, args)
+    const { stdout } = await run('env', [...at, 'cat', '/sys/class/net/vs0/statistics/tx_bytes'])
     sum += Number(stdout)
   }
   return sum

@@ -26,8 +26,8 @@ export async function daemonProcess(
   at: readonly string[] = [],
 ): Promise<DaemonProcess> {
   const words = [program, '--root', root, '--ready-fd', '3', ...args]
-  const [file, ...before] = [...at, process.execPath] as [string, ...string[]]
-  const child = spawn(file, [...before, ...words], {
+  const line = [...at, process.execPath, ...words]
+  const child = spawn(line[0] ?? process.execPath, line.slice(1), {
     stdio: ['ignore', 'inherit', 'pipe', 'pipe'],
     env: { ...process.env, ...env },
   })
