@@ -108,13 +108,17 @@ async function accessPolicy(root: Root, host: DriverHost, settings: Settings): P
   return { security, locks }
 }
 
+/** where libvirt looks for them */
+const SANLOCK_LEASES = '/var/lib/libvirt/sanlock'
+
 function configuredLocks(root: Root, settings: Settings): LockDriver | undefined {
-  const { lockManager = 'none', lockDirectory, virtlockdSocket, fileLockspace } = settings
+  const { lockManager = 'none', lockDirectory, virtlockdSocket, fileLockspace, sanlockHostId } = settings
   if (lockManager === 'none') return undefined
   return lockDriver(lockManager, {
-    directory: lockDirectory ?? join(root.path, 'lib/lock'),
+    directory: lockDirectory ?? (lockManager === 'sanlock' ? SANLOCK_LEASES : join(root.path, 'lib/lock')),
     ...(virtlockdSocket !== undefined && { socket: virtlockdSocket }),
     ...(fileLockspace !== undefined && { fileLockspace }),
+    ...(sanlockHostId !== undefined && { hostId: sanlockHostId }),
   })
 }
 

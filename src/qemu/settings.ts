@@ -16,6 +16,7 @@ export interface Settings {
   lockDirectory?: string
   virtlockdSocket?: string
   fileLockspace?: string
+  sanlockHostId?: number
   streams?: StreamLimits
   /** seconds */
   baseTimeout?: number

@@ -3,11 +3,13 @@ import { closeSync, openSync } from 'node:fs'
 import type { TestContext } from 'node:test'
 import type { Lease, LockDriver, LockOwner, LockResource } from '../../src/index.js'
 import { ofdLocks } from '../../src/locking/ofd.js'
+import { sanlockLocks } from '../../src/locking/sanlock.js'
 import { virtlockdLocks } from '../../src/locking/virtlockd.js'
 import { native } from '../../src/native.js'
 import type { Gate } from '../../src/qemu/process.js'
 import { temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
+import { startSanlock } from '../support/sanlock.js'
 import { startVirtlockd } from '../support/virtlockd.js'
 
 /** A process in the place of a QEMU, with the locks that it was started with. */
@@ -40,6 +42,18 @@ export const lockManagers: readonly LockManager[] = [
     start: async (t) => {
       if (!requires(t, 'program:virtlockd')) return undefined
       return virtlockdLocks({ socket: (await startVirtlockd(t)).socket })
+    },
+  },
+  {
+    name: 'sanlock',
+    remembers: true,
+    start: async (t) => {
+      if (!requires(t, 'root', 'program:sanlock')) return undefined
+      const { runDir, directory } = await startSanlock(t)
+      const locks = sanlockLocks({ runDir, directory, hostId: 1, ioTimeout: 1 })
+      const reason = await locks.probe?.()
+      if (reason !== undefined) throw new Error(reason)
+      return locks
     },
   },
 ]
