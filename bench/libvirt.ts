@@ -66,9 +66,9 @@ async function python(t: Cleanup, uri: string, loop: boolean): Promise<Ask> {
   t.after(() => child.kill())
   const lines = createInterface(child.stdout)[Symbol.asyncIterator]()
   const next = async (): Promise<string> => {
-    const { value, done } = await lines.next()
-    if (done === true) throw new Error("libvirt-python ended: is the package 'python3-libvirt' there?")
-    return value
+    const line = (await lines.next()) as IteratorResult<string, undefined>
+    if (line.done === true) throw new Error("libvirt-python ended: is the package 'python3-libvirt' there?")
+    return line.value
   }
   await next()
   return async (...request) => {

@@ -95,7 +95,10 @@ test('the benchmark of the tunnel runs on every link', async (t) => {
 test('the benchmark of real libvirt runs, and tells of every way', async (t) => {
   if (!requires(t, 'root', 'program:libvirtd', 'program:virsh', 'file:/usr/lib/python3/dist-packages/libvirt.py'))
     return
-  if (!(await mayUnshare())) return t.skip('needs mount namespaces')
+  if (!(await mayUnshare())) {
+    t.skip('needs mount namespaces')
+    return
+  }
   const [table] = await benchNamed('libvirt')(t, { rounds: 1, size: 20 * MiB })
   assert.equal(table?.rows.length, 13)
   assertNumbers(table.rows, 3)

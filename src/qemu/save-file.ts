@@ -63,13 +63,13 @@ export function isIncomplete(path: string): boolean {
   }
 }
 
-/** Opens a saved domain. VIR_ERR_OPERATION_FAILED for what is none, or an incomplete one. */
+/** Opens a saved domain. VIR_ERR_SYSTEM_ERROR for what cannot be read, VIR_ERR_OPERATION_FAILED for what is none, or an incomplete one. */
 export function openSaveFile(path: string): SavedDomain {
   let fd: number
   try {
     fd = openSync(path, 'r')
   } catch (error) {
-    throw fail('VIR_ERR_OPERATION_FAILED', `cannot read domain image '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot read domain image '${path}': ${messageOf(error)}`, error)
   }
   try {
     const header = read(fd, HEADER, path)

@@ -85,7 +85,7 @@ function readSaved(path: string): { running: boolean; xml: string } {
   try {
     return JSON.parse(readFileSync(path, 'utf8')) as { running: boolean; xml: string }
   } catch (error) {
-    throw fail('VIR_ERR_OPERATION_FAILED', `cannot read a saved domain from '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot read a saved domain from '${path}': ${messageOf(error)}`, error)
   }
 }
 
