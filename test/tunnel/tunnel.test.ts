@@ -150,12 +150,12 @@ test('small requests are answered while bulk goes on in both directions', async 
   const block = Buffer.alloc(64 * 1024)
   bulk.forEach(flood)
   const echo = await client.open('echo')
-  for (let i = 0; i < 200; i++) {
+  const enough = 100 * block.length
+  for (let i = 0; i < 200 || client.stats.bytesOut < enough || server.stats.bytesOut < enough; i++) {
     const request = randomBytes(64)
     echo.write(request)
     const [answer] = (await once(echo, 'data')) as [Buffer]
     assert.ok(answer.equals(request))
   }
   going = false
-  assert.ok(client.stats.bytesOut > 100 * 64 * 1024 && server.stats.bytesOut > 100 * 64 * 1024)
 })
