@@ -61,6 +61,12 @@ export interface AgentEvent extends EventOf {
   readonly state: number
   readonly reason: number
 }
+/** virConnectDomainEventDeviceAddedCallback and its siblings: a device that came or left while the domain ran. */
+export interface DeviceEvent extends EventOf {
+  readonly kind: 'device-added' | 'device-removed' | 'device-removal-failed'
+  /** alias of the device, e.g. 'virtio-disk1' */
+  readonly alias: string
+}
 export interface ControlErrorEvent extends EventOf {
   readonly kind: 'control-error'
 }
@@ -84,4 +90,5 @@ export type DomainEvent =
   | JobCompletedEvent
   | MigrationIterationEvent
   | AgentEvent
+  | DeviceEvent
   | ControlErrorEvent

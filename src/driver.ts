@@ -170,6 +170,11 @@ export interface HypervisorOps {
   domainIsActive(domain: DomainRef): Promise<boolean>
   domainIsPersistent(domain: DomainRef): Promise<boolean>
 
+  /** `flags` VIR_DOMAIN_AFFECT_*; disks only */
+  domainAttachDevice(domain: DomainRef, xml: string, flags: number): Promise<void>
+  /** a disk is found by its target */
+  domainDetachDevice(domain: DomainRef, xml: string, flags: number): Promise<void>
+
   domainGetBlockInfo(domain: DomainRef, disk: string, flags: number): Promise<DomainBlockInfo>
   domainBlockStats(domain: DomainRef, disk: string): Promise<DomainBlockStats>
   /** `bandwidth` in bytes/s (api has applied the unit that the flags name) */

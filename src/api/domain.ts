@@ -37,6 +37,8 @@ export const saveFlags =
 export const savedRunning = ['VIR_DOMAIN_SAVE_RUNNING', c.VIR_DOMAIN_SAVE_RUNNING] as const
 export const savedPaused = ['VIR_DOMAIN_SAVE_PAUSED', c.VIR_DOMAIN_SAVE_PAUSED] as const
 
+const affectFlags = c.VIR_DOMAIN_AFFECT_LIVE | c.VIR_DOMAIN_AFFECT_CONFIG
+
 const xmlFlags =
   c.VIR_DOMAIN_XML_SECURE | c.VIR_DOMAIN_XML_INACTIVE | c.VIR_DOMAIN_XML_UPDATE_CPU | c.VIR_DOMAIN_XML_MIGRATABLE
 
@@ -217,6 +219,31 @@ export class Domain implements DomainRef {
   /** virDomainGetAutostart */
   async getAutostart(): Promise<boolean> {
     return this.#session.call('domainGetAutostart', () => [this])
+  }
+
+  /**
+   * virDomainAttachDeviceFlags: plugs in a disk; `xml` is its element. `flags` VIR_DOMAIN_AFFECT_*: the running guest,
+   * the definition, or both; 0: the guest where it runs, else the definition. VIR_ERR_OPERATION_UNSUPPORTED for other devices.
+   */
+  async attachDevice(xml: string, flags = 0): Promise<void> {
+    return this.#session.call('domainAttachDevice', (check) => [
+      this,
+      check.text('xml', xml),
+      check.flags(flags, affectFlags),
+    ])
+  }
+
+  /**
+   * virDomainDetachDeviceFlags: takes out the disk with the target that `xml` names; `flags` as for attachDevice(). A guest
+   * that takes longer than some seconds to let go of it is no failure: a `device-removed` event tells. One that is being
+   * streamed is not taken out (VIR_ERR_OPERATION_UNSUPPORTED).
+   */
+  async detachDevice(xml: string, flags = 0): Promise<void> {
+    return this.#session.call('domainDetachDevice', (check) => [
+      this,
+      check.text('xml', xml),
+      check.flags(flags, affectFlags),
+    ])
   }
 
   /** virDomainGetBlockInfo, bytes. */

@@ -37,6 +37,8 @@ const readOperations: ReadonlySet<keyof HypervisorOps> = new Set<keyof Hyperviso
 const otherNames: Partial<Record<keyof HypervisorOps, string>> = {
   domainLookupByUUID: 'virDomainLookupByUUIDString',
   domainBlockStats: 'virDomainBlockStatsFlags',
+  domainAttachDevice: 'virDomainAttachDeviceFlags',
+  domainDetachDevice: 'virDomainDetachDeviceFlags',
   domainRestore: 'virDomainRestoreFlags',
   domainMigrateBegin: 'virDomainMigrate3',
   qemuMonitorCommand: 'virDomainQemuMonitorCommand',

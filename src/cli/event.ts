@@ -13,6 +13,9 @@ const kinds: readonly EventKind[] = [
   'io-error',
   'job-completed',
   'agent',
+  'device-added',
+  'device-removed',
+  'device-removal-failed',
   'control-error',
 ]
 

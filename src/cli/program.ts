@@ -2,6 +2,7 @@ import { Command, CommanderError } from 'commander'
 import { messageOf, VirError } from '../error.js'
 import { packageVersion } from '../util/package.js'
 import { blockCommands } from './block.js'
+import { deviceCommands } from './device.js'
 import { blockJobCommands } from './blockjob.js'
 import { consoleCommand } from './console.js'
 import { CommandError, Context } from './context.js'
@@ -32,6 +33,7 @@ export const specs: readonly CommandSpec[] = [
   ...streamCommands,
   ...blockJobCommands,
   ...blockCommands,
+  ...deviceCommands,
   migrateCommand,
   ...jobCommands,
   ...saveCommands,

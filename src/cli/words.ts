@@ -120,6 +120,10 @@ export function eventWords(event: ConnectEvent): string {
       return `iteration: '${event.iteration}'`
     case 'agent':
       return `state: '${event.state === 1 ? 'connected' : 'disconnected'}' reason: '${event.reason}'`
+    case 'device-added':
+    case 'device-removed':
+    case 'device-removal-failed':
+      return event.alias
     case 'control-error':
       return ''
     case 'overflow':

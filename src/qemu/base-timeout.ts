@@ -32,17 +32,18 @@ export function settleBaseTimeouts(def: DomainDef, usual: number | undefined): v
   const requests = readStreamRequests(def)
   for (const disk of def.disks) {
     const request = requests.find((candidate) => findDisk(def, candidate.disk) === disk)
-    // what a guest that has moved lacks comes from its former host, for which it waits
-    const timeout = request?.baseTimeout ?? (isFromMigration(disk) ? undefined : usual)
-    if (timeout !== undefined && remoteImages(disk).length > 0) disk.baseTimeout = timeout
-    pauseOnLostBase(disk)
+    settleBaseTimeout(disk, usual, request?.baseTimeout)
   }
 }
 
-/** Unless the definition says what is to happen when a base cannot be read, the guest is paused, and can go on later. */
-function pauseOnLostBase(disk: DiskDef): void {
-  const { driver } = disk
+/** The same for one disk; `own`: what is said of it alone. */
+export function settleBaseTimeout(disk: DiskDef, usual: number | undefined, own?: number): void {
   if (remoteImages(disk).length === 0) return
+  // what a guest that has moved lacks comes from its former host, for which it waits
+  const timeout = own ?? (isFromMigration(disk) ? undefined : usual)
+  if (timeout !== undefined) disk.baseTimeout = timeout
+  // unless the definition says what is to happen when a base cannot be read
+  const { driver } = disk
   if (driver.errorPolicy !== undefined || driver.rerrorPolicy !== undefined) return
   driver.errorPolicy = 'stop'
   driver.rerrorPolicy = 'stop'

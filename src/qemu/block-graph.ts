@@ -37,6 +37,12 @@ export function sourcePath(source: StorageSource | undefined): string {
  */
 export type Guards = Map<string, number>
 
+/** A number for an image that no node of this run has had. */
+export function nextIndex(def: DomainDef, guards: Guards): number {
+  const used = def.disks.flatMap((disk) => chainOf(disk).map((image) => image.index ?? 0))
+  return Math.max(0, ...used, ...guards.values()) + 1
+}
+
 export const guardName = (number: number): string => `node-${number}-guard`
 
 /** Where the guards stand when a domain starts: see `diskNodes`. */

@@ -12,6 +12,7 @@ import { loadConfigs } from './config.js'
 import { consoleOps } from './console.js'
 import { defineOps } from './define.js'
 import { handOver } from './engines.js'
+import { hotplugOps } from './hotplug.js'
 import { createVm, lifecycleOps } from './lifecycle.js'
 import { migrationOps } from './migration.js'
 import { closeMigrations, reconnectMigrations, reopenRelays } from './migration-reconnect.js'
@@ -80,6 +81,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     ...lifecycleOps(qemu),
     ...saveOps(qemu),
     ...streamOps(qemu),
+    ...hotplugOps(qemu),
     ...consoleOps(qemu),
     ...passthroughOps(qemu),
     ...migrationOps(qemu),

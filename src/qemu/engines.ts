@@ -14,7 +14,7 @@ import type { BlockJob } from './blockjob.js'
 import { isOutage, isRemote, linksOf } from './link-watch.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
-import { endPull } from './settle.js'
+import { endPull, type JobEnd } from './settle.js'
 import { saveStatus, saveStatusOrSay } from './status.js'
 import { rests, speedOf } from './stream-speed.js'
 import type { StreamHost, Vm } from './vm.js'
@@ -125,8 +125,14 @@ export async function handOver(vm: Vm, host: StreamHost, job: BlockJob): Promise
 }
 
 /** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */
-export async function stopPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+export async function stopPull(
+  qemu: Qemu,
+  vm: Vm,
+  host: StreamHost,
+  job: BlockJob,
+  end: JobEnd = { status: 'canceled' },
+): Promise<void> {
   if (await quiesce(host, job))
     await host.exports.flush(job.record.disk).catch((error: unknown) => qemu.warn(messageOf(error)))
-  await endPull(qemu, vm, host, job, { status: 'canceled' })
+  await endPull(qemu, vm, host, job, end)
 }

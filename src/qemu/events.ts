@@ -7,6 +7,7 @@ import { copyOnReadNodeName, formatNodeName, storageNodeName } from './blockdev.
 import { emitLifecycle } from './emit.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus } from './status.js'
+import { onDeviceDeleted, onUnplugRejected } from './unplug.js'
 import type { Live, Vm } from './vm.js'
 
 const textOf = (value: unknown): string => (typeof value === 'string' ? value : '')
@@ -147,6 +148,8 @@ const handlers: Record<string, Handler> = {
   BLOCK_IO_ERROR: onBlockIoError,
   VSERPORT_CHANGE: onPortChange,
   DEVICE_TRAY_MOVED: onTray,
+  DEVICE_DELETED: (qemu, vm, live, data) => onDeviceDeleted(qemu, vm, live, textOf(data['device'])),
+  DEVICE_UNPLUG_GUEST_ERROR: (qemu, vm, live, data) => onUnplugRejected(qemu, vm, live, textOf(data['device'])),
   MIGRATION: (_qemu, _vm, live, data) => live.onMigration?.(textOf(data['status'])),
   MIGRATION_PASS: (qemu, vm, _live, data) =>
     qemu.host.emit({ kind: 'migration-iteration', domain: vm.ref, iteration: Number(data['pass']) }),

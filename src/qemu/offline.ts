@@ -13,10 +13,9 @@ import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import { Access } from './access.js'
 import { assignAliases, assignSourceIndexes } from './alias.js'
-import { chainOf, deleteNodes, sourcePath } from './block-graph.js'
-import { type BlockdevOptions, copyOnReadNodeName, diskNodes } from './blockdev.js'
-import { busyImage } from './busy-images.js'
+import { chainOf } from './block-graph.js'
 import { commandEnvironment } from './command.js'
+import { addDiskNodes, deleteDiskNodes } from './disk-nodes.js'
 import { endStreams, noticeEnds } from './end-streams.js'
 import { type HostParts, makeHost, Pending } from './image-host.js'
 import { nbdSocket } from './nbd-exports.js'
@@ -66,7 +65,7 @@ export async function openOffline(qemu: Qemu, vm: Vm, def: DomainDef, disk: Disk
       await daemon.access.grantImage(disk, image)
       undo.add(() => daemon.access.revokeImages(disk, [image]))
     }
-  await addNodes(qemu, daemon, disk)
+  await addDiskNodes(qemu, daemon, disk, undo)
   undo.commit()
   return daemon
 }
@@ -163,32 +162,6 @@ export function makeDaemon(qemu: Qemu, vm: Vm, parts: HostParts): Daemon {
   return daemon
 }
 
-async function addNodes(qemu: Qemu, daemon: Daemon, disk: DiskDef): Promise<void> {
-  const caps = await qemu.capabilities.get(daemon.def.emulator)
-  const { nodes, secrets } = diskNodes(disk, { caps })
-  await using undo = new Undo()
-  for (const { id, data } of secrets) {
-    await daemon.monitor.passThrough('object-add', { 'qom-type': 'secret', id, data })
-    undo.add(() => daemon.monitor.passThrough('object-del', { id }))
-  }
-  for (const node of nodes) {
-    // there is no guest whose reads it could copy
-    if (node['node-name'] === copyOnReadNodeName(disk)) continue
-    await daemon.monitor.blockdevAdd(node).catch((error: unknown) => {
-      throw explainRefusal(disk, node, error)
-    })
-    undo.add(() => daemon.monitor.blockdevDel(node['node-name']))
-  }
-  undo.commit()
-  const backing = disk.source?.backingStore?.index
-  if (backing !== undefined && caps.hasBlockDriver('quorum')) daemon.guards.set(disk.target, backing)
-}
-
-function explainRefusal(disk: DiskDef, node: BlockdevOptions, error: unknown): unknown {
-  const image = chainOf(disk).find((candidate) => node['node-name'].startsWith(`node-${candidate.index ?? ''}-`))
-  return busyImage(messageOf(error), [sourcePath(image)], error) ?? error
-}
-
 /** What the daemon had open for `disk` is let go of; without any stream left the daemon ends. */
 async function release(qemu: Qemu, vm: Vm, daemon: Daemon, disk: DiskDef): Promise<void> {
   if (daemon.blockJobs.all.length === 0) {
@@ -197,11 +170,8 @@ async function release(qemu: Qemu, vm: Vm, daemon: Daemon, disk: DiskDef): Promi
   }
   const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
   await daemon.exports.remove(disk.target).catch((error: unknown) => warn(messageOf(error)))
-  const [own, ...below] = chainOf(disk)
-  // the guard hangs between the own image and the one below it
-  if (own !== undefined) await deleteNodes(daemon.monitor, new Map(), disk, [own], warn)
-  await deleteNodes(daemon.monitor, daemon.guards, disk, below, warn)
-  await daemon.access.revokeImages(disk, [...(own === undefined ? [] : [own]), ...below])
+  await deleteDiskNodes(qemu, daemon, disk, warn)
+  await daemon.access.revokeImages(disk, chainOf(disk))
   const source = vm.config?.disks.find((candidate) => candidate.target === disk.target)?.source
   if (source !== undefined) disk.source = structuredClone(source)
   if (vm.offline === daemon) saveStatus(vm, daemon)

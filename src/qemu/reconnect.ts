@@ -24,6 +24,7 @@ import { pendingLive } from './start.js'
 import { writeHeaders } from './stale-headers.js'
 import { type DomainStatus, idsInUse, loadStatuses, removeRunDir, writeStatus } from './status.js'
 import { deleteTap } from './tap.js'
+import { forgetUnplugged } from './unplug.js'
 import { type Live, Vm } from './vm.js'
 
 /** ms that a QEMU has to answer to a process that takes it over */
@@ -177,6 +178,7 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
     )
   if (live.saving !== undefined) await abandonSave(live, live.saving)
   await catchUpWithJobs(qemu, vm, live)
+  await forgetUnplugged(qemu, vm, live)
 }
 
 /** The process that saved this domain died in the middle: the guest goes on, what was written is good for nothing. */

@@ -2,7 +2,7 @@
 import type { DiskDef, StorageSource } from '../conf/domain-def.js'
 import { failFrom, messageOf } from '../error.js'
 import { Undo } from '../util/undo.js'
-import { chainBelow, chainOf, deleteNodes, guardName, writeConfigChain } from './block-graph.js'
+import { chainBelow, chainOf, deleteNodes, guardName, nextIndex, writeConfigChain } from './block-graph.js'
 import { formatNode, formatNodeName, imageNodes, imageOptions } from './blockdev.js'
 import { saveConfig } from './config.js'
 import type { Monitor } from './monitor.js'
@@ -32,7 +32,8 @@ export async function replaceBase(qemu: Qemu, vm: Vm, host: StreamHost, replacem
   const parent = chainOf(disk).find((image) => image.backingStore === old)
   if (parent === undefined) throw fail('VIR_ERR_INTERNAL_ERROR', `the image is not below disk '${disk.target}'`)
   const leaving = [old, ...chainBelow(old)]
-  numberImages(host, fresh)
+  let index = nextIndex(host.def, host.guards)
+  for (const image of [fresh, ...chainBelow(fresh)]) image.index = index++
   await using undo = new Undo()
   for (const image of [fresh, ...chainBelow(fresh)]) {
     await host.access.grantImage(disk, image)
@@ -44,13 +45,6 @@ export async function replaceBase(qemu: Qemu, vm: Vm, host: StreamHost, replacem
   undo.commit()
   await deleteNodes(host.monitor, new Map(), disk, leaving, warn)
   await host.access.revokeImages(disk, leaving)
-}
-
-/** Numbers that no node of this run has had. */
-function numberImages(host: StreamHost, fresh: StorageSource): void {
-  const used = host.def.disks.flatMap((disk) => chainOf(disk).map((image) => image.index ?? 0))
-  let last = Math.max(0, ...used, ...host.guards.values())
-  for (const image of [fresh, ...chainBelow(fresh)]) image.index = ++last
 }
 
 async function addNodes(host: StreamHost, disk: DiskDef, fresh: StorageSource, undo: Undo): Promise<void> {

@@ -118,6 +118,9 @@ export const calls: Calls = {
   domainIsActive: (on, ref) => domainOf(on, ref).isActive(),
   domainIsPersistent: (on, ref) => domainOf(on, ref).isPersistent(),
 
+  domainAttachDevice: (on, ref, ...args) => domainOf(on, ref).attachDevice(...args),
+  domainDetachDevice: (on, ref, ...args) => domainOf(on, ref).detachDevice(...args),
+
   domainGetBlockInfo: (on, ref, ...args) => domainOf(on, ref).blockInfo(...args),
   domainBlockStats: (on, ref, disk) => domainOf(on, ref).blockStats(disk),
   domainBlockPull: (on, ref, disk, bandwidth) =>

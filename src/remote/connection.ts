@@ -42,6 +42,9 @@ const eventKinds: ReadonlySet<unknown> = new Set<(DomainEvent | OverflowEvent)['
   'job-completed',
   'migration-iteration',
   'agent',
+  'device-added',
+  'device-removed',
+  'device-removal-failed',
   'control-error',
   'overflow',
 ])

@@ -6,7 +6,7 @@ import { test } from 'node:test'
 import type { TestContext } from 'node:test'
 import { diskXml, guestXml, plainXml, processesOf, until } from '../support/domain.js'
 import { Guest } from '../support/guest.js'
-import { overlay, patternImage, temporaryFolder } from '../support/images.js'
+import { backingOf, emptyImage, overlay, patternImage, temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
 import type { CliResult } from './run.js'
 import { end, says, start } from './run.js'
@@ -142,6 +142,54 @@ test('event waits for the end of a stream that another process began', async (t)
     /^event 'block-job' for domain 'guest': Block Pull for .*overlay\.qcow2 completed\nevents received: 1\n/,
   )
   await sh.ok('destroy', 'guest')
+})
+
+test('disks are attached and detached, and a base that has moved is told', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const sh = await shell(t)
+  await definePlain(sh, 4 * MiB)
+  const image = await emptyImage(sh.folder, 'qcow2', MiB, 'data.qcow2')
+  const targets = async (...options: string[]): Promise<string[]> => {
+    const disks = JSON.parse(await sh.ok('domblklist', 'guest', '--json', ...options)) as { target: string }[]
+    return disks.map(({ target }) => target)
+  }
+  await sh.ok('start', 'guest', '--paused')
+  const attach = ['attach-disk', 'guest', image, 'vdb', '--subdriver', 'qcow2']
+  assert.match(
+    await sh.ok(...attach, '--print-xml'),
+    /^<disk type='file' device='disk'>[^]*<target dev='vdb' bus='virtio'/,
+  )
+  assert.equal(await sh.ok(...attach, '--persistent'), 'Disk attached successfully\n\n')
+  assert.deepEqual(
+    [await targets(), await targets('--inactive')],
+    [
+      ['vda', 'vdb'],
+      ['vda', 'vdb'],
+    ],
+  )
+  const again = await sh.run(...attach)
+  assert.match(
+    again.stderr,
+    /^error: Failed to attach disk\nerror: target 'vdb' already exists \(VIR_ERR_OPERATION_INVALID\)/,
+  )
+  assert.equal(await sh.ok('detach-disk', 'guest', 'vdb', '--config'), 'Disk detached successfully\n\n')
+  assert.deepEqual([await targets(), await targets('--inactive')], [['vda', 'vdb'], ['vda']])
+  await sh.ok('destroy', 'guest')
+
+  const file = join(sh.folder, 'disk.xml')
+  await writeFile(file, diskXml('vdb', image))
+  assert.equal(await sh.ok('attach-device', 'guest', file), 'Device attached successfully\n\n')
+  assert.deepEqual(await targets(), ['vda', 'vdb'])
+  assert.equal(await sh.ok('detach-device', 'guest', file, '--current'), 'Device detached successfully\n\n')
+  assert.deepEqual(await targets(), ['vda'])
+
+  const moved = await patternImage(sh.folder, 4 * MiB, 8)
+  assert.match(await sh.ok('stream-disk', 'guest', 'vda', '--new-base', moved.path), /^Disk 'vda' reads from base /)
+  assert.equal(await backingOf(join(sh.folder, 'overlay.qcow2')), moved.path)
+  assert.match(
+    (await sh.run('stream-disk', 'guest', 'vda', '--new-base', moved.path, '--wait')).stderr,
+    /--wait goes with a whole stream/,
+  )
 })
 
 test('what cannot be done is said in the words of QEMU, and of libvirt', async (t) => {
