@@ -103,10 +103,7 @@ for (const engine of ['job', 'pull'] as const) {
     await until('the disk is gone', async () => !(await dom.getXMLDesc()).includes("'vdb'"))
     assert.deepEqual(await dom.streamDiskInfo(), [])
     assert.deepEqual(await nodesOf(dom), nodes)
-    assert.deepEqual(JSON.parse(await dom.qemuMonitorCommand('{"execute":"query-jobs"}')), {
-      return: [],
-      id: undefined,
-    })
+    assert.match(await dom.qemuMonitorCommand('{"execute":"query-jobs"}'), /"return":\[\]/)
     await checkImage(path)
     assert.equal(await backingOf(path), nbdUri(at))
     const { bad, written } = await checkPattern(path, 'qcow2', base.seed)
