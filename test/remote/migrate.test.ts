@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import * as c from '../../src/index.js'
 import { Connect } from '../../src/index.js'
+import { ensureDaemon } from '../../src/remote/embedded.js'
 import { run } from '../../src/util/run.js'
 import { cli } from '../cli/run.js'
 import { daemonProcess } from '../support/daemon-process.js'
@@ -54,6 +55,13 @@ function isDaemon(pid: number): boolean {
   return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('virstreamd')
 }
 
+async function endDaemon({ root }: Host, signal: NodeJS.Signals): Promise<void> {
+  const daemons = (): number[] => processesOf(root).filter(isDaemon)
+  const [pid = 0] = daemons()
+  process.kill(pid, signal)
+  await until('the daemon has ended', () => daemons().length === 0)
+}
+
 const words = (text: string): string[] => text.split(' ')
 
 test('a command moves a guest between two roots of this host, and daemons stay until its disk is there', async (t) => {
@@ -62,13 +70,20 @@ test('a command moves a guest between two roots of this host, and daemons stay u
   const { guest, xml, disk } = await guestAt(t, here, there)
   await guest.work('vda')
   const migrate = ['-c', here.uri, 'migrate', 'guest', there.uri, '--xml', xml]
-  const moved = await cli([...migrate, ...words('--live --stream-disks --persistent --disk-bandwidth 8')])
+  const moved = await cli([...migrate, ...words('--live --stream-disks --persistent --disk-bandwidth 1')])
   assert.deepEqual([moved.status, moved.stderr], [0, ''])
   assert.match(moved.stdout, /disk vda goes on being streamed there, in the background/)
   const agent = await agentOf(t, there.folder)
   assert.match((await cli(['-c', here.uri, 'domstate', 'guest', '--reason'])).stdout, /^paused \(post-copy\)/)
   assert.match((await cli(['-c', there.uri, 'stream-info', 'guest'])).stdout, /vda .* migration/)
   assert.match((await cli(['-c', here.uri, 'domjobinfo', 'guest'])).stdout, /Disk vda: +[\d.]+ [KM]?i?B of 64\.000 MiB/)
+  // one daemon is asked to end, the other one is killed: those that follow go on with it
+  await endDaemon(here, 'SIGTERM')
+  await endDaemon(there, 'SIGKILL')
+  await ensureDaemon(there.root)
+  await ensureDaemon(here.root)
+  const streams = async (): Promise<string> => (await cli(['-c', there.uri, 'stream-info', 'guest'])).stdout
+  await until('the hosts have found each other', async () => / running$/m.test(await streams()), 60_000)
   await cli(['-c', there.uri, 'blockjob', 'guest', 'vda', '--bandwidth', '0'])
   const state = async (): Promise<string> => (await cli(['-c', here.uri, 'domstate', 'guest'])).stdout
   await until('the source lets go', async () => (await state()).startsWith('shut off'), 120_000)
