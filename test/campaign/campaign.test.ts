@@ -60,7 +60,7 @@ for (const { title, life, victim, step, time = 1, more = {} } of places)
   })
 
 const SEED = 3
-for (const run of [0, 1, 2, 3])
+for (const run of [0, 1, 3])
   test(`killed at random: run ${run} of seed ${SEED}`, async (t) => {
     if (!requires(t, ...needed)) return
     const { problem, plan } = await runPlan(makePlan(SEED, run, { linux: false, labels }), false)

@@ -69,17 +69,18 @@ export async function runOnce(
   return { plan, outcome, seconds, remarks, folder, ...(problem !== undefined && { problem }) }
 }
 
+const TRIES = 5
+
 /** A run whose life was over before its moment came is done again, with an earlier one. */
-export async function runPlan(plan: Plan, keep: boolean): Promise<Result> {
+export async function runPlan(plan: Plan, keep: boolean, tries = TRIES): Promise<Result> {
   const result = await runOnce(plan, keep)
   const { killed, steps } = result.outcome
-  if (killed || result.problem !== undefined) return result
+  if (killed || result.problem !== undefined || tries === 1) return result
   const moment =
     plan.moment.by === 'step'
       ? { by: 'step' as const, step: 1 + (plan.moment.step % Math.max(1, steps)) }
       : { by: 'time' as const, ms: Math.floor(plan.moment.ms / 3) }
-  if (plan.moment.by === 'time' && plan.moment.ms < 10) return result
-  return await runPlan({ ...plan, moment }, keep)
+  return await runPlan({ ...plan, moment }, keep, tries - 1)
 }
 
 export function report({ plan, outcome, seconds, problem, folder, remarks }: Result, keep: boolean): string {

@@ -115,8 +115,8 @@ export async function live(scene: Scene, at?: NamedStep): Promise<Outcome> {
     if (word === 'begun' && plan.moment.by === 'time' && at === undefined)
       begin(killLater(scene, child, plan.moment.ms, over.signal, outcome))
     if (word === 'killed') {
-      outcome.killed = rest[1] === 'it'
-      outcome.where = rest.slice(2).join(' ')
+      outcome.killed = true
+      outcome.where = rest.slice(1).join(' ')
       if (rest[0] === 'server') begin(bringBack(scene))
     }
     if (word === 'steps') outcome.steps = Number(rest[0])
@@ -125,10 +125,11 @@ export async function live(scene: Scene, at?: NamedStep): Promise<Outcome> {
     outcome.hung = true
     child.kill('SIGKILL')
   }, LIFETIME)
-  await exited
+  const [status] = (await exited) as [number | null]
   clearTimeout(timer)
   over.abort()
   await Promise.all(work)
+  if (status !== 0 && status !== null) throw new Error(`our process ended with status ${status}`)
   if (errors.length > 0) throw new AggregateError(errors, `what went on beside the life failed: ${String(errors[0])}`)
   return outcome
 }

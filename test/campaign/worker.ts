@@ -64,17 +64,19 @@ class Killer {
   #isIt(name: string, times: number): boolean {
     const { at, plan } = this.#task
     if (at !== undefined) return at.name === name && at.time === times
-    return plan.moment.by === 'step' && plan.moment.step === this.#steps
+    // later where nobody was there to be killed
+    return plan.moment.by === 'step' && plan.moment.step <= this.#steps
   }
 
   #kill(name: string): void {
     const { place, plan, server } = this.#task
     const { victim } = plan
-    this.#done = true
     const pids = victim === 'server' ? [server ?? 0] : victim === 'qemu' || victim === 'both' ? holders(place) : []
+    if (victim === 'qemu' && pids.length === 0) return
+    this.#done = true
     note(place, `killing at ${this.#steps} ${name}`)
     if (pids.length > 0 && killAll(pids)) note(place, `killed ${pids.join(' ')}`)
-    say(`killed ${victim} ${pids.length > 0 || victim === 'us' || victim === 'term' ? 'it' : 'nobody'} ${name}`)
+    say(`killed ${victim} ${name}`)
     if (victim === 'us' || victim === 'both') process.kill(process.pid, 'SIGKILL')
     if (victim === 'term') process.kill(process.pid, 'SIGTERM')
   }
