@@ -277,4 +277,7 @@ export class Monitor {
   getfd(name: string, fd: number): Promise<unknown> {
     return this.run('getfd', { fdname: name }, QUERY, [fd])
   }
+  closefd(name: string): Promise<unknown> {
+    return this.run('closefd', { fdname: name }, QUERY)
+  }
 }

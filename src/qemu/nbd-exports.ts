@@ -1,6 +1,8 @@
+import { randomUUID } from 'node:crypto'
 import { rmSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import type { DiskDef } from '../conf/domain-def.js'
 import { failFrom, messageOf } from '../error.js'
 import { native } from '../native.js'
@@ -10,6 +12,11 @@ import { formatNodeName } from './blockdev.js'
 import type { Monitor } from './monitor.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
+
+/** QEMU takes an export away in the background */
+const GONE_TRIES = 200
+/** ms */
+const GONE_INTERVAL = 10
 
 /** The socket on which the exports of one process are. */
 export const nbdSocket = (runDir: string): string => join(runDir, 'nbd.sock')
@@ -29,6 +36,8 @@ export class NbdExports {
   readonly #socket: string
   readonly #listen: (path: string, backlog: number) => number
   readonly #clients = new Map<string, NbdClient>()
+  /** by target, the name under which QEMU has our end of the connection too */
+  readonly #kept = new Map<string, string>()
   /** targets whose exports have requests that are not answered */
   readonly #abandoned = new Set<string>()
 
@@ -45,12 +54,29 @@ export class NbdExports {
     const known = this.#clients.get(target)
     if (known?.connected === true) return known
     const id = await this.#export(disk)
-    const socket = new Socket({ fd: native.connectUnix(this.#socket), readable: true, writable: true })
+    const fd = native.connectUnix(this.#socket)
+    await this.#keep(target, fd)
+    const socket = new Socket({ fd, readable: true, writable: true })
     socket.unref()
     const client = await NbdClient.connect(socket, { export: id, metaContexts: [ALLOCATION_DEPTH] })
     this.#clients.set(target, client)
     this.#abandoned.delete(target)
     return client
+  }
+
+  /**
+   * QEMU gets our end of the connection as well, so that it never sees it close, whatever becomes of this process: 7.2 aborts
+   * when a connection to a disk with an I/O thread ends (it wants to hear of that in its main thread).
+   */
+  async #keep(target: string, fd: number): Promise<void> {
+    const name = `vs-link-${randomUUID()}`
+    try {
+      await this.#monitor.getfd(name, fd)
+    } catch (error) {
+      native.close(fd)
+      throw error
+    }
+    this.#kept.set(target, name)
   }
 
   /** Exports the disk for others, who connect to the socket themselves; `writable` while no guest runs on it. */
@@ -124,8 +150,13 @@ export class NbdExports {
     const id = exportName(target)
     if (client === undefined && (this.#abandoned.has(target) || !(await this.#isThere(id)))) return
     this.#clients.delete(target)
-    await client?.disconnect().catch(() => undefined)
+    // QEMU's side first, see #keep
     await this.#monitor.blockExportDel(id)
+    for (let tries = 0; tries < GONE_TRIES && (await this.#isThere(id)); tries++) await delay(GONE_INTERVAL)
+    client?.destroy()
+    const kept = this.#kept.get(target)
+    this.#kept.delete(target)
+    if (kept !== undefined) await this.#monitor.closefd(kept)
   }
 
   /** Our connections end, the exports stay: another process may take them over. */
