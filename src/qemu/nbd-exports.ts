@@ -66,13 +66,15 @@ export class NbdExports {
 
   /**
    * QEMU gets our end of the connection as well, so that it never sees it close, whatever becomes of this process: 7.2 aborts
-   * when a connection to a disk with an I/O thread ends (it wants to hear of that in its main thread).
+   * when a connection to a disk with an I/O thread ends (it wants to hear of that in its main thread). The storage daemon
+   * takes no descriptors, and has no such threads.
    */
   async #keep(target: string, fd: number): Promise<void> {
     const name = `vs-link-${randomUUID()}`
     try {
       await this.#monitor.getfd(name, fd)
     } catch (error) {
+      if (/command getfd has not been found/.test(messageOf(error))) return
       native.close(fd)
       throw error
     }
