@@ -96,7 +96,7 @@ test('a command moves a guest between two roots of this host, and daemons stay u
   assert.match((await cli(['-c', there.uri, 'list'])).stdout, /guest +running/)
 })
 
-test('two daemons on TLS move a guest over one port, and the command waits for its disk', async (t) => {
+test('two daemons on TLS move a guest over one port, back while its disk is on its way, and there again for good', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:openssl')) return
   const [here, there] = [await host(t), await host(t)]
   const { guest, xml } = await guestAt(t, here, there)
@@ -110,6 +110,13 @@ test('two daemons on TLS move a guest over one port, and the command waits for i
   const [from = '', to = ''] = uris.map((uri) => `${uri}?pkipath=${pki}`)
   await guest.work('vda')
   const migrate = ['-c', from, 'migrate', 'guest', to, '--xml', xml]
+  const first = await cli([...migrate, ...words('--live --stream-disks --disk-bandwidth 1')])
+  assert.deepEqual([first.status, first.stderr], [0, ''])
+  guest[Symbol.dispose]()
+  const back = await cli(['-c', from, 'migrate-rollback', 'guest'])
+  assert.deepEqual([back.stdout, back.stderr], ["Domain 'guest' is back\n\n", ''])
+  assert.match((await cli(['-c', from, 'list'])).stdout, /guest +running/)
+  assert.doesNotMatch((await cli(['-c', to, 'list', '--all'])).stdout, /guest/)
   const moved = await cli([...migrate, ...words('--live --stream-disks --wait --verbose')])
   assert.deepEqual([moved.status, moved.stderr], [0, ''])
   assert.match(moved.stdout, /Disk vda: \[100 %\]/)
