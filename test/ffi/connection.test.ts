@@ -2,13 +2,14 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import * as c from '../../src/index.js'
 import { Connect, VirError } from '../../src/index.js'
+import type { Credential } from '../../src/index.js'
 import { library } from '../../src/ffi/library.js'
 import { temporaryFolder } from '../support/images.js'
 import { daemonFor, libvirtIsThere, testUri } from './support.js'
@@ -81,6 +82,28 @@ test('what libvirt cannot open is its own error, and what needs the library says
     { HOME: folder },
   )
   assert.match(out, /^VIR_ERR_NO_CONNECT libvirt's library 'libvirt\.so\.0' cannot be loaded.*libvirt0/)
+})
+
+test('what a server asks is answered, whenever the answer comes; a wrong or no answer opens nothing', async (t) => {
+  if (!libvirtIsThere(t)) return
+  const path = join(await temporaryFolder(t), 'node.xml')
+  writeFileSync(path, "<node><auth><user password='secret'>demo</user></auth></node>")
+  const asked: number[] = []
+  const answering = (password: string | undefined) => ({
+    ...ffi,
+    authenticate: async (credentials: readonly Credential[]) => {
+      await delay(20)
+      asked.push(...credentials.map(({ type }) => type))
+      return credentials.map(({ type }) => (type === c.VIR_CRED_AUTHNAME ? 'demo' : password))
+    },
+  })
+  const conn = await Connect.open(`test://${path}`, answering('secret'))
+  assert.deepEqual(asked, [c.VIR_CRED_AUTHNAME, c.VIR_CRED_PASSPHRASE])
+  assert.equal(await conn.getType(), 'TEST')
+  await conn.close()
+  for (const wrong of ['guess', undefined])
+    await assert.rejects(Connect.open(`test://${path}`, answering(wrong)), { code: 'VIR_ERR_AUTH_FAILED' })
+  await assert.rejects(Connect.open(`test://${path}`, ffi), VirError)
 })
 
 test('a connection for reading reads only', async (t) => {
