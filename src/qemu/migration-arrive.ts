@@ -82,7 +82,6 @@ export function cancel(qemu: Qemu, incoming: Incoming, why: string): Promise<voi
 async function end(qemu: Qemu, incoming: Incoming, why: string): Promise<void> {
   const { vm, record } = incoming
   incoming.reason ||= why
-  qemu.incoming.delete(record.id)
   const { live } = vm
   if (live !== undefined) {
     live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_FAILED, detail: c.VIR_DOMAIN_EVENT_STOPPED_FAILED }

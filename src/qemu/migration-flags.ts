@@ -16,6 +16,9 @@ export function storageOf(flags: number): StorageMode {
 
 /** Flags that would be ignored, with what they are called. */
 const UNSUPPORTED = {
+  VIR_MIGRATE_OFFLINE: c.VIR_MIGRATE_OFFLINE,
+  VIR_MIGRATE_POSTCOPY: c.VIR_MIGRATE_POSTCOPY,
+  VIR_MIGRATE_ABORT_ON_ERROR: c.VIR_MIGRATE_ABORT_ON_ERROR,
   VIR_MIGRATE_RDMA_PIN_ALL: c.VIR_MIGRATE_RDMA_PIN_ALL,
   VIR_MIGRATE_PARALLEL: c.VIR_MIGRATE_PARALLEL,
   VIR_MIGRATE_ZEROCOPY: c.VIR_MIGRATE_ZEROCOPY,
@@ -25,12 +28,13 @@ const UNSUPPORTED = {
 /** VIR_ERR_ARGUMENT_UNSUPPORTED for what cannot be had, VIR_ERR_INVALID_ARG for parameters without their flag. */
 export function checkMigrationFlags(params: MigrateParams, flags: number): void {
   for (const [name, flag] of Object.entries(UNSUPPORTED))
-    if ((flags & flag) !== 0)
-      throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `${name} cannot be had: everything goes over one connection`)
+    if ((flags & flag) !== 0) throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `this driver does not offer ${name}`)
   const streams = (flags & VIR_MIGRATE_STREAM_DISKS) !== 0
   for (const key of ['diskStreamBandwidth', 'diskStreamEngine', 'writeBack', 'serve'] as const)
     if (params[key] !== undefined && !streams)
       throw fail('VIR_ERR_INVALID_ARG', `parameter '${key}' needs the flag VIR_MIGRATE_STREAM_DISKS`)
+  if (params.writeBack === true || params.serve === 'external')
+    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "this driver does not offer 'writeBack' and serve 'external'")
   if (params.compression !== undefined && params.compression !== 'xbzrle')
     throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `compression is 'xbzrle', not '${params.compression}'`)
   if (params.releaseRam === true && (flags & c.VIR_MIGRATE_POSTCOPY) === 0)
@@ -45,8 +49,6 @@ export function capabilitiesFor(flags: number, params: MigrateParams): Record<st
     'return-path': true,
     xbzrle,
     'auto-converge': (flags & c.VIR_MIGRATE_AUTO_CONVERGE) !== 0,
-    'postcopy-ram': (flags & c.VIR_MIGRATE_POSTCOPY) !== 0,
-    'release-ram': params.releaseRam === true,
   }
 }
 

@@ -1,7 +1,7 @@
 /** The destination's side of disks that are streamed after the guest has come. */
-import { existsSync } from 'node:fs'
+import { existsSync, statfsSync } from 'node:fs'
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import { VIR_DOMAIN_BLOCK_JOB_FAILED, VIR_MIGRATE_NON_SHARED_INC } from '../constants.gen.js'
+import { VIR_DOMAIN_BLOCK_JOB_FAILED, VIR_MIGRATE_NON_SHARED_INC, VIR_MIGRATE_UNSAFE } from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import { createImage, createOverlay, imageInfo } from '../storage/overlay.js'
 import { joinUnix } from '../tunnel/join.js'
@@ -13,6 +13,7 @@ import { addGuard, chainOf } from './block-graph.js'
 import { formatNode, formatNodeName, imageOptions, storageNode, storageNodeName } from './blockdev.js'
 import { headerEndsAt } from './detached.js'
 import { emitPull } from './emit.js'
+import { type MigrationCookie, thisHost } from './migration-cookie.js'
 import { storageOf } from './migration-flags.js'
 import { SERVICE } from './migration-link.js'
 import { disksSocket, isFromMigration, saveRecord } from './migration-record.js'
@@ -111,6 +112,24 @@ export async function serveMirror({ record, vm }: Incoming, request: ChannelRequ
   if (live === undefined || record.phase !== 'incoming')
     request.refuse(`domain '${record.name}' does not wait for its disks`)
   else await joinUnix(request, nbdSocket(live.runDir))
+}
+
+/** statfs(2): file systems that several hosts have at once */
+const SHARED_FILE_SYSTEMS: ReadonlySet<number> = new Set([
+  ...[0x6969, 0xff534d42, 0xfe534d42, 0x7461636f, 0x01161970, 0x00c36400, 0x47504653, 0x0bd00bd0, 0x65735546],
+])
+
+/**
+ * Without a flag for disks both hosts must see the same images. VIR_ERR_MIGRATE_UNSAFE where they cannot, unless
+ * VIR_MIGRATE_UNSAFE says that they do.
+ */
+export function requireShared(def: DomainDef, { host }: MigrationCookie, flags: number): void {
+  if ((flags & VIR_MIGRATE_UNSAFE) !== 0 || host.machineId === thisHost().machineId) return
+  for (const { source, readonly, target } of def.disks) {
+    if (source?.type !== 'file' || readonly || !existsSync(source.path)) continue
+    if (!SHARED_FILE_SYSTEMS.has(statfsSync(source.path).type))
+      throw fail('VIR_ERR_MIGRATE_UNSAFE', `disk '${target}' is on a file system of this host alone: '${source.path}'`)
+  }
 }
 
 function placeFor(disk: DiskDef | undefined, target: string): { path: string; format: 'qcow2' | 'qed' } {

@@ -17,7 +17,7 @@ import { checkMigrationFlags, storageOf } from './migration-flags.js'
 import { SERVICE } from './migration-link.js'
 import { listenForMigrations } from './migration-listener.js'
 import { type MigrationRecord, saveRecord } from './migration-record.js'
-import { attachDisks, makeDisks, openDisks, openRelay, serveMirror } from './migration-target-disks.js'
+import { attachDisks, makeDisks, openDisks, openRelay, requireShared, serveMirror } from './migration-target-disks.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Qemu } from './qemu.js'
 import { startIncoming } from './start.js'
@@ -42,6 +42,7 @@ export async function prepare(
   const def = await readDefinition(qemu, xml, false)
   if (cookie.abi !== undefined) checkAbi(parseDomainXml(cookie.abi), def)
   if (params.destinationName !== undefined) def.name = params.destinationName
+  if (storageOf(flags) === 'shared') requireShared(def, cookie, flags)
   const vm = match(qemu, def) ?? new Vm(def.name, def.uuid)
   refuseActive(vm)
   qemu.add(vm)
@@ -112,7 +113,8 @@ async function followMemory(qemu: Qemu, incoming: Incoming, live: Live): Promise
 export async function routeIncoming(qemu: Qemu, request: ChannelRequest, tunnel: Tunnel): Promise<void> {
   const { id, key } = request.params
   const incoming = typeof id === 'string' ? qemu.incoming.get(id) : undefined
-  if (incoming === undefined || incoming.record.key !== key) request.refuse('there is no such migration here')
+  if (incoming === undefined || incoming.record.key !== key || incoming.cancelling !== undefined)
+    request.refuse('there is no such migration here')
   else if (request.service === SERVICE.messages) attach(qemu, incoming, request, tunnel)
   else if (request.service === SERVICE.memory)
     await takeMemory(request, incoming.record.phase === 'incoming' ? incoming.vm.live : undefined)

@@ -4,6 +4,9 @@ import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import {
+  lockDriver,
+  VIR_DOMAIN_SHUTOFF,
+  VIR_DOMAIN_SHUTOFF_MIGRATED,
   VIR_DOMAIN_XML_MIGRATABLE,
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_NON_SHARED_DISK,
@@ -13,7 +16,7 @@ import {
   type Domain,
 } from '../../src/index.js'
 import { diskXml, processesOf, startPlain, testRoot, until, virError, type TestRoot } from '../support/domain.js'
-import { emptyImage, type Cleanup } from '../support/images.js'
+import { emptyImage, temporaryFolder, type Cleanup } from '../support/images.js'
 import { requires } from '../support/requires.js'
 
 const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
@@ -38,7 +41,7 @@ test('what cannot be run at the destination is refused there, and the guest stay
   )
   await refused(xml.replace("type='qcow2'", "type='raw'"), 'VIR_ERR_CONFIG_UNSUPPORTED', /'vda' has format 'raw'/)
   await refused(xml.replaceAll(there.folder, here.folder), 'VIR_ERR_OPERATION_FAILED', /exists already/)
-  await refused('<domain/>', 'VIR_ERR_XML_ERROR', /./)
+  await refused('<domain', 'VIR_ERR_XML_DETAIL', /./)
   const foreign = { uri: 'virstream+unix:///nowhere/at/all' }
   await assert.rejects(
     dom.migrate(there.conn, { destinationXML: xml, ...foreign }, STREAM),
@@ -55,6 +58,7 @@ test('flags and parameters that make no sense are refused by name', async (t) =>
   await refused({}, STREAM | VIR_MIGRATE_NON_SHARED_DISK, 'VIR_ERR_INVALID_ARG', /mutually exclusive/)
   await refused({}, VIR_MIGRATE_OFFLINE | VIR_MIGRATE_LIVE, 'VIR_ERR_INVALID_ARG', /mutually exclusive/)
   await refused({}, STREAM | VIR_MIGRATE_PARALLEL, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /VIR_MIGRATE_PARALLEL/)
+  await refused({ writeBack: true }, STREAM, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /'writeBack'/)
   await refused({ writeBack: true }, VIR_MIGRATE_LIVE, 'VIR_ERR_INVALID_ARG', /'writeBack' needs/)
   await refused({ bandwith: 1 }, STREAM, 'VIR_ERR_INVALID_ARG', /no migration parameter 'bandwith'/)
   await refused({ migrateDisks: ['vdz'] }, STREAM, 'VIR_ERR_INVALID_ARG', /'vdz'/)
@@ -84,6 +88,22 @@ test('a migration that is called off, or whose destination dies, leaves the gues
   for (const pid of processesOf(there.folder)) process.kill(pid, 'SIGKILL')
   await assert.rejects(dying, virError('VIR_ERR_OPERATION_FAILED', /could not be migrated/))
   await assertStays(here, there, dom)
+})
+
+test('images that both sides see go over with their locks', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const folder = await temporaryFolder(t)
+  const options = { lockManager: await lockDriver('ofd', { directory: join(folder, 'locks') }) }
+  const [here, there] = [await testRoot(t, options), await testRoot(t, options)]
+  const path = await emptyImage(folder, 'qcow2', 16 << 20, 'disk.qcow2')
+  const dom = await startPlain(here, { devices: diskXml('vda', path) })
+  const moved = await dom.migrate(there.conn, {}, VIR_MIGRATE_LIVE)
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
+  assert.equal(await moved.isActive(), true)
+  await assert.rejects(dom.create(), virError('VIR_ERR_RESOURCE_BUSY', /disk\.qcow2/))
+  const back = await moved.migrate(here.conn, {}, VIR_MIGRATE_LIVE)
+  assert.equal(await back.isActive(), true)
+  assert.deepEqual(await there.conn.listAllDomains(), [])
 })
 
 async function twoRoots(t: Cleanup): Promise<{ here: TestRoot; there: TestRoot; dom: Domain; xml: string }> {
