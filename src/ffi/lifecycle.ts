@@ -19,6 +19,8 @@ type LifecycleOps = Pick<
   | 'domainManagedSave'
   | 'domainManagedSaveRemove'
   | 'domainSetAutostart'
+  | 'domainAttachDevice'
+  | 'domainDetachDevice'
   | 'domainAbortJob'
 >
 
@@ -61,6 +63,10 @@ export function lifecycleOps(conn: Connection): LifecycleOps {
     domainManagedSaveRemove: (ref) => run(ref, (domain) => conn.call('virDomainManagedSaveRemove', domain, 0)),
     domainSetAutostart: (ref, autostart) =>
       run(ref, (domain) => conn.call('virDomainSetAutostart', domain, autostart ? 1 : 0)),
+    domainAttachDevice: (ref, xml, flags) =>
+      run(ref, (domain) => conn.call('virDomainAttachDeviceFlags', domain, xml, flags)),
+    domainDetachDevice: (ref, xml, flags) =>
+      run(ref, (domain) => conn.call('virDomainDetachDeviceFlags', domain, xml, flags)),
     domainAbortJob: (ref, flags) => run(ref, (domain) => abortJob(conn, domain, flags)),
   }
 }

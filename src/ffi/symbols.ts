@@ -93,6 +93,8 @@ export const blocking = {
   virDomainGetBlockJobInfo: int('address', 'text', 'bytes', 'uint'),
   virDomainBlockJobAbort: int('address', 'text', 'uint'),
   virDomainBlockJobSetSpeed: int('address', 'text', 'ulong', 'uint'),
+  virDomainAttachDeviceFlags: int('address', 'text', 'uint'),
+  virDomainDetachDeviceFlags: int('address', 'text', 'uint'),
   virDomainAbortJob: int('address'),
   virDomainAbortJobFlags: int('address', 'uint'),
   virDomainGetJobStats: int('address', 'bytes', 'bytes', 'bytes', 'uint'),

@@ -67,8 +67,8 @@ const operations: Readonly<Partial<Record<keyof HypervisorOps, readonly string[]
   migrationChannel: { absent: OURS },
   connectTunnel: { absent: OURS },
   domainStreamDiskSetBase: { absent: OURS },
-  domainAttachDevice: { absent: OURS },
-  domainDetachDevice: { absent: OURS },
+  domainAttachDevice: ['virDomainAttachDeviceFlags'],
+  domainDetachDevice: ['virDomainDetachDeviceFlags'],
   qemuMonitorCommand: ['virDomainQemuMonitorCommand'],
   domainOpenConsole: ['virDomainOpenConsole'],
 }
