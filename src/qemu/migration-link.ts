@@ -125,6 +125,12 @@ export class MigrationLink {
     return this.#tunnel.open(service, { id, key })
   }
 
+  /** At once, whatever is under way: our process lets go of the root. */
+  destroy(): void {
+    this.close()
+    if (this.#tunnel !== this.#options.tunnel) this.#tunnel?.destroy()
+  }
+
   close(): void {
     this.#closed = true
     this.problem = 'it was closed'

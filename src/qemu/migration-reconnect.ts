@@ -103,7 +103,7 @@ async function callOff(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void
 
 /** The connections end; what goes on goes on when the root is opened again. */
 export async function closeMigrations(qemu: Qemu): Promise<void> {
-  for (const { link } of qemu.outgoing.values()) link?.close()
+  for (const { link } of qemu.outgoing.values()) link?.destroy()
   for (const incoming of qemu.incoming.values()) await incoming.close()
   await closeListener(qemu)
 }
