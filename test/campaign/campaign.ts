@@ -27,6 +27,16 @@ class Steps implements Cleanup {
   }
 }
 
+const underWay = new Map<Steps, string>()
+
+/** Of a run that was interrupted: nothing is left. */
+export async function cleanUp(): Promise<void> {
+  for (const [steps, folder] of underWay) {
+    if (folder !== '') killAll(processesOf(folder))
+    await steps.undo(false)
+  }
+}
+
 export interface Result {
   plan: Plan
   outcome: Outcome
@@ -48,6 +58,7 @@ export async function runOnce(
   look?: (scene: Scene) => void,
 ): Promise<Result> {
   const steps = new Steps()
+  underWay.set(steps, '')
   const began = performance.now()
   const remarks: string[] = []
   let folder = ''
@@ -56,6 +67,7 @@ export async function runOnce(
   try {
     const scene = await prepare(steps, plan)
     folder = scene.place.folder
+    underWay.set(steps, folder)
     outcome = await live(scene, at)
     look?.(scene)
     if (outcome.killed || outcome.hung || at === undefined) await judge(scene, outcome, remarks)
@@ -64,6 +76,7 @@ export async function runOnce(
     problem = inShort(messageOf(error))
   }
   if (folder !== '') killAll(processesOf(folder))
+  underWay.delete(steps)
   await steps.undo(keep && problem !== undefined)
   const seconds = (performance.now() - began) / 1000
   return { plan, outcome, seconds, remarks, folder, ...(problem !== undefined && { problem }) }
@@ -90,7 +103,8 @@ export function report({ plan, outcome, seconds, problem, folder, remarks }: Res
   return `${describePlan(plan)}${where}, ${seconds.toFixed(1)} s: ${end}${notes}`
 }
 
-async function main(): Promise<void> {
+async function main(t: Cleanup): Promise<void> {
+  t.after(cleanUp)
   const { values } = parseArgs({
     options: {
       seed: { type: 'string' },

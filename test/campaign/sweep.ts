@@ -5,7 +5,8 @@
  */
 import { parseArgs } from 'node:util'
 import { runProgram } from '../../scripts/program.js'
-import { runOnce } from './campaign.js'
+import type { Cleanup } from '../support/images.js'
+import { cleanUp, runOnce } from './campaign.js'
 import { notes } from './place.js'
 import type { Life, Plan, Victim } from './plan.js'
 import type { NamedStep } from './worker.js'
@@ -63,7 +64,8 @@ export async function stepsOf(plan: Plan): Promise<NamedStep[]> {
     .filter(({ time, name }) => time <= TIMES || EACH.test(name))
 }
 
-async function main(): Promise<void> {
+async function main(t: Cleanup): Promise<void> {
+  t.after(cleanUp)
   const { values } = parseArgs({
     options: {
       life: { type: 'string', multiple: true },
