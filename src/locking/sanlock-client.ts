@@ -61,7 +61,7 @@ export class SanlockTool {
     this.#env = { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`, SANLOCK_RUN_DIR: runDir }
   }
 
-  /** What `sanlock ARGS` prints; its result is negative when it failed. VIR_ERR_OPERATION_FAILED when the tool is not there. */
+  /** What `sanlock ARGS` prints; its result is negative when it failed. VIR_ERR_SYSTEM_ERROR when it cannot be asked. */
   async call(args: readonly string[], timeout = PATIENCE): Promise<{ result: number; text: string }> {
     try {
       const { stdout } = await run('sanlock', [...args], { env: this.#env, timeout })
@@ -70,7 +70,7 @@ export class SanlockTool {
       const text = error instanceof RunError ? `${error.stdout}${error.stderr}` : ''
       const result = resultOf(text)
       if (result !== undefined && result < 0) return { result, text }
-      throw fail('VIR_ERR_OPERATION_FAILED', `sanlock cannot be asked: ${messageOf(error)}`, error)
+      throw fail('VIR_ERR_SYSTEM_ERROR', `sanlock cannot be asked: ${messageOf(error)}`, error)
     }
   }
 

@@ -174,6 +174,11 @@ export class Access {
     return this.#locks.confirm()
   }
 
+  /** Is there any lock that could get lost? */
+  get hasLocks(): boolean {
+    return this.#record.leases.some(({ data }) => data !== undefined)
+  }
+
   /** How the lock of the disk's own image stands. */
   diskLock(disk: DiskDef): DiskLock {
     return this.#locks.diskLock(disk)

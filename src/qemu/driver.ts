@@ -25,6 +25,7 @@ import { reconnectAll } from './reconnect.js'
 import { readSettings, type Settings } from './settings.js'
 import { Root, writeFileAtomically } from './root.js'
 import { saveOps } from './save.js'
+import { watchLocks } from './lock-watch.js'
 import { openBudget } from './stream-launch.js'
 import { streamOps } from './stream.js'
 import { Vm } from './vm.js'
@@ -69,6 +70,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     const resumptions = [...(await reconnectAll(qemu)), ...(await reconnectOffline(qemu))]
     for (const { vm, departure } of resumptions) resumeStreams(qemu, vm, departure)
     openBudget(qemu)
+    qemu.stopWatchingLocks = watchLocks(qemu)
     await reconnectMigrations(qemu)
     if (!host.readOnly) autostart(qemu)
   } catch (error) {
@@ -154,6 +156,7 @@ async function handOverAll(vm: Vm): Promise<void> {
 
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
 async function close(qemu: Qemu): Promise<void> {
+  qemu.stopWatchingLocks()
   qemu.budget.close()
   // as a job, so that who is in the middle of something gets to its end
   const left = await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(vm), Infinity)))

@@ -3,6 +3,7 @@ import { messageOf } from '../error.js'
 import { native } from '../native.js'
 import { Access } from './access.js'
 import { catchUpWithJobs } from './catch-up.js'
+import { keepLocks } from './lock-watch.js'
 import { Monitor } from './monitor.js'
 import { movedStream } from './moved-streams.js'
 import { makeDaemon, pendingDaemon } from './offline.js'
@@ -55,6 +56,8 @@ async function takeOver(
   for (const record of status.blockJobs) daemon.blockJobs.register(record)
   vm.offline = daemon
   pending.attach(daemon)
+  await keepLocks(qemu, vm, daemon)
+  if (vm.offline !== daemon) return
   if (daemon.blockJobs.all.length === 0) await terminate(process, daemon.ended, false)
   else await catchUpWithJobs(qemu, vm, daemon)
 }

@@ -29,6 +29,8 @@ export class Qemu {
   readonly finishedJobs = new Map<string, DomainJobStats>()
   /** seconds until a guest whose base is away is paused; undefined: it waits as long as that takes */
   baseTimeout: number | undefined
+  /** set while the root is open */
+  stopWatchingLocks: () => void = () => undefined
   readonly #vms = new Map<string, Vm>()
   #lastId = 0
   /** work that goes on after the call that caused it; close() waits for it */

@@ -15,6 +15,7 @@ import { headerEndsAt } from './detached.js'
 import { setState } from './events.js'
 import { makeHost, type Pending } from './image-host.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
+import { keepLocks } from './lock-watch.js'
 import { MigrationCommands } from './migration-commands.js'
 import { Monitor } from './monitor.js'
 import { type Departure, movedStream } from './moved-streams.js'
@@ -136,20 +137,6 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   await catchUp(qemu, vm, live)
   if (status.booting === true) beginBootStreams(qemu, vm, live)
   await keepLocks(qemu, vm, live)
-}
-
-/** A guest that has lost a lock to someone else must not write any more: it is paused, for its owner to decide. */
-async function keepLocks(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
-  try {
-    await live.access.confirmLocks()
-  } catch (error) {
-    qemu.host.logger.error(
-      { err: error, domain: vm.name },
-      'a lock was lost and cannot be had again: the guest is paused',
-    )
-    live.pauseReason = c.VIR_DOMAIN_PAUSED_IOERROR
-    await live.monitor.stop()
-  }
 }
 
 /** A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. */

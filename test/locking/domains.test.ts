@@ -3,12 +3,24 @@ import { readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { lockDriver, VIR_DOMAIN_SHUTOFF, type Domain, type Lease } from '../../src/index.js'
+import {
+  lockDriver,
+  VIR_DOMAIN_EVENT_SUSPENDED,
+  VIR_DOMAIN_EVENT_SUSPENDED_IOERROR,
+  VIR_DOMAIN_PAUSED,
+  VIR_DOMAIN_PAUSED_IOERROR,
+  VIR_DOMAIN_RUNNING,
+  VIR_DOMAIN_SHUTOFF,
+  type Domain,
+  type Lease,
+} from '../../src/index.js'
 import { run, RunError } from '../../src/util/run.js'
 import {
   diskXml,
+  lifecycleOf,
   plainXml,
   qemuPid,
+  recordEvents,
   reopen,
   runDirOf,
   startPlain,
@@ -19,6 +31,7 @@ import {
 } from '../support/domain.js'
 import { overlay, patternImage, temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
+import { exclusive, startHolding } from './support.js'
 
 const MiB = 1024 * 1024
 const qemu = ['program:qemu-system-x86_64', 'program:qemu-img'] as const
@@ -160,6 +173,31 @@ test('a domain keeps its locks while no process of ours is there, and the next p
     ),
   )
   await reopen(root)
+})
+
+test('a lock that gets lost is had again, and a guest whose image another has by then is paused', async (t) => {
+  if (!requires(t, ...qemu)) return
+  const lockManager = await lockDriver('ofd', { directory: await temporaryFolder(t) })
+  const root = await testRoot(t, { lockManager })
+  const { path } = await patternImage(root.folder, 4 * MiB)
+  const dom = await startPlain(root, { name: 'one', devices: diskXml('vda', path, { format: 'raw' }) })
+  await dom.resume()
+  const events = recordEvents(root.conn)
+  const [first] = leasesOf(root, dom)
+  assert.ok(first !== undefined)
+  await lockManager.release(first)
+  await until('it is had again', () => lockManager.inquire(first))
+  assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
+
+  const [second] = leasesOf(root, dom)
+  assert.ok(second !== undefined && second.data !== first.data)
+  await lockManager.release(second)
+  await startHolding(t, lockManager, 'thief', [exclusive(path)])
+  await until('it is paused', async () => (await dom.getState()).state === VIR_DOMAIN_PAUSED)
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_IOERROR })
+  await until('it is told', () =>
+    lifecycleOf(events).includes(`${VIR_DOMAIN_EVENT_SUSPENDED}/${VIR_DOMAIN_EVENT_SUSPENDED_IOERROR}`),
+  )
 })
 
 test('what a QEMU that cannot start had is free at once', async (t) => {
