@@ -39,15 +39,19 @@ export function settleBaseTimeouts(def: DomainDef, usual: number | undefined): v
 /** The same for one disk; `own`: what is said of it alone. */
 export function settleBaseTimeout(disk: DiskDef, usual: number | undefined, own?: number): void {
   if (remoteImages(disk).length === 0) return
+  const { driver } = disk
+  if (driver.errorPolicy === undefined && driver.rerrorPolicy === undefined) {
+    driver.errorPolicy = 'stop'
+    driver.rerrorPolicy = 'stop'
+  }
   // what a guest that has moved lacks comes from its former host, for which it waits
   const timeout = own ?? (isFromMigration(disk) ? undefined : usual)
-  if (timeout !== undefined) disk.baseTimeout = timeout
-  // unless the definition says what is to happen when a base cannot be read
-  const { driver } = disk
-  if (driver.errorPolicy !== undefined || driver.rerrorPolicy !== undefined) return
-  driver.errorPolicy = 'stop'
-  driver.rerrorPolicy = 'stop'
+  if (timeout !== undefined && pausesOnErrors(disk)) disk.baseTimeout = timeout
 }
+
+/** A guest that is not paused would see the errors. */
+const pausesOnErrors = ({ driver }: DiskDef): boolean =>
+  driver.errorPolicy === 'stop' && (driver.rerrorPolicy ?? 'stop') === 'stop'
 
 /** Under the domain's job, before a stream: from now on the disk waits for its base so many seconds. */
 export async function setBaseTimeout(
@@ -75,10 +79,9 @@ export async function setBaseTimeout(
 const isNbd = (image: StorageSource): image is StorageSource & { type: 'network' } =>
   image.type === 'network' && image.protocol === 'nbd'
 
-function requirePausing({ target, driver }: DiskDef): void {
-  const [reads, writes] = [driver.rerrorPolicy ?? driver.errorPolicy, driver.errorPolicy]
-  if (reads === 'stop' && writes === 'stop') return
-  const text = `errors of disk '${target}' do not pause the guest, so its base can have no timeout: see <driver error_policy='stop'/>`
+function requirePausing(disk: DiskDef): void {
+  if (pausesOnErrors(disk)) return
+  const text = `errors of disk '${disk.target}' do not pause the guest, so its base can have no timeout: see <driver error_policy='stop'/>`
   throw fail('VIR_ERR_OPERATION_INVALID', text)
 }
 

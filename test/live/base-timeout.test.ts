@@ -1,18 +1,32 @@
 /** A base that is away for longer than its timeout: the guest is paused, and goes on when the base is back. */
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import {
+  Connect,
   VIR_DOMAIN_EVENT_IO_ERROR_PAUSE,
   VIR_DOMAIN_EVENT_SUSPENDED,
   VIR_DOMAIN_EVENT_SUSPENDED_IOERROR,
   VIR_DOMAIN_PAUSED,
   VIR_DOMAIN_PAUSED_IOERROR,
   VIR_DOMAIN_RUNNING,
+  VIR_DOMAIN_XML_INACTIVE,
   type Domain,
   type StreamDiskState,
 } from '../../src/index.js'
-import { diskXml, powerOff, startGuest, testRoot, until, virError } from '../support/domain.js'
+import {
+  diskXml,
+  plainXml,
+  powerOff,
+  qemuPid,
+  startGuest,
+  startPlain,
+  testRoot,
+  until,
+  virError,
+} from '../support/domain.js'
 import { backingOf, overlay, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
@@ -81,3 +95,40 @@ for (const engine of ['job', 'pull'] as const) {
     )
   })
 }
+
+test('the time comes from the settings or the definition, and what cannot pause the guest gets none', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-nbd')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, MiB)
+  const at = { path: join(root.folder, 'base.nbd') }
+  await qemuNbd(t, base.path, at)
+  const path = await overlay(root.folder, nbdUri(at))
+  await root.conn.close()
+  await writeFile(join(root.folder, 'root/etc/qemu.json'), '{"baseTimeout": 7}')
+  root.conn = await Connect.open(root.uri)
+  const delayOf = (dom: Domain): string | undefined =>
+    /"reconnect-delay":(\d+)/.exec(readFileSync(`/proc/${qemuPid(root, dom)}/cmdline`, 'utf8'))?.[1]
+
+  const usual = await startPlain(root, { name: 'timeout-usual', devices: diskXml('vda', path) })
+  assert.equal(delayOf(usual), '7')
+  assert.match(await usual.getXMLDesc(), /error_policy='stop'/)
+  assert.doesNotMatch(await usual.getXMLDesc(VIR_DOMAIN_XML_INACTIVE), /error_policy|reconnect/)
+  for (const baseTimeout of [0, -1, 1.5])
+    await assert.rejects(usual.stream('vda', { baseTimeout }), virError('VIR_ERR_INVALID_ARG', /baseTimeout/))
+  await usual.destroy()
+
+  const request = (time: string): string =>
+    `<metadata><s:stream xmlns:s='urn:virstream:stream:1' disk='vda' bandwidth='1' baseTimeout='${time}'/></metadata>`
+  const devices = diskXml('vda', path, { driver: "error_policy='report'" })
+  await assert.rejects(
+    root.conn.domainDefineXML(plainXml({ name: 'timeout-none', devices, extra: request('soon') })),
+    virError('VIR_ERR_XML_ERROR', /'soon' is not a time/),
+  )
+  const own = await startPlain(root, { name: 'timeout-own', devices, extra: request('9') })
+  assert.equal(delayOf(own), '4000000000')
+  await assert.rejects(
+    own.stream('vda', { baseTimeout: 5 }),
+    virError('VIR_ERR_OPERATION_INVALID', /^errors of disk 'vda' do not pause the guest/),
+  )
+  await own.destroy()
+})
