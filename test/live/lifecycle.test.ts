@@ -161,7 +161,7 @@ test('a domain is not saved while its disk is streamed, and a broken file is not
   assert.equal(existsSync(file), false)
   await stream.stop()
   await assert.rejects(root.conn.domainRestore(path), c.VirError)
-  await assert.rejects(root.conn.domainRestore('/nosuch/file'), virError('VIR_ERR_OPERATION_FAILED', /nosuch/))
+  await assert.rejects(root.conn.domainRestore('/nosuch/file'), virError('VIR_ERR_SYSTEM_ERROR', /nosuch/))
 })
 
 test('a domain can start paused, and goes when it is told to', async (t) => {
