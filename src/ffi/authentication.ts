@@ -26,8 +26,10 @@ const types = [
   c.VIR_CRED_REALM,
   c.VIR_CRED_EXTERNAL,
 ]
-// libvirt keeps no copy
-const typesAt = koffi.address(Int32Array.from(types))
+// libvirt keeps no copy, and what JavaScript has moves: memory of its own, never given back
+const typesMemory: unknown = koffi.alloc('int', types.length)
+koffi.encode(typesMemory, koffi.array('int', types.length), types)
+const typesAt = koffi.address(typesMemory)
 
 type Authenticate = NonNullable<DriverHost['authenticate']>
 

@@ -27,6 +27,8 @@ export async function dial(uri: string, options: DialOptions = {}): Promise<Tunn
   const { signal } = options
   signal?.throwIfAborted()
   const socket = await startConnecting(address, options)
+  // one that fails may say so twice: TLS, and the connection below it
+  socket.on('error', () => undefined)
   const abort = (): void => void socket.destroy(signal?.reason as Error)
   signal?.addEventListener('abort', abort)
   try {
@@ -55,7 +57,7 @@ async function startConnecting(address: TunnelAddress, options: DialOptions): Pr
   try {
     const secure = connectTls({ socket, ...tlsOptions(credentials), ...servername, host })
     // a connection that fails is told of by the socket below
-    socket.once('error', (error) => secure.destroy(error))
+    socket.on('error', (error) => secure.destroy(error))
     return secure
   } catch (error) {
     socket.destroy()

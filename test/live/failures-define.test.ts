@@ -21,8 +21,8 @@ async function isRefused(root: TestRoot, xml: string, refusal: ReturnType<typeof
 const plain = plainXml({ name: 'plain', devices: '' })
 
 const refusals: Record<string, [xml: string, refusal: ReturnType<typeof virError>]> = {
-  'no XML at all': ['virtual machine, please', virError('VIR_ERR_XML_ERROR', /./)],
-  'XML that breaks off': [plain.slice(0, 200), virError('VIR_ERR_XML_ERROR', /./)],
+  'no XML at all': ['virtual machine, please', virError('VIR_ERR_XML_DETAIL', /./)],
+  'XML that breaks off': [plain.slice(0, 200), virError('VIR_ERR_XML_DETAIL', /./)],
   'another document': ['<network><name>x</name></network>', virError('VIR_ERR_XML_ERROR', /network.*domain/)],
   'a domain without a name': [plain.replace('<name>plain</name>', ''), virError('VIR_ERR_NO_NAME', /name/)],
   'a name that would leave the folder': [
@@ -43,7 +43,7 @@ const refusals: Record<string, [xml: string, refusal: ReturnType<typeof virError
   ],
   'elements nested without end': [
     plain.replace('</domain>', `<metadata>${'<a>'.repeat(5000)}${'</a>'.repeat(5000)}</metadata></domain>`),
-    virError('VIR_ERR_XML_ERROR', /./),
+    virError('VIR_ERR_XML_DETAIL', /./),
   ],
   'entities that multiply': [
     `<!DOCTYPE domain [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>${plain.replace('>plain<', '>&c;<')}`,

@@ -103,6 +103,7 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     blockExportDel: () => monitor.blockExportDel('e'),
     queryBlockExports: () => monitor.queryBlockExports(),
     getfd: () => monitor.getfd('x', fd),
+    closefd: () => monitor.closefd('x'),
     run: () => monitor.run('query-kvm', undefined),
   }
   const migration = new MigrationCommands(monitor)
