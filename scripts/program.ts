@@ -4,7 +4,7 @@ import { messageOf } from '../src/error.js'
 import type { Cleanup } from '../test/support/images.js'
 
 /** Steps to take back at the end, newest first: what a test has, for the helpers of the tests. */
-class Stack implements Cleanup {
+export class Stack implements Cleanup {
   readonly #steps: (() => unknown)[] = []
 
   after: Cleanup['after'] = (step) => {
