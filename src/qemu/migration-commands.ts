@@ -1,8 +1,10 @@
 /** What QEMU is told and asked about its migrations (QMP reference, "Migration"). */
+import type { Duplex } from 'node:stream'
 import { native } from '../native.js'
 import { descriptorFor } from '../tunnel/join.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import type { Monitor } from './monitor.js'
+import type { MigrationWatch, Seen } from './migration-watch.js'
 import type { Live } from './vm.js'
 
 /** ms for commands that only look */
@@ -83,17 +85,37 @@ export class MigrationCommands {
   }
 }
 
-/** The guest's memory comes over a channel that the other side opens; `live` is undefined where nobody waits for it. */
-export async function takeMemory(request: ChannelRequest, live: Live | undefined): Promise<void> {
-  if (live === undefined) {
-    request.refuse('nobody waits for memory')
-    return
-  }
-  const { fd, joined } = descriptorFor(request.accept())
+/** QEMU gets one end of a pair of sockets, the channel is joined to the other. */
+async function lend(channel: Duplex, use: (fd: number) => Promise<void>): Promise<void> {
+  const { fd, joined } = descriptorFor(channel)
   joined.catch(() => undefined)
   try {
-    await new MigrationCommands(live.monitor).receive(fd)
+    await use(fd)
   } finally {
     native.close(fd)
   }
+}
+
+/** The guest's memory begins to go out over a channel. */
+export function sendMemory(commands: MigrationCommands, channel: Duplex): Promise<void> {
+  return lend(channel, (fd) => commands.send(fd))
+}
+
+/** The guest's memory comes over a channel that the other side opens; `live` is undefined where nobody waits for it. */
+export async function takeMemory(request: ChannelRequest, live: Live | undefined): Promise<void> {
+  if (live === undefined) request.refuse('nobody waits for memory')
+  else await lend(request.accept(), (fd) => new MigrationCommands(live.monitor).receive(fd))
+}
+
+/** How a migration that has been begun ends; `atSwitch` is called while the guest stands still on both sides. */
+export async function seeThrough(
+  commands: MigrationCommands,
+  watch: MigrationWatch,
+  atSwitch: () => Promise<unknown>,
+): Promise<Seen | undefined> {
+  const seen = await watch.until(['pre-switchover'])
+  if (seen !== 'pre-switchover') return seen
+  await atSwitch()
+  await commands.continueFrom('pre-switchover')
+  return watch.until([])
 }

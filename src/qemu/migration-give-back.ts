@@ -1,13 +1,11 @@
 /** What the destination of a migration does when its guest is wanted back before all of its disks are here. */
 import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
-import { native } from '../native.js'
-import { descriptorFor } from '../tunnel/join.js'
 import { deleteConfig } from './config.js'
 import { forgetIfNothing } from './define.js'
 import type { Incoming } from './incoming.js'
 import { removeMade } from './migration-arrive.js'
-import { MigrationCommands } from './migration-commands.js'
+import { MigrationCommands, seeThrough, sendMemory } from './migration-commands.js'
 import { SERVICE } from './migration-link.js'
 import { beginMirror, endMirrors, mirrorsReady } from './migration-mirror.js'
 import { disksSocket } from './migration-record.js'
@@ -71,21 +69,12 @@ export async function sendBack(incoming: Incoming): Promise<void> {
     const { id, key } = record
     const channel = await incoming.relay?.tunnel?.open(SERVICE.memory, { id, key })
     if (channel === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'the source cannot be reached')
-    const { fd, joined } = descriptorFor(channel)
-    joined.catch(() => undefined)
     live.pauseReason = c.VIR_DOMAIN_PAUSED_MIGRATION
-    try {
-      await commands.send(fd)
-    } finally {
-      native.close(fd)
-    }
-    let seen = await watch.until(['pre-switchover'])
-    if (seen === 'pre-switchover') {
+    await sendMemory(commands, channel)
+    const seen = await seeThrough(commands, watch, async () => {
       await endMirrors(live.monitor, migrated, false)
       await messages?.request('return-closing', {}, { timeout: 10_000 })
-      await commands.continueFrom('pre-switchover')
-      seen = await watch.until([])
-    }
+    })
     if (seen !== 'completed')
       throw fail('VIR_ERR_OPERATION_FAILED', (await commands.query())['error-desc'] ?? `QEMU says '${seen ?? ''}'`)
     vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_MIGRATION }

@@ -1,13 +1,12 @@
 /** A domain leaves: begin and perform of a migration. */
+import { setTimeout as delay } from 'node:timers/promises'
 import { formatDomainXml } from '../conf/format.js'
 import * as c from '../constants.gen.js'
 import type { MigrateParams } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
-import { native } from '../native.js'
-import { descriptorFor } from '../tunnel/join.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
 import { capabilitiesFor, checkMigrationFlags, parametersFor } from './migration-flags.js'
-import { MigrationCommands } from './migration-commands.js'
+import { MigrationCommands, seeThrough, sendMemory } from './migration-commands.js'
 import { newId, newKey, readCookie, thisHost, writeCookie } from './migration-cookie.js'
 import { chooseDisks, type SourceStorage, sourceStorage } from './migration-disks.js'
 import { SERVICE } from './migration-link.js'
@@ -19,6 +18,9 @@ import { Outgoing, outgoingOf, requireOutgoing } from './outgoing.js'
 import { comeBack, linkFor } from './migration-leave.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
+
+/** ms between two looks at a migration that is being cancelled */
+const CANCEL_POLL = 20
 
 /** Under the domain's job: what the destination has to know. The guest runs on as it did. */
 export async function begin(
@@ -114,23 +116,12 @@ async function transfer(outgoing: Outgoing, live: Live, storage: SourceStorage):
     await commands.setParameters(parametersFor(params))
     const channel = await link?.open(SERVICE.memory)
     if (channel === undefined || outgoing.aborted) throw aborted(vm)
-    const { fd, joined } = descriptorFor(channel)
-    joined.catch(() => undefined)
-    try {
-      await commands.send(fd)
-    } finally {
-      native.close(fd)
-    }
+    await sendMemory(commands, channel)
     outgoing.commands = commands
     outgoing.stats.follow(commands)
     // by who could not see it yet a moment ago
     if (isAborted(outgoing)) await commands.cancel()
-    let seen = await watch.until(['pre-switchover'])
-    if (seen === 'pre-switchover') {
-      await storage.atSwitch()
-      await commands.continueFrom('pre-switchover')
-      seen = await watch.until([])
-    }
+    const seen = await seeThrough(commands, watch, () => storage.atSwitch())
     if (seen !== 'completed') throw await whyNot(outgoing, commands, seen)
     await outgoing.stats.memoryDone(commands)
   } finally {
@@ -180,6 +171,7 @@ async function cancelled(commands: MigrationCommands): Promise<void> {
   for (;;) {
     const { status } = await commands.query()
     if (status !== 'cancelling' && status !== 'active' && status !== 'pre-switchover' && status !== 'device') return
+    await delay(CANCEL_POLL)
   }
 }
 

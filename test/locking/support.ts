@@ -7,6 +7,7 @@ import { sanlockLocks } from '../../src/locking/sanlock.js'
 import { virtlockdLocks } from '../../src/locking/virtlockd.js'
 import { native } from '../../src/native.js'
 import type { Gate } from '../../src/qemu/process.js'
+import { killerOf } from '../support/killer.js'
 import { temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
 import { startSanlock } from '../support/sanlock.js'
@@ -96,7 +97,7 @@ export async function startGated(t: TestContext, gate: Gate | undefined): Promis
   try {
     await gate?.admit(pid, connection)
     native.resumeHeld(pid)
-    return killer(t, pid)
+    return killerOf(t, pid)
   } catch (error) {
     native.dropHeld(pid)
     throw error
@@ -104,22 +105,6 @@ export async function startGated(t: TestContext, gate: Gate | undefined): Promis
     gate?.close()
     closeSync(idle)
   }
-}
-
-function killer(t: TestContext, pid: number): () => Promise<void> {
-  let ended!: () => void
-  const gone = new Promise<void>((resolve) => {
-    ended = resolve
-  })
-  const watch = native.watchProcess(pid, () => ended())
-  watch.unref()
-  const kill = async (): Promise<void> => {
-    watch.ref()
-    watch.kill(9)
-    await gone
-  }
-  t.after(kill)
-  return kill
 }
 
 export const exclusive = (path: string): LockResource => ({ path, mode: 'exclusive' })

@@ -2,6 +2,7 @@
 import { closeSync, existsSync, openSync } from 'node:fs'
 import { join } from 'node:path'
 import { native } from '../../src/native.js'
+import { killerOf } from './killer.js'
 import { until } from './domain.js'
 import { temporaryFolder, type Cleanup } from './images.js'
 import { findProgram } from './requires.js'
@@ -30,18 +31,7 @@ export async function startSanlock(t: Cleanup): Promise<Sanlock> {
   })
   closeSync(idle)
   closeSync(out)
-  let ended!: () => void
-  const gone = new Promise<void>((resolve) => {
-    ended = resolve
-  })
-  const watch = native.watchProcess(pid, () => ended())
-  watch.unref()
-  const kill = async (): Promise<void> => {
-    watch.ref()
-    watch.kill(9)
-    await gone
-  }
-  t.after(kill)
+  const kill = killerOf(t, pid)
   await until('sanlock listens', () => existsSync(join(runDir, 'sanlock.sock')))
   return { runDir, directory: join(folder, 'leases'), kill }
 }

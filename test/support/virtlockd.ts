@@ -2,6 +2,7 @@
 import { closeSync, openSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { native } from '../../src/native.js'
+import { killerOf } from './killer.js'
 import { temporaryFolder, type Cleanup } from './images.js'
 import { findProgram } from './requires.js'
 
@@ -43,17 +44,6 @@ export async function startVirtlockd(t: Cleanup, socketPath?: string): Promise<V
   closeSync(idle)
   closeSync(out)
   native.close(listener)
-  let ended!: () => void
-  const gone = new Promise<void>((resolve) => {
-    ended = resolve
-  })
-  const watch = native.watchProcess(pid, () => ended())
-  watch.unref()
-  const kill = async (): Promise<void> => {
-    watch.ref()
-    watch.kill(9)
-    await gone
-  }
-  t.after(kill)
+  const kill = killerOf(t, pid)
   return { socket, log, pid, kill }
 }
