@@ -5,7 +5,7 @@ import type { ChardevDef, DiskDef, DomainDef, StorageSource } from '../conf/doma
 import { errnoOf, failFrom, messageOf } from '../error.js'
 import type { LockResource } from '../locking/lock-driver.js'
 import type { LabelTarget } from '../security/security-driver.js'
-import { chardevSocketPath } from './command-chardev.js'
+import { chardevSocketPath } from '../machine/command-chardev.js'
 import type { Root } from './root.js'
 
 const fail = failFrom('VIR_FROM_QEMU')

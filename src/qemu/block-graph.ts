@@ -11,7 +11,7 @@ import {
   imageOptions,
   sliceNodeName,
   storageNodeName,
-} from './blockdev.js'
+} from '../machine/blockdev.js'
 import { sourceName } from './disk-names.js'
 import type { Monitor } from './monitor.js'
 

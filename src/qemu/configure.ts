@@ -1,7 +1,7 @@
 import type { ChardevDef } from '../conf/domain-def.js'
-import { ioThrottleArguments } from './command-disk.js'
-import { pinProcess } from './cpu-affinity.js'
-import { syncConsole } from './defaults-chardevs.js'
+import { ioThrottleArguments } from '../machine/command-disk.js'
+import { pinProcess } from '../machine/cpu-affinity.js'
+import { syncConsole } from '../machine/defaults-chardevs.js'
 import type { Live } from './vm.js'
 
 /** What is said to a QEMU over its monitor before the guest begins, and what it has to tell. */

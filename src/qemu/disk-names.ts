@@ -1,6 +1,6 @@
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
-import { diskAlias } from './alias.js'
+import { diskAlias } from '../machine/alias.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 

@@ -4,7 +4,7 @@ import { native } from '../native.js'
 import { QmpClient } from '../qmp/client.js'
 import { QmpClosedError, QmpError, QmpTimeoutError } from '../qmp/error.js'
 import type { QmpEvent } from '../qmp/framing.js'
-import type { BlockdevOptions } from './blockdev.js'
+import type { BlockdevOptions } from '../machine/blockdev.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 

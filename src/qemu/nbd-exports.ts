@@ -8,7 +8,7 @@ import { failFrom, messageOf } from '../error.js'
 import { native } from '../native.js'
 import { ALLOCATION_DEPTH } from '../nbd/allocation-depth.js'
 import { NbdClient } from '../nbd/client.js'
-import { formatNodeName } from './blockdev.js'
+import { formatNodeName } from '../machine/blockdev.js'
 import type { Monitor } from './monitor.js'
 
 const fail = failFrom('VIR_FROM_QEMU')

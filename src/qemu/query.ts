@@ -10,7 +10,7 @@ import type { DomainBlockInfo, DomainBlockStats, DomainInfo, HypervisorOps } fro
 import { failFrom } from '../error.js'
 import { blockInfo } from '../storage/block-info.js'
 import { isDeviceOf } from './block-graph.js'
-import { formatNodeName } from './blockdev.js'
+import { formatNodeName } from '../machine/blockdev.js'
 import { findDisk } from './disk-names.js'
 import type { BlockDevice, BlockStatsEntry } from './monitor.js'
 import type { Qemu } from './qemu.js'

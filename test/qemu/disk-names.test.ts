@@ -2,10 +2,10 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { DomainDef } from '../../src/conf/domain-def.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
-import { assignAliases } from '../../src/qemu/alias.js'
-import { prepareDefinition } from '../../src/qemu/definition.js'
+import { assignAliases } from '../../src/machine/alias.js'
+import { prepareDefinition } from '../../src/machine/definition.js'
 import { findDisk } from '../../src/qemu/disk-names.js'
-import { diskXml, domainXml, testCaps } from './definition-caps.js'
+import { diskXml, domainXml, testCaps } from '../machine/definition-caps.js'
 
 const nbd =
   "<disk type='network'><driver name='qemu' type='raw'/><source protocol='nbd' name='export'><host name='h' port='10809'/></source>" +

@@ -4,7 +4,7 @@
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { DefinitionCaps, MachineCaps } from '../../src/qemu/definition-caps.js'
+import type { DefinitionCaps, MachineCaps } from '../../src/machine/definition-caps.js'
 
 const testsFolder = join(process.env['LIBVIRT_SOURCE'] ?? '', 'tests')
 

@@ -1,9 +1,9 @@
 /**
- * Is a command one that this QEMU takes? A checker made from what QEMU itself answers to `query-qmp-schema`, for tests and for
- * commands that others wrote: the introspected types become JSON schemas, checked by ajv.
+ * Is a command one that this QEMU takes? A checker made from what QEMU itself answers to `query-qmp-schema`: the
+ * introspected types become JSON schemas, checked by ajv.
  */
 import { Ajv, type AnySchemaObject, type ErrorObject, type ValidateFunction } from 'ajv'
-import type { SchemaInfo } from './capabilities-schema.js'
+import type { SchemaInfo } from '../../src/machine/capabilities-schema.js'
 
 export class QmpSchema {
   readonly #commands: ReadonlyMap<string, string>

@@ -2,11 +2,11 @@ import assert from 'node:assert/strict'
 import { chmod, readdir, readFile, stat, utimes, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { CapabilitiesCache } from '../../src/qemu/capabilities-cache.js'
-import { SchemaIndex, type SchemaInfo } from '../../src/qemu/capabilities-schema.js'
-import { QemuCapabilities } from '../../src/qemu/capabilities.js'
-import { kvmProbeProgram } from '../../src/qemu/kvm-probe.gen.js'
-import { probeAcceleration, probeKvm } from '../../src/qemu/kvm-probe.js'
+import { CapabilitiesCache } from '../../src/machine/capabilities-cache.js'
+import { SchemaIndex, type SchemaInfo } from '../../src/machine/capabilities-schema.js'
+import { QemuCapabilities } from '../../src/machine/capabilities.js'
+import { kvmProbeProgram } from '../../src/machine/kvm-probe.gen.js'
+import { probeAcceleration, probeKvm } from '../../src/machine/kvm-probe.js'
 import { run } from '../../src/util/run.js'
 import { temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
@@ -160,7 +160,7 @@ test('the domain capabilities are valid for every machine of today, and refused 
 test('the program of the probe is what its source assembles to', async (t) => {
   if (!requires(t, 'program:as', 'program:ld')) return
   const folder = await temporaryFolder(t)
-  const source = join(import.meta.dirname, '../../../src/qemu/kvm-probe.S')
+  const source = join(import.meta.dirname, '../../../src/machine/kvm-probe.S')
   const [object, binary] = [join(folder, 'probe.o'), join(folder, 'probe.bin')]
   await run('as', ['--64', '-o', object, source])
   await run('ld', ['-Ttext=0xffe00', '--oformat=binary', '-o', binary, object])

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
-import { parseCpuset, pinProcess } from '../../src/qemu/cpu-affinity.js'
+import { parseCpuset, pinProcess } from '../../src/machine/cpu-affinity.js'
 import { requires } from '../support/requires.js'
 
 for (const [cpuset, cpus] of [

@@ -3,8 +3,8 @@ import { test } from 'node:test'
 import { formatDomainXml } from '../../src/conf/format.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
 import type { VirErrorCode } from '../../src/error.js'
-import { prepareDefinition } from '../../src/qemu/definition.js'
-import { checkSupported } from '../../src/qemu/supported.js'
+import { prepareDefinition } from '../../src/machine/definition.js'
+import { checkSupported } from '../../src/machine/supported.js'
 import { diskXml, domainXml, testCaps } from './definition-caps.js'
 
 function check(xml: string, caps = testCaps): string {

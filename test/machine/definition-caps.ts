@@ -1,4 +1,4 @@
-import type { DefinitionCaps } from '../../src/qemu/definition-caps.js'
+import type { DefinitionCaps } from '../../src/machine/definition-caps.js'
 
 /** QEMU 7.2 as Debian ships it: it has every device that a definition can want. */
 export const testCaps: DefinitionCaps = {

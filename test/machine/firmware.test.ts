@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { parseDomainXml } from '../../src/conf/parse.js'
 import type { DomainDef } from '../../src/conf/domain-def.js'
-import { chooseFirmware, readFirmwareDescriptors, type FirmwareDescriptor } from '../../src/qemu/firmware.js'
+import { chooseFirmware, readFirmwareDescriptors, type FirmwareDescriptor } from '../../src/machine/firmware.js'
 import { temporaryFolder } from '../support/images.js'
 
 function descriptor(name: string, features: string[], machine = 'pc-q35-*'): FirmwareDescriptor {

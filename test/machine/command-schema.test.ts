@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import type { SchemaInfo } from '../../src/qemu/capabilities-schema.js'
-import { QmpSchema } from '../../src/qemu/qmp-schema.js'
+import type { SchemaInfo } from '../../src/machine/capabilities-schema.js'
+import { QmpSchema } from '../support/qmp-schema.js'
 import { startQemu, withoutMachine } from './command-qemu.js'
 
 /** A command whose argument is a union with a base, one of its variants a union itself, an alternate and a list of itself. */

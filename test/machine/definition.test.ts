@@ -5,8 +5,8 @@ import { test } from 'node:test'
 import type { DomainDef } from '../../src/conf/domain-def.js'
 import { formatDomainXml } from '../../src/conf/format.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
-import { prepareDefinition } from '../../src/qemu/definition.js'
-import { checkSupported } from '../../src/qemu/supported.js'
+import { prepareDefinition } from '../../src/machine/definition.js'
+import { checkSupported } from '../../src/machine/supported.js'
 import { diskXml, domainXml, testCaps } from './definition-caps.js'
 
 const data = join(import.meta.dirname, '../../../test/data/definition')

@@ -3,10 +3,10 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DomainDef } from '../../src/conf/domain-def.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
-import { assignAliases, assignSourceIndexes } from '../../src/qemu/alias.js'
-import type { CommandCaps } from '../../src/qemu/command-props.js'
-import type { DefinitionCaps } from '../../src/qemu/definition-caps.js'
-import { prepareDefinition } from '../../src/qemu/definition.js'
+import { assignAliases, assignSourceIndexes } from '../../src/machine/alias.js'
+import type { CommandCaps } from '../../src/machine/command-props.js'
+import type { DefinitionCaps } from '../../src/machine/definition-caps.js'
+import { prepareDefinition } from '../../src/machine/definition.js'
 
 export const goldenFolder = join(import.meta.dirname, '../../../test/data/command')
 

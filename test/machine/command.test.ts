@@ -3,9 +3,9 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import type { DomainDef } from '../../src/conf/domain-def.js'
-import { ioThrottleArguments } from '../../src/qemu/command-disk.js'
-import { escapeComma, toJson, toKeyval } from '../../src/qemu/command-props.js'
-import { buildCommand, commandEnvironment, commandSecretFiles, type CommandContext } from '../../src/qemu/command.js'
+import { ioThrottleArguments } from '../../src/machine/command-disk.js'
+import { escapeComma, toJson, toKeyval } from '../../src/machine/command-props.js'
+import { buildCommand, commandEnvironment, commandSecretFiles, type CommandContext } from '../../src/machine/command.js'
 import { asText, goldenCaps, goldenDefinition, goldenFolder, goldenNames } from './command-golden.js'
 
 const context: CommandContext = {

@@ -3,8 +3,8 @@ import { test } from 'node:test'
 import type { DomainDef } from '../../src/conf/domain-def.js'
 import { formatDomainXml } from '../../src/conf/format.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
-import { assignAliases, assignSourceIndexes, dropAliases, dropSourceIndexes } from '../../src/qemu/alias.js'
-import { prepareDefinition } from '../../src/qemu/definition.js'
+import { assignAliases, assignSourceIndexes, dropAliases, dropSourceIndexes } from '../../src/machine/alias.js'
+import { prepareDefinition } from '../../src/machine/definition.js'
 import { diskXml, domainXml, testCaps } from './definition-caps.js'
 
 function prepared(devices: string, machine = 'pc'): DomainDef {

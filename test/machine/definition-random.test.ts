@@ -3,9 +3,9 @@ import { test } from 'node:test'
 import { formatDomainXml } from '../../src/conf/format.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
 import { VirError } from '../../src/error.js'
-import { assignAliases } from '../../src/qemu/alias.js'
-import { prepareDefinition } from '../../src/qemu/definition.js'
-import { devicesOf } from '../../src/qemu/devices.js'
+import { assignAliases } from '../../src/machine/alias.js'
+import { prepareDefinition } from '../../src/machine/definition.js'
+import { devicesOf } from '../../src/machine/devices.js'
 import { diskXml, domainXml, testCaps } from './definition-caps.js'
 
 /** Numbers that look random and are the same in every run (a linear congruential generator). */
