@@ -85,3 +85,11 @@ export interface LockDriver {
   /** Is it still held? Asked when a process of ours finds the domain running; a lease that was lost is acquired anew. */
   inquire(lease: Lease): Promise<boolean>
 }
+
+/** What one end of a migration tells the other about locks; plain JSON. */
+export interface LockCookie {
+  /** name of the lock driver; absent: none */
+  driver?: string
+  /** by target of the disk: the driver's own words about the lock that was let go of */
+  states: Record<string, string>
+}

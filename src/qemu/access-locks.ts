@@ -1,7 +1,7 @@
 /** The locks of one domain's images, part of `Access`: taken, changed while a migration needs it, and given back. */
 import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import { failFrom, messageOf } from '../error.js'
-import type { Lease, LockDriver, LockHolder, LockOwner, LockResource } from '../locking/lock-driver.js'
+import type { Lease, LockCookie, LockDriver, LockHolder, LockOwner, LockResource } from '../locking/lock-driver.js'
 import { Undo } from '../util/undo.js'
 import { imageTarget, lockResource } from './access-targets.js'
 
@@ -14,14 +14,6 @@ export interface LeaseEntry extends Lease {
 
 /** How the lock of a disk's own image stands: as the definition says; shared, while an NBD server serves it; or let go of. */
 export type DiskLock = 'held' | 'shared' | 'released'
-
-/** What one end of a migration tells the other about locks; plain JSON. */
-export interface LockCookie {
-  /** name of the lock driver; absent: none */
-  driver?: string
-  /** by target of the disk: the driver's own words about the lock that was let go of */
-  states: Record<string, string>
-}
 
 /** Part of a domain's status. */
 export interface LockRecord {

@@ -6,18 +6,18 @@
 import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import type { LockDriver } from '../locking/lock-driver.js'
+import type { LockCookie, LockDriver } from '../locking/lock-driver.js'
 import { native } from '../native.js'
 import type { LabelTarget, ProcessLabel } from '../security/security-driver.js'
 import type { LabelEntry, LabelJournal, SecurityStack } from '../security/security-stack.js'
 import { Undo } from '../util/undo.js'
-import { AccessLocks, type DiskLock, type LeaseEntry, type LockCookie, type LockRecord } from './access-locks.js'
+import { AccessLocks, type DiskLock, type LeaseEntry, type LockRecord } from './access-locks.js'
 import { chardevSockets, fileTargets, imageTarget, lockResource, openTheWay, removeSocket } from './access-targets.js'
 import { chainOf } from './block-graph.js'
 import { type Gate, qemuDir } from './process.js'
 import type { Root } from './root.js'
 
-export type { DiskLock, LeaseEntry, LockCookie } from './access-locks.js'
+export type { DiskLock, LeaseEntry } from './access-locks.js'
 
 /** Who decides about access: plain values, from whoever opened the connection or from the root's settings. */
 export interface AccessPolicy {

@@ -5,7 +5,7 @@ import type { MigrateParams } from '../driver.js'
 import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import { messageOf } from '../error.js'
 import { chainOf } from './block-graph.js'
-import type { MigratedDisk } from './migration-cookie.js'
+import type { MigratedDisk } from '../migration/cookie.js'
 import { type Root, writeFileAtomically } from './root.js'
 
 /**

@@ -1,7 +1,7 @@
 /** The operations of migration, and what a process that opens a root does about those that it finds in it. */
 import type { HypervisorOps } from '../driver.js'
 import { failFrom } from '../error.js'
-import { readCookie } from './migration-cookie.js'
+import { readCookie } from '../migration/cookie.js'
 import { abort, begin, perform } from './migration-source.js'
 import { prepare, routeIncoming } from './migration-target.js'
 import type { Qemu } from './qemu.js'

@@ -5,7 +5,7 @@ import { hostname } from 'node:os'
 import type { ValidateFunction } from 'ajv'
 import type { DomainJobStats } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
-import type { LockCookie } from './access-locks.js'
+import type { LockCookie } from '../locking/lock-driver.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
