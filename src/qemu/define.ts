@@ -107,7 +107,8 @@ export async function startAs(qemu: Qemu, def: DomainDef, options: StartOptions)
 
 /** A domain that is neither defined nor runs is none. */
 export function forgetIfNothing(qemu: Qemu, vm: Vm): void {
-  if (vm.config === undefined && vm.live === undefined && qemu.find(vm.uuid) === vm) qemu.remove(vm)
+  const { config, live, remains } = vm
+  if (config === undefined && live === undefined && remains === undefined && qemu.find(vm.uuid) === vm) qemu.remove(vm)
 }
 
 function undefine(qemu: Qemu, vm: Vm, flags: number): void {
@@ -124,7 +125,7 @@ function undefine(qemu: Qemu, vm: Vm, flags: number): void {
   deleteConfig(qemu.root, vm.name)
   vm.config = undefined
   vm.autostart = false
-  if (vm.live === undefined) qemu.remove(vm)
+  forgetIfNothing(qemu, vm)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_UNDEFINED, c.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED)
 }
 

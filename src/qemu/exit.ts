@@ -2,10 +2,12 @@
 import * as c from '../constants.gen.js'
 import type { ProcessExit } from '../native.js'
 import type { BlockJob } from './blockjob.js'
+import { forgetIfNothing } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { endStreams, noticeEnds } from './end-streams.js'
 import { holdSlots, movedStream, resumeStreams } from './moved-streams.js'
 import { exitedCleanly } from './process.js'
+import { goOnWithout } from './migration-guestless.js'
 import { serveAgainLater } from './migration-serve.js'
 import type { Qemu } from './qemu.js'
 import { writeHeadersLater } from './stale-headers.js'
@@ -59,7 +61,8 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
     qemu.host.logger.error({ err: error }, `what domain '${vm.name}' left could not be tidied up`)
   }
   for (const net of live.def.interfaces) qemu.inBackground('removing a tap device', () => deleteTap(net))
-  if (vm.config === undefined) qemu.remove(vm)
+  forgetIfNothing(qemu, vm)
+  goOnWithout(qemu, vm)
   for (const outgoing of qemu.outgoing.values()) if (outgoing.vm === vm) serveAgainLater(qemu, outgoing)
   // of a start that failed its caller is told, and nobody else has heard of it
   if (announced) emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STOPPED, cause.detail, ref)
@@ -71,7 +74,8 @@ const isStartingUp = ({ state }: Vm): boolean =>
 
 /** Streams end with their domain, but for those that were to go on without it. Answers whether there are such. */
 function leaveStreams(qemu: Qemu, vm: Vm, live: Live, ref: Vm['ref'], clean: boolean, cause: ExitCause): boolean {
-  const shutOff = clean && (SHUT_OFF as readonly number[]).includes(cause.reason) && vm.config !== undefined
+  const shutOff =
+    clean && (SHUT_OFF as readonly number[]).includes(cause.reason) && (vm.config ?? vm.remains) !== undefined
   const goesOn = ({ record, completed }: BlockJob): boolean => shutOff && record.onShutdown === 'continue' && !completed
   const [going, ending] = [live.blockJobs.all.filter(goesOn), live.blockJobs.all.filter((job) => !goesOn(job))]
   const streams = going.map((job) => movedStream(live.def, job.record, job))

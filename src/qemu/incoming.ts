@@ -45,7 +45,9 @@ export class Incoming {
 
   get migrated(): DiskDef[] {
     const names = new Set(this.record.disks.map(({ disk }) => disk))
-    return (this.vm.host?.def ?? this.vm.config)?.disks.filter(({ target }) => names.has(target)) ?? []
+    return (
+      (this.vm.host?.def ?? this.vm.config ?? this.vm.remains)?.disks.filter(({ target }) => names.has(target)) ?? []
+    )
   }
 
   /** Resolves when all memory is here, or after `timeout` ms. */

@@ -11,6 +11,7 @@ import { forgetIfNothing } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { storageOf } from './migration-flags.js'
 import { sharedDisks } from './migration-disks.js'
+import { remainsOf } from './migration-guestless.js'
 import { type MigrationRecord } from './migration-record.js'
 import { beginStreams, closeDisks, disksLeft } from './migration-target-disks.js'
 import { killHard } from './process.js'
@@ -35,10 +36,12 @@ export async function finish(qemu: Qemu, incoming: Incoming, locks?: LockCookie)
       throw fail('VIR_ERR_OPERATION_FAILED', `the state of domain '${vm.name}' has not arrived`)
     if (storageOf(record.flags) === 'shared') await live.access.setDiskLocks(sharedDisks(live), 'held', locks)
     if ((record.flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0) keepDefinition(qemu, incoming, live)
+    if (storageOf(record.flags) === 'stream') record.def = remainsOf(live.def, record)
     incoming.enter('streaming')
+    vm.remains = record.def
     await run(qemu, incoming, live)
   })
-  if (storageOf(record.flags) === 'stream') beginStreams(qemu, incoming)
+  if (storageOf(record.flags) === 'stream') await beginStreams(qemu, incoming)
   else await done(qemu, incoming)
   return vm.ref
 }
@@ -122,6 +125,8 @@ async function done(qemu: Qemu, incoming: Incoming): Promise<void> {
   stats.complete()
   qemu.finishedJobs.set(vm.uuid, stats.now)
   await incoming.forget()
+  vm.remains = undefined
+  forgetIfNothing(qemu, vm)
   const { operation } = stats.now
   qemu.host.emit({ kind: 'job-completed', domain: vm.ref, operation, stats: stats.now })
 }

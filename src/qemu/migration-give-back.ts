@@ -100,7 +100,7 @@ export async function keepAfterAll(qemu: Qemu, incoming: Incoming): Promise<void
     }
     incoming.enter('streaming')
   })
-  beginStreams(qemu, incoming)
+  await beginStreams(qemu, incoming)
 }
 
 /** 'return-done': it runs at the source again, nothing of it remains here. */
@@ -117,6 +117,7 @@ export async function giveUp(qemu: Qemu, incoming: Incoming): Promise<void> {
       deleteConfig(qemu.root, vm.name)
       vm.config = undefined
     }
+    vm.remains = undefined
     removeMade(record)
   })
   // the answer to the source goes first

@@ -24,6 +24,10 @@ export async function reopenRelays(qemu: Qemu): Promise<void> {
       qemu.outgoing.set(record.id, new Outgoing(qemu, vm, record))
       continue
     }
+    if (record.def !== undefined) {
+      vm.remains = record.def
+      qemu.add(vm)
+    }
     const incoming = new Incoming(qemu, vm, record)
     qemu.incoming.set(record.id, incoming)
     if (record.phase !== 'incoming')
@@ -63,7 +67,7 @@ async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> 
   const { state, reason } = vm.state
   if (live !== undefined && state === c.VIR_DOMAIN_PAUSED && reason === c.VIR_DOMAIN_PAUSED_MIGRATION)
     await vm.jobs.run('migrate', () => run(qemu, incoming, live))
-  beginStreams(qemu, incoming)
+  await beginStreams(qemu, incoming)
 }
 
 async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> {

@@ -48,7 +48,7 @@ export interface MigrationRecord {
   startedAt: number
   /** at the destination: the domain was not defined there before */
   defined?: boolean
-  /** at the source, once the guest has gone: its live definition */
+  /** the live definition: at the source once the guest has gone, at the destination while disks are pulled */
   def?: DomainDef
   /** at the destination: the definition to keep there */
   persistentXml?: string

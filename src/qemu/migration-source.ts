@@ -35,6 +35,8 @@ export async function begin(
   // one that was begun and not gone on with: whoever began it is gone
   if (known?.record.phase === 'begun') known.forget()
   else if (known !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated already`)
+  if (vm.remains !== undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `disks of domain '${vm.name}' are still on their way from its former host`)
   if (live.blockJobs.all.length > 0) throw fail('VIR_ERR_OPERATION_INVALID', 'domain has active block job')
   const disks = await chooseDisks(live, params, flags)
   const running = vm.state.state === c.VIR_DOMAIN_RUNNING

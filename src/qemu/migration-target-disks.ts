@@ -20,7 +20,7 @@ import { disksSocket, isFromMigration, saveRecord } from './migration-record.js'
 import { exportName, nbdSocket } from './nbd-exports.js'
 import type { Qemu } from './qemu.js'
 import { startStream } from './stream.js'
-import type { Live } from './vm.js'
+import type { Live, Vm } from './vm.js'
 import type { Incoming } from './incoming.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -181,40 +181,52 @@ export async function attachDisks(qemu: Qemu, incoming: Incoming, live: Live): P
 }
 
 /** Each as a job of its own; one that fails is told of, and can be begun again by streamDisk(). */
-export function beginStreams(qemu: Qemu, incoming: Incoming): void {
+export async function beginStreams(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { vm, record } = incoming
   const { diskStreamBandwidth: bandwidth, diskStreamEngine: engine } = record.params
-  for (const disk of incoming.migrated) {
-    if (!disk.source?.backingStore) continue
-    qemu.inBackground(`the stream of '${disk.target}' after a migration`, async () => {
+  for (const target of await disksLeft(incoming)) {
+    qemu.inBackground(`the stream of '${target}' after a migration`, async () => {
       try {
         await vm.jobs.run('stream', async () => {
-          if (vm.host === undefined || vm.host.blockJobs.ofDisk(disk.target) !== undefined) return
+          if (record.phase !== 'streaming' || vm.host?.blockJobs.ofDisk(target) !== undefined) return
+          if (!(await disksLeft(incoming)).includes(target)) return
           const options = { ...(bandwidth !== undefined && { bandwidth }), ...(engine && { engine }) }
-          await startStream(qemu, vm, disk.target, { ...options, onShutdown: 'continue' })
+          await startStream(qemu, vm, target, { ...options, onShutdown: 'continue' })
         })
       } catch (error) {
-        emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_FAILED, messageOf(error))
+        const disk = incoming.migrated.find((candidate) => candidate.target === target)
+        if (disk !== undefined) emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_FAILED, messageOf(error))
         throw error
       }
     })
   }
 }
 
-/** The disks that still need the source, by what is written in the images themselves where no QEMU has them open. */
-export async function disksLeft(incoming: Incoming): Promise<string[]> {
+/**
+ * The disks that still need the source: by what QEMU reads, or else by what is written in the images themselves. Never by
+ * a definition, which may be gone, or be another one by now.
+ */
+export async function disksLeft({ vm, record }: Incoming): Promise<string[]> {
+  if (storageOf(record.flags) !== 'stream') return []
   const left: string[] = []
-  for (const disk of incoming.migrated) {
-    const reads =
-      incoming.vm.host !== undefined && isOpen(incoming, disk)
-        ? isFromMigration(disk)
-        : !(await headerEndsAt(disk.source, undefined))
-    if (reads) left.push(disk.target)
+  for (const [index, { disk: target }] of record.disks.entries()) {
+    const path = record.made?.[index]
+    const open = openDisk(vm, target)
+    const isOpen = open?.source?.type === 'file' && open.source.path === path
+    const reads = isOpen ? isFromMigration(open) : path === undefined || !(await isWhole(path))
+    if (reads) left.push(target)
   }
   return left
 }
 
 /** A daemon that streams without a guest has only some of the disks open. */
-function isOpen({ vm }: Incoming, { target }: DiskDef): boolean {
-  return vm.live !== undefined || vm.offline?.blockJobs.ofDisk(target) !== undefined
+function openDisk({ live, offline }: Vm, target: string): DiskDef | undefined {
+  const host = live ?? (offline?.blockJobs.ofDisk(target) === undefined ? undefined : offline)
+  return host?.def.disks.find((candidate) => candidate.target === target)
+}
+
+/** It has no backing image any more. */
+async function isWhole(path: string): Promise<boolean> {
+  for (const format of OVERLAY_FORMATS) if (await headerEndsAt({ type: 'file', path, format }, undefined)) return true
+  return false
 }

@@ -63,7 +63,7 @@ export async function prepare(
 
 function refuseActive(vm: Vm): void {
   if (vm.live !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is already active`)
-  if (vm.offline !== undefined)
+  if (vm.offline !== undefined || vm.remains !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disks of domain '${vm.name}' are being streamed here`)
 }
 

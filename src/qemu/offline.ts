@@ -17,6 +17,7 @@ import { chainOf } from './block-graph.js'
 import { commandEnvironment } from '../machine/command.js'
 import { addDiskNodes, deleteDiskNodes } from './disk-nodes.js'
 import { endStreams, noticeEnds } from './end-streams.js'
+import { goOnWithout } from './migration-guestless.js'
 import { type HostParts, makeHost, Pending } from './image-host.js'
 import { nbdSocket } from './nbd-exports.js'
 import { exitedCleanly, launch, terminate } from './process.js'
@@ -31,7 +32,7 @@ const PROGRAM = 'qemu-storage-daemon'
 
 /** The definition that a daemon works with: of devices only disks are of interest. */
 export function offlineDefinition(vm: Vm): DomainDef {
-  const def = structuredClone(vm.requireConfig())
+  const def = structuredClone(vm.remains ?? vm.requireConfig())
   assignAliases(def)
   def.interfaces = []
   def.serials = []
@@ -172,7 +173,7 @@ async function release(qemu: Qemu, vm: Vm, daemon: Daemon, disk: DiskDef): Promi
   await daemon.exports.remove(disk.target).catch((error: unknown) => warn(messageOf(error)))
   await deleteDiskNodes(qemu, daemon, disk, warn)
   await daemon.access.revokeImages(disk, chainOf(disk))
-  const source = vm.config?.disks.find((candidate) => candidate.target === disk.target)?.source
+  const source = (vm.remains ?? vm.config)?.disks.find((candidate) => candidate.target === disk.target)?.source
   if (source !== undefined) disk.source = structuredClone(source)
   if (vm.offline === daemon) saveStatus(vm, daemon)
 }
@@ -191,6 +192,7 @@ function finishDaemon(qemu: Qemu, vm: Vm, daemon: Daemon, exit: ProcessExit): vo
       writeHeadersLater(qemu, vm, daemon)
       endStreams(qemu, vm, daemon, daemon.blockJobs.all, vm.ref, lost)
       removeRunDir(daemon.runDir)
+      if (!clean) goOnWithout(qemu, vm, true)
     }
     daemon.markEnded()
   }

@@ -194,7 +194,8 @@ async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string):
   await revokeAccess(qemu, status, runDir)
   await writeHeaders(qemu, status.def, status.staleHeaders ?? [])
   for (const net of status.def.interfaces) await deleteTap(net)
-  const going = clean && vm.config !== undefined ? left.filter((record) => record.onShutdown === 'continue') : []
+  const going =
+    clean && (vm.config ?? vm.remains) !== undefined ? left.filter((record) => record.onShutdown === 'continue') : []
   if (going.length === 0) {
     removeRunDir(runDir)
     return []

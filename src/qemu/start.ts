@@ -27,6 +27,7 @@ import type { Qemu } from './qemu.js'
 import { createTap, deleteTap } from './tap.js'
 import { removeRunDir, saveStarting, saveStatus } from './status.js'
 import { requireAtHome } from './vm-job.js'
+import { trustHeaders } from './migration-guestless.js'
 import type { Live, Vm } from './vm.js'
 
 export interface StartOptions {
@@ -95,6 +96,7 @@ async function launchQemu(
   next: (live: Live) => Promise<void>,
 ): Promise<Live> {
   const def = structuredClone(source)
+  trustHeaders(qemu, def)
   const caps = await qemu.capabilities.get(def.emulator)
   await prepareLive(qemu, def, caps)
   const id = qemu.nextId()

@@ -76,6 +76,8 @@ export class Vm {
   readonly uuid: string
   /** the persistent definition, shown by dumpxml --inactive; absent: the domain is transient */
   config: DomainDef | undefined
+  /** what came with a migration, as long as disks of it are on their way: until then the domain does not go */
+  remains: DomainDef | undefined
   live: Live | undefined
   /** streams the disks of a domain that does not run; never there together with `live` */
   offline: Daemon | undefined
@@ -94,7 +96,7 @@ export class Vm {
 
   /** The definition that calls on the domain are about: the live one while it runs. */
   get def(): DomainDef {
-    const def = this.live?.def ?? this.config
+    const def = this.live?.def ?? this.config ?? this.remains
     if (def === undefined) throw fail('VIR_ERR_NO_DOMAIN', `no domain with matching uuid '${this.uuid}' (${this.name})`)
     return def
   }

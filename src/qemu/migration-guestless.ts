@@ -1,0 +1,42 @@
+/**
+ * A guest that has moved ends, however that may be, while its disks are still on their way. They follow without it: a
+ * storage daemon pulls them until they are whole. A transient domain stays that long, shut off, and goes then.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import type { DomainDef } from '../conf/domain-def.js'
+import { storageOf } from './migration-flags.js'
+import type { MigrationRecord } from './migration-record.js'
+import { beginStreams } from './migration-target-disks.js'
+import type { Qemu } from './qemu.js'
+import type { Vm } from './vm.js'
+
+/** ms until a daemon that died is replaced */
+const RETRY = 2_000
+
+/** What pulls the disks without their guest works with: the definition that came with them, whatever is defined later. */
+export function remainsOf(def: DomainDef, { disks }: MigrationRecord): DomainDef {
+  const remains = structuredClone(def)
+  delete remains.id
+  const moving = new Set(disks.map(({ disk }) => disk))
+  // an image's header knows what it still lacks
+  for (const { source, target } of remains.disks) if (moving.has(target)) delete source?.backingStore
+  return remains
+}
+
+/** A definition may say that an image has no backing image, or another one, while its header names the source still. */
+export function trustHeaders(qemu: Qemu, def: DomainDef): void {
+  const made = new Set([...qemu.incoming.values()].flatMap(({ record }) => record.made ?? []))
+  for (const { source } of def.disks) if (source?.type === 'file' && made.has(source.path)) delete source.backingStore
+}
+
+/** Whoever had the images open is gone: they are pulled all the same. */
+export function goOnWithout(qemu: Qemu, vm: Vm, wait = false): void {
+  const incoming = [...qemu.incoming.values()].find(
+    ({ record }) => record.uuid === vm.uuid && record.phase === 'streaming' && storageOf(record.flags) === 'stream',
+  )
+  if (incoming === undefined) return
+  qemu.inBackground(`the disks of domain '${vm.name}' without its guest`, async () => {
+    if (wait) await delay(RETRY, undefined, { ref: false })
+    if (qemu.incoming.has(incoming.record.id)) await beginStreams(qemu, incoming)
+  })
+}
