@@ -10,7 +10,8 @@ namespace {
 constexpr size_t kMostThreads = 128;
 constexpr auto kIdle = std::chrono::seconds(5);
 
-using Function = uintptr_t (*)(uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t);
+using Function = uintptr_t (*)(uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t,
+                               uintptr_t);
 
 }  // namespace
 
@@ -57,7 +58,7 @@ void CallThreads::Run() {
 // The calling conventions of 64-bit Linux pass integers and pointers alike, and surplus arguments do no harm.
 void CallThreads::Perform(ForeignCall& call) const {
   const auto& a = call.arguments;
-  const uintptr_t raw = reinterpret_cast<Function>(call.function)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
+  const uintptr_t raw = reinterpret_cast<Function>(call.function)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8]);
   call.result = call.answersPointer ? static_cast<int64_t>(raw) : static_cast<int32_t>(raw);
   const bool failed = call.answersPointer ? raw == 0 : call.result < 0;
   if (failed) call.error = reinterpret_cast<uintptr_t (*)()>(saveError_)();

@@ -10,7 +10,7 @@
 
 // One call of a C function whose arguments are integers and pointers, on whichever thread is free.
 struct ForeignCall {
-  static constexpr size_t kMostArguments = 8;
+  static constexpr size_t kMostArguments = 9;
 
   double id;
   uintptr_t function;

@@ -30,6 +30,8 @@ export class Connection {
   readonly id: number
   /** the hypervisor is in this process and in memory: nothing waits */
   readonly #here: boolean
+  /** what libvirt is asked for runs on this machine, as far as the URI tells */
+  readonly isOfThisHost: boolean
   readonly #handles = new Map<string, Handle>()
   readonly #gate = new Gate()
   #at = 0n
@@ -37,10 +39,11 @@ export class Connection {
   #closing: Promise<void> | undefined
   #beforeClose: (() => Promise<void>)[] = []
 
-  private constructor(host: DriverHost, lib: Library, here: boolean) {
+  private constructor(uri: URL, host: DriverHost, lib: Library) {
     this.host = host
     this.lib = lib
-    this.#here = here
+    this.isOfThisHost = uri.host === ''
+    this.#here = uri.protocol === 'test:' && this.isOfThisHost
     this.id = lib.listen(({ number }) => {
       this.#lost = true
       host.emit({ kind: 'close', reason: number })
@@ -50,7 +53,7 @@ export class Connection {
   /** Opens `uri` as libvirt reads it. Rejects with libvirt's own error. */
   static async open(uri: URL, host: DriverHost): Promise<Connection> {
     const lib = library()
-    const connection = new Connection(host, lib, uri.protocol === 'test:' && uri.host === '')
+    const connection = new Connection(uri, host, lib)
     const authentication =
       host.authenticate && new Authentication(lib, (asked) => host.authenticate?.(asked) ?? Promise.resolve([]))
     try {

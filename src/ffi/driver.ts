@@ -5,6 +5,7 @@ import { Connection } from './connection.js'
 import { consoleOps } from './console.js'
 import { hearEvents } from './events.js'
 import { lifecycleOps } from './lifecycle.js'
+import { migrationOps } from './migration.js'
 import { queryOps } from './queries.js'
 import { passthroughOps } from './passthrough.js'
 import { streamOps } from './stream.js'
@@ -26,6 +27,7 @@ export const ffiDriver: HypervisorDriver = {
       ...streamOps(connection, streams),
       ...consoleOps(connection),
       ...passthroughOps(connection),
+      ...migrationOps(connection),
       connectClose: () => connection.close(),
     }
   },

@@ -39,8 +39,16 @@ const address = <const Args extends readonly Kind[]>(...args: Args): Signature<'
   args,
 })
 
+/** The phases of a migration: exported for libvirt's own client library, and in none of its headers. Blocking as well. */
+export const unlisted = {
+  virDomainMigrateBegin3Params: address('address', 'bytes', 'int', 'bytes', 'bytes', 'uint'),
+  virDomainMigratePerform3Params: int('address', 'text', 'bytes', 'int', 'text', 'int', 'bytes', 'bytes', 'uint'),
+  virDomainMigrateConfirm3Params: int('address', 'bytes', 'int', 'text', 'int', 'uint', 'int'),
+} as const satisfies Record<string, Signature>
+
 /** What may wait for a server, another thread or a disk: called on threads of our own. */
 export const blocking = {
+  ...unlisted,
   virInitialize: int(),
   virConnectOpenAuth: address('text', 'bytes', 'uint'),
   virConnectClose: int('address'),

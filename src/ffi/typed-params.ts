@@ -59,3 +59,35 @@ export function numberOf(params: TypedParams, name: string): number | undefined 
   const value = params.get(name)
   return typeof value === 'number' ? value : undefined
 }
+
+/** Runs `use` with the parameters in memory: texts, and numbers as unsigned long long. */
+export async function withTypedParams<T>(
+  params: Readonly<Record<string, string | number>>,
+  use: (bytes: Uint8Array, count: number) => Promise<T>,
+): Promise<T> {
+  const entries = Object.entries(params)
+  const bytes = new Uint8Array(entries.length * TYPED_PARAM_SIZE)
+  const view = new DataView(bytes.buffer)
+  // what JavaScript has moves
+  const texts: unknown[] = []
+  for (const [nth, [name, value]] of entries.entries()) {
+    const at = nth * TYPED_PARAM_SIZE
+    bytes.set(Buffer.from(name), at)
+    view.setInt32(at + NAME_SIZE, typeof value === 'string' ? c.VIR_TYPED_PARAM_STRING : c.VIR_TYPED_PARAM_ULLONG, true)
+    const number = typeof value === 'string' ? koffi.address(copyOf(value, texts)) : BigInt(value)
+    view.setBigUint64(at + NAME_SIZE + 8, number, true)
+  }
+  try {
+    return await use(bytes, entries.length)
+  } finally {
+    for (const text of texts) koffi.free(text)
+  }
+}
+
+function copyOf(text: string, into: unknown[]): unknown {
+  const bytes = Buffer.from(`${text}\0`)
+  const copy: unknown = koffi.alloc('uint8_t', bytes.length)
+  koffi.encode(copy, koffi.array('uint8_t', bytes.length), bytes)
+  into.push(copy)
+  return copy
+}

@@ -6,11 +6,11 @@ import koffi from 'koffi'
 import pino from 'pino'
 import type { HypervisorOps } from '../../src/driver.js'
 import { ffiDriver } from '../../src/ffi/driver.js'
-import { blocking, immediate } from '../../src/ffi/symbols.js'
+import { blocking, immediate, unlisted } from '../../src/ffi/symbols.js'
 import type { Kind, Signature } from '../../src/ffi/symbols.js'
 import { libvirtIsThere } from './support.js'
 
-const PRIVATE = 'libvirt keeps the phases of a migration to itself: only its own client library may call them'
+const NOT_THERE = 'a libvirtd is no destination: it would want another one as the source'
 const OURS = 'libvirt has nothing like it'
 
 /** Operations of the driver table, and the functions of libvirt that do them. */
@@ -59,11 +59,11 @@ const operations: Readonly<Partial<Record<keyof HypervisorOps, readonly string[]
   domainStreamDiskInfo: ['virDomainGetBlockJobInfo'],
   domainAbortJob: ['virDomainAbortJob', 'virDomainAbortJobFlags'],
   domainGetJobStats: ['virDomainGetJobStats'],
-  domainMigrateBegin: { absent: PRIVATE },
-  domainMigratePrepare: { absent: PRIVATE },
-  domainMigratePerform: { absent: PRIVATE },
-  domainMigrateFinish: { absent: PRIVATE },
-  domainMigrateConfirm: { absent: PRIVATE },
+  domainMigrateBegin: ['virDomainMigrateBegin3Params'],
+  domainMigratePrepare: { absent: NOT_THERE },
+  domainMigratePerform: ['virDomainMigratePerform3Params'],
+  domainMigrateFinish: { absent: NOT_THERE },
+  domainMigrateConfirm: ['virDomainMigrateConfirm3Params'],
   migrationChannel: { absent: OURS },
   connectTunnel: { absent: OURS },
   domainStreamDiskSetBase: { absent: OURS },
@@ -114,6 +114,7 @@ test("signatures are those of libvirt's headers", (t) => {
     .join('\n')
     .replace(/\/\*[\s\S]*?\*\//g, '')
   for (const [name, { args, answers }] of Object.entries(all)) {
+    if (name in unlisted) continue // which test/ffi/migrate.test.ts calls
     const found = new RegExp(`^([\\w][\\w \\t*]*?)\\s*\\b${name}\\s*\\(([^;]*?)\\)(?:\\s*G_GNUC\\w+)?;`, 'm').exec(text)
     assert.ok(found, name)
     const [, result = '', list = ''] = found

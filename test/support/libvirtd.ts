@@ -25,13 +25,13 @@ export function mayUnshare(): Promise<boolean> {
   )
 }
 
-/** `folder` is its own; `qemuConf` is added to its qemu.conf. What it runs must be ended before the test is. */
+/** `folder` is its own; `qemuConf` comes first in its qemu.conf, where the first word counts. What it runs must be ended before the test is. */
 export async function startLibvirtd(t: Cleanup, folder: string, qemuConf: string): Promise<Libvirtd> {
   const [etc, runDir, log] = [join(folder, 'etc'), join(folder, 'run'), join(folder, 'libvirtd.log')]
   for (const dir of [etc, runDir]) mkdirSync(dir, { recursive: true })
   const plain = 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\ncgroup_controllers = []\nnamespaces = []\n'
   const files = 'stdio_handler = "file"\ndynamic_ownership = 0\nremember_owner = 0\n'
-  writeFileSync(join(etc, 'qemu.conf'), `${plain}${files}${qemuConf}`)
+  writeFileSync(join(etc, 'qemu.conf'), `${qemuConf}${plain}${files}`)
   writeFileSync(join(etc, 'libvirtd.conf'), `auth_unix_rw = "none"\nlog_level = 3\nlog_outputs = "1:file:${log}"\n`)
   // it wants the user of the package libvirt-daemon-system, although it does not use it
   const passwd = `${readFileSync('/etc/passwd', 'utf8')}libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n`
