@@ -56,6 +56,17 @@ export function diskAlias(def: DomainDef, disk: DiskDef): string {
   return flat ? `${bus}${controller}-${channel}-${unit}` : `${bus}${controller}-${channel}-${target}-${unit}`
 }
 
+/** How QEMU is told of an I/O thread. */
+export const ioThreadName = (id: number): string => `iothread${id}`
+
+/** The I/O thread that does the requests of a disk; undefined: QEMU's main thread. */
+export function ioThreadOf(def: DomainDef, { address, bus, driver }: DiskDef): string | undefined {
+  const controller =
+    bus === 'scsi' && address?.type === 'drive' ? findController(def, bus, address.controller) : undefined
+  const id = driver.iothread ?? controller?.driver?.iothread
+  return id === undefined ? undefined : ioThreadName(id)
+}
+
 /** The controllers that QEMU makes by itself have its names; USB starts as plain 'usb'. */
 function controllerAlias(def: DomainDef, { type, index, model }: ControllerDef): string {
   if (type === 'pci') return model === 'pcie-root' ? `pcie.${index}` : `pci.${index}`

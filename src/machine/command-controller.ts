@@ -1,5 +1,6 @@
 import type { ControllerDef, DomainDef } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
+import { ioThreadName } from './alias.js'
 import {
   addressProps,
   aliasOf,
@@ -139,7 +140,7 @@ function scsiProps(controller: ControllerDef): Props & { driver: string } {
   return {
     driver: virtioDriver('virtio-scsi', model === 'virtio-scsi' ? undefined : model),
     ...virtioProps(driver?.virtio),
-    iothread: driver?.iothread === undefined ? undefined : `iothread${driver.iothread}`,
+    iothread: driver?.iothread === undefined ? undefined : ioThreadName(driver.iothread),
     num_queues: driver?.queues,
     cmd_per_lun: driver?.cmdPerLun,
     max_sectors: driver?.maxSectors,

@@ -1,5 +1,6 @@
 import type { ControllerDef, DiskDef, DomainDef, DriveAddress } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
+import { ioThreadOf } from './alias.js'
 import { diskNodes, writeCacheOf, type DiskNodeOptions } from './blockdev.js'
 import {
   addressProps,
@@ -96,7 +97,7 @@ function virtioBlk(def: DomainDef, disk: DiskDef): Props & { driver: string } {
   return {
     driver: virtioDriver('virtio-blk', disk.model),
     ...virtioProps(driver.virtio),
-    iothread: driver.iothread === undefined ? undefined : `iothread${driver.iothread}`,
+    iothread: ioThreadOf(def, disk),
     ioeventfd: bool(driver.ioeventfd),
     event_idx: bool(driver.eventIdx),
     'num-queues': driver.queues,

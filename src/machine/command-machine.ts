@@ -1,5 +1,6 @@
 import type { DomainDef } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
+import { ioThreadName } from './alias.js'
 import { cpuModel } from './command-cpu.js'
 import { escapeComma, isQ35, object, onOff, toJson, type CommandCaps, type Prop } from './command-props.js'
 
@@ -24,7 +25,7 @@ export function machineCommand(def: DomainDef, context: MachineContext): string[
     ...loader(def),
     ...memory(def, context),
     ...['-smp', smp(def)],
-    ...def.iothreads.flatMap(({ id }) => object(context.caps, { 'qom-type': 'iothread', id: `iothread${id}` })),
+    ...def.iothreads.flatMap(({ id }) => object(context.caps, { 'qom-type': 'iothread', id: ioThreadName(id) })),
     ...numa(def, context),
   ]
 }

@@ -13,7 +13,7 @@ import {
   storageNodeName,
 } from '../machine/blockdev.js'
 import { sourceName } from './disk-names.js'
-import type { Monitor } from './monitor.js'
+import type { BlockDevice, Monitor } from './monitor.js'
 
 /** of qcow2, in bytes */
 const SMALLEST_CLUSTER = 512
@@ -131,9 +131,18 @@ export async function isDetached(monitor: Monitor, disk: DiskDef, base: StorageS
 
 /** Bytes of a cluster of the disk's own image, the least that it takes over from its backing image. */
 export async function clusterSize(monitor: Monitor, disk: DiskDef): Promise<number> {
-  const device = (await monitor.queryBlock()).find((candidate) => isDeviceOf(disk, candidate.qdev))
-  return device?.inserted?.image['cluster-size'] ?? SMALLEST_CLUSTER
+  return (await ownImage(monitor, disk))?.['cluster-size'] ?? SMALLEST_CLUSTER
 }
+
+/** Bytes of a disk that a running guest has. */
+export async function diskSize(monitor: Monitor, disk: DiskDef): Promise<number> {
+  return (await ownImage(monitor, disk))?.['virtual-size'] ?? 0
+}
+
+async function ownImage(monitor: Monitor, disk: DiskDef): Promise<OwnImage> {
+  return (await monitor.queryBlock()).find((candidate) => isDeviceOf(disk, candidate.qdev))?.inserted?.image
+}
+type OwnImage = NonNullable<BlockDevice['inserted']>['image'] | undefined
 
 /**
  * Removes the nodes of images that the disk no longer reads, with the guard above them. A node that is still in use is

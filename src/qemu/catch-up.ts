@@ -10,6 +10,7 @@ import { watchIdleness } from './idle.js'
 import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
+import { NotInThread } from './nbd-exports.js'
 import { saveStatus } from './status.js'
 import { restAtFirst } from './stream-speed.js'
 import { dropStrangers } from './strangers.js'
@@ -67,7 +68,9 @@ async function goOnWaiting(qemu: Qemu, host: StreamHost, job: BlockJob): Promise
   try {
     job.size = (await host.exports.open(findDisk(host.def, job.record.disk))).size
   } catch (error) {
-    qemu.warn(`the size of '${job.record.disk}', which waits to be streamed, is not known: ${messageOf(error)}`)
+    // it is looked after when the budget of the root is open
+    if (error instanceof NotInThread) job.waiting = error.message
+    else qemu.warn(`the size of '${job.record.disk}', which waits to be streamed, is not known: ${messageOf(error)}`)
   }
 }
 

@@ -3,6 +3,7 @@ import type { DomainDef } from '../conf/domain-def.js'
 import type { ProcessExit, ProcessWatch } from '../native.js'
 import type { QmpEvent } from '../qmp/framing.js'
 import type { Access } from './access.js'
+import { ioThreadOf } from '../machine/alias.js'
 import type { Guards } from './block-graph.js'
 import { BlockJobs } from './blockjob.js'
 import { finalizeLater } from './finalize.js'
@@ -94,7 +95,11 @@ export function makeHost(
       (job) => finalizeLater(qemu, vm, host, job),
       (job) => settleLater(qemu, vm, host, job),
     ),
-    exports: new NbdExports(monitor, runDir, (path, backlog) => access.listen(path, backlog)),
+    exports: new NbdExports(monitor, runDir, {
+      listen: (path, backlog) => access.listen(path, backlog),
+      // a storage daemon has none
+      threadOf: (disk) => (own.mode === 'offline' ? undefined : ioThreadOf(host.def, disk)),
+    }),
     ended,
     markEnded,
   }

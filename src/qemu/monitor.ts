@@ -13,6 +13,12 @@ const QUERY = 10_000
 /** ms for commands that may have to wait for the guest's I/O (a drain) */
 const CONTROL = 30_000
 
+/** Of an export: may clients write; the I/O thread that serves it. */
+export interface ExportOptions {
+  writable?: boolean
+  iothread?: string | undefined
+}
+
 /** One job of query-jobs (QEMU QMP reference, JobInfo). */
 export interface JobInfo {
   id: string
@@ -262,9 +268,11 @@ export class Monitor {
     await this.getfd('vs-nbd', listener)
     await this.run('nbd-server-start', { addr: { type: 'fd', data: { str: 'vs-nbd' } } }, QUERY)
   }
-  blockExportAdd(id: string, nodeName: string, writable = false): Promise<unknown> {
+  /** With an I/O thread the node goes there, and stays there as long as the export does. */
+  blockExportAdd(id: string, nodeName: string, { writable = false, iothread }: ExportOptions = {}): Promise<unknown> {
     const args = { type: 'nbd', id, 'node-name': nodeName, name: id, writable, 'allocation-depth': true }
-    return this.run('block-export-add', args, CONTROL)
+    const thread = iothread === undefined ? {} : { iothread, 'fixed-iothread': true }
+    return this.run('block-export-add', { ...args, ...thread }, CONTROL)
   }
   blockExportDel(id: string): Promise<unknown> {
     return this.run('block-export-del', { id, mode: 'hard' }, CONTROL)

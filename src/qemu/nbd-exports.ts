@@ -4,7 +4,7 @@ import { Socket } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { DiskDef } from '../conf/domain-def.js'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom, messageOf, VirError } from '../error.js'
 import { native } from '../native.js'
 import { ALLOCATION_DEPTH } from '../nbd/allocation-depth.js'
 import { NbdClient } from '../nbd/client.js'
@@ -26,6 +26,26 @@ export const backName = (target: string): string => `vs-${target}-back`
 /** The export of a disk, and its name for clients. */
 export const exportName = (target: string): string => `vs-${target}`
 
+/** A disk with an I/O thread cannot be exported before the guest, or its firmware, has begun to use it. */
+export class NotInThread extends VirError {
+  constructor(target: string, cause: unknown) {
+    super('VIR_ERR_OPERATION_INVALID', 'VIR_FROM_QEMU', `the guest does not use disk '${target}' yet`, { cause })
+  }
+}
+
+interface ExportWay {
+  writable?: boolean
+  /** also before the disk is in its I/O thread: who connects does so while the guest stands still */
+  anyThread?: boolean
+}
+
+export interface NbdPlace {
+  /** makes a listening socket that QEMU gets */
+  listen: (path: string, backlog: number) => number
+  /** the I/O thread of a disk, if it has one */
+  threadOf: (disk: DiskDef) => string | undefined
+}
+
 /**
  * Read-only exports of a running domain's disks from the NBD server embedded in its QEMU, on a private socket that it got
  * as a descriptor, and our own connections to them. A request through an export never drains the disk, so that it cannot
@@ -34,21 +54,22 @@ export const exportName = (target: string): string => `vs-${target}`
 export class NbdExports {
   readonly #monitor: Monitor
   readonly #socket: string
-  readonly #listen: (path: string, backlog: number) => number
+  readonly #listen: NbdPlace['listen']
+  readonly #threadOf: NbdPlace['threadOf']
   readonly #clients = new Map<string, NbdClient>()
   /** by target, the name under which QEMU has our end of the connection too */
   readonly #kept = new Map<string, string>()
   /** targets whose exports have requests that are not answered */
   readonly #abandoned = new Set<string>()
 
-  /** `listen` makes a listening socket that QEMU gets */
-  constructor(monitor: Monitor, runDir: string, listen: (path: string, backlog: number) => number) {
+  constructor(monitor: Monitor, runDir: string, { listen, threadOf }: NbdPlace) {
     this.#monitor = monitor
     this.#listen = listen
+    this.#threadOf = threadOf
     this.#socket = nbdSocket(runDir)
   }
 
-  /** Exports the disk and connects to it; one that is there already is taken over. */
+  /** Exports the disk and connects to it; one that is there already is taken over. Rejects with `NotInThread`. */
   async open(disk: DiskDef): Promise<NbdClient> {
     const { target } = disk
     const known = this.#clients.get(target)
@@ -83,12 +104,12 @@ export class NbdExports {
 
   /** Exports the disk for others, who connect to the socket themselves; `writable` while no guest runs on it. */
   async serve(disk: DiskDef, { writable = false } = {}): Promise<void> {
-    await this.#export(disk, writable)
+    await this.#export(disk, { writable, anyThread: true })
   }
 
   /** A second export of a disk, under another name, that may be written: until the guest runs on it. */
-  async serveBack({ source, target }: DiskDef): Promise<void> {
-    if (source !== undefined) await this.#monitor.blockExportAdd(backName(target), formatNodeName(source), true)
+  async serveBack(disk: DiskDef): Promise<void> {
+    await this.#add(disk, backName(disk.target), { writable: true, anyThread: true })
   }
   async unserveBack(target: string): Promise<void> {
     await this.#monitor.blockExportDel(backName(target))
@@ -99,10 +120,9 @@ export class NbdExports {
     await this.#monitor.blockExportDel(exportName(target))
   }
 
-  async #export({ source, target }: DiskDef, writable = false): Promise<string> {
-    if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
-    const id = exportName(target)
-    if (!(await this.#isThere(id))) await this.#add(id, formatNodeName(source), writable)
+  async #export(disk: DiskDef, way: ExportWay = {}): Promise<string> {
+    const id = exportName(disk.target)
+    if (!(await this.#isThere(id))) await this.#add(disk, id, way)
     return id
   }
 
@@ -111,13 +131,31 @@ export class NbdExports {
   }
 
   /** Only QEMU knows whether its server runs: a socket may be there from a process that was killed before it handed it over. */
-  async #add(id: string, nodeName: string, writable: boolean): Promise<void> {
+  async #add(disk: DiskDef, id: string, way: ExportWay): Promise<void> {
     try {
-      await this.#monitor.blockExportAdd(id, nodeName, writable)
+      await this.#addTo(disk, id, way)
     } catch (error) {
       if (!/NBD server not running/.test(messageOf(error))) throw error
       await this.#startServer()
-      await this.#monitor.blockExportAdd(id, nodeName, writable)
+      await this.#addTo(disk, id, way)
+    }
+  }
+
+  /**
+   * The disk stays in its I/O thread while it is exported. QEMU would move it to its main thread each time that the guest's
+   * driver, or firmware, lets go of the device, and back; with a client connected 7.2 aborts when the second move comes soon
+   * after the first, as it does while a guest boots. Who has the device lets nobody else bring the disk to its thread.
+   */
+  async #addTo(disk: DiskDef, id: string, { writable = false, anyThread }: ExportWay): Promise<void> {
+    const { source, target } = disk
+    if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
+    const iothread = this.#threadOf(disk)
+    try {
+      await this.#monitor.blockExportAdd(id, formatNodeName(source), { writable, iothread })
+    } catch (error) {
+      if (iothread === undefined || !/Cannot change iothread/.test(messageOf(error))) throw error
+      if (anyThread !== true) throw new NotInThread(target, error)
+      await this.#monitor.blockExportAdd(id, formatNodeName(source), { writable })
     }
   }
 

@@ -15,8 +15,8 @@ export const speedOf = (job: BlockJob): number => (rests(job) ? RESTING : job.al
 
 /** Does something else than the budget keep it from moving (its base, a full disk, the guest, a pause)? */
 export function isStill(job: BlockJob): boolean {
-  if (job.record.queued === true) return false
   if (job.waiting !== undefined) return true
+  if (job.record.queued === true) return false
   const now = performance.now()
   if (job.resting) return now - job.restingSince >= STILL
   return job.status === 'paused' && now - job.movedAt >= STILL

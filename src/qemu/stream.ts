@@ -13,7 +13,7 @@ import type {
 } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
 import { setBaseTimeout } from './base-timeout.js'
-import { addGuard } from './block-graph.js'
+import { addGuard, diskSize } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { stopPull } from './engines.js'
 import { findDisk } from './disk-names.js'
@@ -22,13 +22,14 @@ import { linksOf } from './link-watch.js'
 import { isFromMigration } from './migration-record.js'
 import { setBase } from './new-base.js'
 import type { Position } from './moved-streams.js'
+import { NotInThread } from './nbd-exports.js'
 import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import { follow, look } from './progress.js'
 import type { JobKind } from './jobs.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
 import { saveStatus } from './status.js'
-import { askForSlot, launch, setBandwidth } from './stream-launch.js'
+import { askForSlot, launch, launchInThread, setBandwidth } from './stream-launch.js'
 import { turnProblem } from './stream-turn.js'
 import { awaitUnit, streamUnit } from './unit.js'
 import { checkLinks, checkUnguarded, findBase } from './stream-checks.js'
@@ -88,7 +89,7 @@ async function begin(
   host: StreamHost,
   { disk, base, options, position }: Beginning,
 ): Promise<void> {
-  const { size } = await host.exports.open(disk)
+  const opened = await openUnlessTooEarly(host, disk)
   vm.requireSame(host)
   const engine = chooseEngine(disk, options)
   const weight = options.weight ?? readDomainWeight(host.def)
@@ -105,15 +106,25 @@ async function begin(
     engine,
     phase: engine,
   })
-  job.advance(position?.offset ?? 0, size)
   try {
-    if (askForSlot(qemu, job)) await launch(qemu, vm, host, job)
-    else saveStatus(vm, host)
+    job.advance(position?.offset ?? 0, opened.size)
+    if (opened.tooEarly !== undefined) launchInThread(qemu, vm, host, job, opened.tooEarly)
+    if (opened.tooEarly !== undefined || !askForSlot(qemu, job)) saveStatus(vm, host)
+    else await launch(qemu, vm, host, job)
     follow(qemu, vm, host)
   } catch (error) {
     host.blockJobs.forget(job)
     qemu.budget.update()
     throw error
+  }
+}
+
+async function openUnlessTooEarly(host: StreamHost, disk: DiskDef): Promise<{ size: number; tooEarly?: NotInThread }> {
+  try {
+    return { size: (await host.exports.open(disk)).size }
+  } catch (error) {
+    if (!(error instanceof NotInThread)) throw error
+    return { size: await diskSize(host.monitor, disk), tooEarly: error }
   }
 }
 

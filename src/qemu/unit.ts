@@ -1,4 +1,5 @@
 /** VIR_STREAM_DISK_ONE: one unit of a disk, and where the next one is. */
+import { setTimeout as delay } from 'node:timers/promises'
 import type { DiskDef } from '../conf/domain-def.js'
 import { readDomainWeight } from '../conf/stream-request.js'
 import { checkStreamable } from '../conf/streamable.js'
@@ -11,6 +12,7 @@ import { addGuard, clusterSize } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { findDisk } from './disk-names.js'
 import { beginJob } from './engines.js'
+import { NotInThread } from './nbd-exports.js'
 import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import type { Qemu } from './qemu.js'
 import { settle } from './settle.js'
@@ -21,6 +23,9 @@ const fail = failFrom('VIR_FROM_QEMU')
 
 /** ms that one unit may take */
 const UNIT_TIMEOUT = 25_000
+/** ms that a unit of a disk with an I/O thread waits until the guest uses it, and between two looks */
+const USE_TIMEOUT = 5_000
+const USE_INTERVAL = 100
 /** ms that dropping the backing link may take, when nothing is left to copy */
 const LINK_TIMEOUT = 30_000
 
@@ -77,7 +82,7 @@ async function pullUnit(
   offset: number,
   { unit = DEFAULT_UNIT, weight }: StreamOptions,
 ): Promise<{ next: number | undefined; size: number }> {
-  const client = await host.exports.open(disk)
+  const client = await openInTime(host, disk)
   if (offset > client.size)
     throw fail(
       'VIR_ERR_INVALID_ARG',
@@ -102,6 +107,19 @@ async function pullUnit(
       `a unit of disk '${disk.target}' at ${offset} failed: ${messageOf(error)}`,
       error,
     )
+  }
+}
+
+/** A guest that has just been started uses its disks soon. */
+async function openInTime(host: StreamHost, disk: DiskDef): Promise<NbdClient> {
+  const end = performance.now() + USE_TIMEOUT
+  for (;;) {
+    try {
+      return await host.exports.open(disk)
+    } catch (error) {
+      if (!(error instanceof NotInThread) || performance.now() > end) throw error
+      await delay(USE_INTERVAL)
+    }
   }
 }
 

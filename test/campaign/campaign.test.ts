@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { requires } from '../support/requires.js'
+import { bootOnce, makeBoot } from './boots.js'
 import { runOnce, runPlan } from './campaign.js'
 import { makePlan, type Life, type Plan, type Victim } from './plan.js'
 import { sweepPlan } from './sweep.js'
@@ -65,4 +66,11 @@ for (const run of [0, 1, 3])
     if (!requires(t, ...needed)) return
     const { problem, plan } = await runPlan(makePlan(SEED, run, { linux: false, labels }), false)
     assert.equal(problem, undefined, JSON.stringify(plan))
+  })
+
+for (const engine of ['job', 'pull'] as const)
+  test(`streams by engine '${engine}' begin while a guest whose disks have I/O threads boots`, async (t) => {
+    if (!requires(t, ...needed)) return
+    await bootOnce(t, makeBoot(SEED, 0, engine, 'local'))
+    await bootOnce(t, makeBoot(SEED, 1, engine, 'nbd'))
   })

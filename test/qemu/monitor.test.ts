@@ -99,7 +99,7 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     blockJobResume: () => monitor.blockJobResume('j'),
     blockJobSetSpeed: () => monitor.blockJobSetSpeed('j', 0),
     nbdServerStart: () => monitor.nbdServerStart(fd),
-    blockExportAdd: () => monitor.blockExportAdd('e', 'node-1-format'),
+    blockExportAdd: () => monitor.blockExportAdd('e', 'node-1-format', { iothread: 'iothread1' }),
     blockExportDel: () => monitor.blockExportDel('e'),
     queryBlockExports: () => monitor.queryBlockExports(),
     getfd: () => monitor.getfd('x', fd),
