@@ -177,6 +177,8 @@ export interface HypervisorOps {
 
   domainGetBlockInfo(domain: DomainRef, disk: string, flags: number): Promise<DomainBlockInfo>
   domainBlockStats(domain: DomainRef, disk: string): Promise<DomainBlockStats>
+  /** `size` in bytes (api has applied the unit that the flags name) */
+  domainBlockResize(domain: DomainRef, disk: string, size: number): Promise<void>
   /** `bandwidth` in bytes/s (api has applied the unit that the flags name) */
   domainBlockPull(domain: DomainRef, disk: string, bandwidth: number): Promise<void>
   domainBlockRebase(

@@ -2,6 +2,7 @@ import { failFrom } from '../error.js'
 
 const fail = failFrom('VIR_FROM_DOM')
 
+const KIB = 1024
 /** bytes in the MiB that libvirt counts bandwidths in */
 const MIB = 1024 * 1024
 
@@ -46,6 +47,15 @@ export class Arguments {
     const bytes = inBytes ? given : given * MIB
     if (!Number.isSafeInteger(bytes))
       throw fail('VIR_ERR_OVERFLOW', `bandwidth must be less than ${Math.ceil(Number.MAX_SAFE_INTEGER / MIB)} MiB/s`)
+    return bytes
+  }
+
+  /** KiB, or bytes where the flags say so; answers bytes. */
+  size(value: unknown, inBytes: boolean): number {
+    const given = this.count('size', value)
+    const bytes = inBytes ? given : given * KIB
+    if (!Number.isSafeInteger(bytes))
+      throw fail('VIR_ERR_OVERFLOW', `size must be less than ${Math.ceil(Number.MAX_SAFE_INTEGER / KIB)} KiB`)
     return bytes
   }
 

@@ -257,6 +257,18 @@ export class Domain implements DomainRef {
   }
 
   /**
+   * virDomainBlockResize: the disk of a running domain gets another size, which the guest is told; `size` in KiB, or in
+   * bytes with VIR_DOMAIN_BLOCK_RESIZE_BYTES; qcow2 and QED round up to 512 bytes. What lies behind a smaller size is lost.
+   * VIR_ERR_OPERATION_UNSUPPORTED for an empty or read-only disk, VIR_ERR_OPERATION_INVALID while it has a block job.
+   */
+  async blockResize(disk: string, size: number, flags = 0): Promise<void> {
+    return this.#session.call('domainBlockResize', (check) => {
+      check.flags(flags, c.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+      return [this, check.text('disk', disk), check.size(size, flags !== 0)]
+    })
+  }
+
+  /**
    * virDomainBlockPull: copies what the disk's image lacks from its backing chain, in the background; at the end the
    * image needs no backing image. `bandwidth` in MiB/s, or in bytes/s with VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES; 0: no limit.
    */

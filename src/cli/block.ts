@@ -2,13 +2,13 @@
 import type { Domain } from '../api/domain.js'
 import { parseDomainXml } from '../conf/parse.js'
 import type { DiskDef } from '../conf/domain-def.js'
-import { VIR_DOMAIN_XML_INACTIVE } from '../constants.gen.js'
+import { VIR_DOMAIN_BLOCK_RESIZE_BYTES, VIR_DOMAIN_XML_INACTIVE } from '../constants.gen.js'
 import type { DomainBlockInfo, DomainBlockStats } from '../driver.js'
 import type { Context } from './context.js'
 import { formatSize, formatTable } from './output.js'
-import { domainArgument, jsonOption } from './spec.js'
+import { diskArgument, domainArgument, jsonOption } from './spec.js'
 import type { CommandSpec } from './spec.js'
-import { UsageError } from './values.js'
+import { parseSize, UsageError } from './values.js'
 
 function sourceWord({ source }: DiskDef): string {
   if (source === undefined) return '-'
@@ -161,4 +161,35 @@ const domblkstatCommand: CommandSpec = {
   },
 }
 
-export const blockCommands: readonly CommandSpec[] = [domblklistCommand, domblkinfoCommand, domblkstatCommand]
+const blockresizeCommand: CommandSpec = {
+  name: 'blockresize',
+  group: 'Disks and streams',
+  summary: 'give a disk of a running domain another size',
+  arguments: [
+    domainArgument,
+    diskArgument,
+    ['<size>', 'the new size in KiB, or with a unit: 512B, 10M or 10MiB (of 1024), 10MB (of 1000)'],
+  ],
+  options: [],
+  description: [
+    'Changes the size of the image, and tells the guest. What lies behind a smaller size is lost. A disk that has a block job, a stream for example, keeps its size.',
+  ],
+  examples: [['blockresize web1 vda 20G', 'vda has 20 GiB from now on']],
+  seeAlso: ['domblkinfo'],
+  async run(context, [what = '', disk = '', size = '']) {
+    const bytes = parseSize(size)
+    const domain = await context.domain(what)
+    await context.attempt(`Failed to resize block device '${disk}'`, () =>
+      domain.blockResize(disk, bytes, VIR_DOMAIN_BLOCK_RESIZE_BYTES),
+    )
+    context.say(`Block device '${disk}' is resized`, '')
+    return undefined
+  },
+}
+
+export const blockCommands: readonly CommandSpec[] = [
+  domblklistCommand,
+  domblkinfoCommand,
+  domblkstatCommand,
+  blockresizeCommand,
+]

@@ -54,6 +54,17 @@ export function parseCount(what: string, text: string, least: number): number {
   return number
 }
 
+/** A size in bytes: `text` is in KiB, or says its unit as virsh has it: 512B, 10MB (of 1000), 10M or 10MiB (of 1024). */
+export function parseSize(text: string): number {
+  const [, digits = '', prefix = '', decimal] = /^(\d+)([kmgtKMGT]?)(?:(B)|iB)?$/.exec(text) ?? []
+  const power = ['', 'k', 'm', 'g', 't'].indexOf(prefix.toLowerCase())
+  const unit = prefix === '' ? (decimal === undefined ? 1024 : 1) : (decimal === undefined ? 1024 : 1000) ** power
+  const bytes = digits === '' ? NaN : Number(digits) * unit
+  if (!Number.isSafeInteger(bytes))
+    throw new UsageError(`size must be a number of KiB, or a number with B, K, M, G or T, not '${text}'`)
+  return bytes
+}
+
 /** A bandwidth in bytes/s: `text` is in MiB/s, in bytes/s with --bytes, or says its unit: 500K, 20M, 1G. */
 export function parseBandwidth(text: string | undefined, inBytes: boolean): number {
   if (text === undefined) return 0

@@ -10,6 +10,7 @@ type BlockOps = Pick<
   HypervisorOps,
   | 'domainGetBlockInfo'
   | 'domainBlockStats'
+  | 'domainBlockResize'
   | 'domainBlockPull'
   | 'domainBlockRebase'
   | 'domainGetBlockJobInfo'
@@ -32,6 +33,10 @@ export function blockOps(conn: Connection): BlockOps {
       disk === ''
         ? conn.withDomain(ref, (domain) => blockStats(conn, domain, ''))
         : withDisk(ref, disk, (domain, target) => blockStats(conn, domain, target)),
+    domainBlockResize: (ref, disk, size) =>
+      withDisk(ref, disk, async (domain, target) => {
+        await conn.call('virDomainBlockResize', domain, target, size, c.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+      }),
     domainBlockPull: (ref, disk, bandwidth) =>
       withDisk(ref, disk, async (domain, target) => {
         await conn.call('virDomainBlockPull', domain, target, bandwidth, c.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)

@@ -96,6 +96,7 @@ export const blocking = {
 
   virDomainGetBlockInfo: int('address', 'text', 'bytes', 'uint'),
   virDomainBlockStatsFlags: int('address', 'text', 'bytes', 'bytes', 'uint'),
+  virDomainBlockResize: int('address', 'text', 'ulong', 'uint'),
   virDomainBlockPull: int('address', 'text', 'ulong', 'uint'),
   virDomainBlockRebase: int('address', 'text', 'text', 'ulong', 'uint'),
   virDomainGetBlockJobInfo: int('address', 'text', 'bytes', 'uint'),

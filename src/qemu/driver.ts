@@ -22,6 +22,7 @@ import { Qemu } from './qemu.js'
 import { queryOps } from './query.js'
 import { reconnectOffline } from './offline-reconnect.js'
 import { reconnectAll } from './reconnect.js'
+import { resizeOps } from './resize.js'
 import { readSettings, type Settings } from './settings.js'
 import { Root, writeFileAtomically } from './root.js'
 import { saveOps } from './save.js'
@@ -84,6 +85,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     ...saveOps(qemu),
     ...streamOps(qemu),
     ...hotplugOps(qemu),
+    ...resizeOps(qemu),
     ...consoleOps(qemu),
     ...passthroughOps(qemu),
     ...migrationOps(qemu),

@@ -229,6 +229,10 @@ export class Monitor {
     return this.run('blockdev-reopen', { options: [options] }, CONTROL)
   }
 
+  /** `size` in bytes */
+  blockResize(nodeName: string, size: number): Promise<unknown> {
+    return this.run('block_resize', { 'node-name': nodeName, size }, CONTROL)
+  }
   /** `args`: see `ioThrottleArguments` */
   blockSetIoThrottle(args: object): Promise<unknown> {
     return this.run('block_set_io_throttle', args, CONTROL)

@@ -22,6 +22,14 @@ export function modify<T>(
   })
 }
 
+/** VIR_ERR_OPERATION_INVALID while a migration away from here has begun: the other side counts on what it was told. */
+export function requireStaying(qemu: Qemu, vm: Vm): void {
+  requireAtHome(qemu, vm)
+  for (const { vm: leaving, record } of qemu.outgoing.values())
+    if (leaving === vm)
+      throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated to '${record.peer}'`)
+}
+
 /** VIR_ERR_OPERATION_INVALID while its guest is on its way, or gone already and only its disks are served from here. */
 export function requireAtHome(qemu: Qemu, vm: Vm): void {
   for (const { vm: leaving, record } of qemu.outgoing.values())

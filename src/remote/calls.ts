@@ -123,6 +123,8 @@ export const calls: Calls = {
 
   domainGetBlockInfo: (on, ref, ...args) => domainOf(on, ref).blockInfo(...args),
   domainBlockStats: (on, ref, disk) => domainOf(on, ref).blockStats(disk),
+  domainBlockResize: (on, ref, disk, size) =>
+    domainOf(on, ref).blockResize(disk, size, c.VIR_DOMAIN_BLOCK_RESIZE_BYTES),
   domainBlockPull: (on, ref, disk, bandwidth) =>
     domainOf(on, ref).blockPull(disk, bandwidth, c.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES),
   domainBlockRebase: (on, ref, disk, base, bandwidth, flags) =>

@@ -127,6 +127,7 @@ test('every operation of a driver that changes something is refused on a connect
     () => dom.managedSave(),
     () => dom.managedSaveRemove(),
     () => dom.setAutostart(true),
+    () => dom.blockResize('vda', 1),
     () => dom.blockPull('vda'),
     () => dom.blockRebase('vda'),
     () => dom.blockJobAbort('vda'),
@@ -157,7 +158,12 @@ test('names must be there, be strings and have no NUL', async () => {
 })
 
 test('numbers must be whole, not negative and exact', async () => {
-  const { conn, calls } = await scripted({ domainBlockPull: done, domainStreamDisk: done, domainLookupByID: done })
+  const { conn, calls } = await scripted({
+    domainBlockPull: done,
+    domainStreamDisk: done,
+    domainLookupByID: done,
+    domainBlockResize: done,
+  })
   const dom = await domainOf(conn)
   calls.length = 0
   for (const wrong of [-1, 0.5, NaN, '1'])
@@ -170,6 +176,7 @@ test('numbers must be whole, not negative and exact', async () => {
   await refused(dom.blockPull('vda', 2 ** 53, 64), 'VIR_ERR_OVERFLOW', /at most 9007199254740991/)
   await refused(dom.blockPull('vda', 2 ** 40), 'VIR_ERR_OVERFLOW', /bandwidth must be less than 8589934592 MiB/)
   await refused(dom.streamDisk('vda', 2 ** 60, vs.VIR_STREAM_DISK_ONE), 'VIR_ERR_OVERFLOW', /offset/)
+  await refused(dom.blockResize('vda', 2 ** 43), 'VIR_ERR_OVERFLOW', /size must be less than 8796093022208 KiB/)
   await refused(conn.domainLookupByID(-1), 'VIR_ERR_INVALID_ARG', /^id in virDomainLookupByID must be zero or greater$/)
   assert.equal(calls.length, 0)
 })

@@ -152,6 +152,7 @@ test('a command line that makes no sense is refused before anything is opened', 
   )
   assert.match(await fails('shutdown', 'test', '--mode', 'shout'), /mode must be 'acpi' or 'agent', not 'shout'/)
   assert.match(await fails('domblkinfo', 'test'), /requires a device or --all/)
+  assert.match(await fails('blockresize', 'test', 'vda', '5X'), /size must be a number of KiB.*not '5X'/)
   assert.match(await fails('blockpull', 'test', 'vda', 'fast'), /bandwidth must be a number of MiB\/s.*not 'fast'/)
   assert.match(await fails('blockpull', 'test', 'vda', '--timeout', '3'), /--timeout requires --wait/)
   assert.match(

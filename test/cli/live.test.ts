@@ -172,6 +172,12 @@ test('disks are attached and detached, and a base that has moved is told', async
     again.stderr,
     /^error: Failed to attach disk\nerror: target 'vdb' already exists \(VIR_ERR_OPERATION_INVALID\)/,
   )
+  assert.equal(await sh.ok('blockresize', 'guest', 'vdb', '3M'), "Block device 'vdb' is resized\n\n")
+  assert.match(await sh.ok('domblkinfo', 'guest', 'vdb'), /^Capacity: +3145728\n/)
+  assert.match(
+    (await sh.run('blockresize', 'guest', 'vdx', '3M')).stderr,
+    /^error: Failed to resize block device 'vdx'\nerror: invalid path 'vdx'.* \(VIR_ERR_INVALID_ARG\)/,
+  )
   assert.equal(await sh.ok('detach-disk', 'guest', 'vdb', '--config'), 'Disk detached successfully\n\n')
   assert.deepEqual([await targets(), await targets('--inactive')], [['vda', 'vdb'], ['vda']])
   await sh.ok('destroy', 'guest')

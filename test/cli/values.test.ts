@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { defaultUri } from '../../src/cli/context.js'
-import { parseBandwidth, parseCount, UsageError, Values } from '../../src/cli/values.js'
+import { parseBandwidth, parseCount, parseSize, UsageError, Values } from '../../src/cli/values.js'
 
 test('a bandwidth is in MiB/s, in bytes/s, or in the unit that it names', () => {
   const MiB = 1024 * 1024
@@ -13,6 +13,21 @@ test('a bandwidth is in MiB/s, in bytes/s, or in the unit that it names', () => 
   assert.equal(parseBandwidth('1GiB', false), 1024 * MiB)
   for (const wrong of ['', '-1', '1.5', 'fast', '5X', '9999999999999999'])
     assert.throws(() => parseBandwidth(wrong, false), UsageError)
+})
+
+test('a size is in KiB, or in the unit that it names', () => {
+  const sizes = {
+    '5': 5120,
+    '513B': 513,
+    '2k': 2048,
+    '2KB': 2000,
+    '3MiB': 3 * 1024 * 1024,
+    '1G': 1024 ** 3,
+    '1TB': 1e12,
+  }
+  for (const [text, bytes] of Object.entries(sizes)) assert.equal(parseSize(text), bytes, text)
+  for (const wrong of ['', '-1', '1.5', '5X', '5BiB', '9999999999999T'])
+    assert.throws(() => parseSize(wrong), UsageError)
 })
 
 test('counts are whole numbers that a double holds', () => {

@@ -2,11 +2,15 @@
 import { describe, test } from 'node:test'
 import { definitions, inspection, transients } from './suite-definitions.js'
 import { lifecycle, savedStates, wrongCalls } from './suite-lifecycle.js'
+import { resizes } from './suite-resizes.js'
 import { streams } from './suite-streams.js'
 import type { Each, Open } from './support.js'
 
-/** `guestReacts`: a domain that was started by the suite goes down when it is asked to, which takes a guest. */
-export function driverSuite(name: string, guestReacts: boolean, open: Open): void {
+/**
+ * `inMemory`: a domain that was started by the suite has a guest, which goes down when it is asked to, and its disks have no
+ * images.
+ */
+export function driverSuite(name: string, inMemory: boolean, open: Open): void {
   const each: Each = (sentence, body) => {
     test(sentence, async (t) => {
       const opened = await open(t)
@@ -15,11 +19,12 @@ export function driverSuite(name: string, guestReacts: boolean, open: Open): voi
   }
   describe(`driver ${name}`, () => {
     definitions(each)
-    lifecycle(each, guestReacts)
+    lifecycle(each, inMemory)
     transients(each)
     savedStates(each)
     wrongCalls(each)
     streams(each)
+    if (!inMemory) resizes(each)
     inspection(each)
   })
 }

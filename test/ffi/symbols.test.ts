@@ -50,6 +50,7 @@ const operations: Readonly<Partial<Record<keyof HypervisorOps, readonly string[]
   domainIsPersistent: ['virDomainIsPersistent'],
   domainGetBlockInfo: ['virDomainGetBlockInfo'],
   domainBlockStats: ['virDomainBlockStatsFlags'],
+  domainBlockResize: ['virDomainBlockResize'],
   domainBlockPull: ['virDomainBlockPull'],
   domainBlockRebase: ['virDomainBlockRebase'],
   domainGetBlockJobInfo: ['virDomainGetBlockJobInfo'],

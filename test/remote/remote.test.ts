@@ -39,10 +39,11 @@ test('what the hypervisor behind the daemon cannot do is not supported, and what
   await refused(dom.reset(), 'VIR_ERR_INTERNAL_ERROR', /a slip/)
 })
 
-test('a bandwidth comes to the driver in bytes/s, converted once, also that of a migration', async (t) => {
+test('bandwidths and sizes come to the driver in bytes, converted once, also those of a migration', async (t) => {
   const { driver, calls } = scriptedDriver({
     domainBlockPull: () => Promise.resolve(),
     domainBlockRebase: () => Promise.resolve(),
+    domainBlockResize: () => Promise.resolve(),
     domainBlockJobSetSpeed: () => Promise.resolve(),
     domainGetBlockJobInfo: () => Promise.resolve({ type: 1, bandwidth: 3_000_000, cur: 1, end: 2 }),
     domainMigrateBegin: () => Promise.reject(new VirError('VIR_ERR_OPERATION_INVALID', 'VIR_FROM_QEMU', 'enough')),
@@ -52,6 +53,7 @@ test('a bandwidth comes to the driver in bytes/s, converted once, also that of a
   const dom = await conn.domainLookupByName('guest')
   await dom.blockPull('vda', 2)
   await dom.blockRebase('vda', '/base', 5, c.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES)
+  await dom.blockResize('vda', 3)
   await dom.blockJobSetSpeed('vda', 1)
   assert.equal((await dom.blockJobInfo('vda'))?.bandwidth, 3)
   assert.equal((await dom.blockJobInfo('vda', c.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES))?.bandwidth, 3_000_000)
@@ -63,6 +65,7 @@ test('a bandwidth comes to the driver in bytes/s, converted once, also that of a
   assert.deepEqual(given, [
     ['domainBlockPull', 'vda', 2 * 1024 * 1024],
     ['domainBlockRebase', 'vda', '/base', 5, c.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES],
+    ['domainBlockResize', 'vda', 3 * 1024],
     ['domainBlockJobSetSpeed', 'vda', 1024 * 1024],
     ['domainGetBlockJobInfo', 'vda'],
     ['domainGetBlockJobInfo', 'vda'],
