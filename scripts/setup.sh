@@ -14,11 +14,12 @@ packages=(
   libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients     # to share images with, and to drive by their library
   python3-libvirt                                               # to measure ours against
   iproute2 openssl                                              # links to measure, certificates to test with
+  openssh-client netcat-openbsd                                 # to reach a libvirtd over ssh
 )
 
-# A lock manager whose package starts services that take the host's watchdog: not for everybody's machine, and without it
-# its tests are skipped.
-[ -z "${CI:-}" ] || packages+=(sanlock)
+# A lock manager whose package starts services that take the host's watchdog, and a server that lets people in: not for
+# everybody's machine, and without them their tests are skipped.
+[ -z "${CI:-}" ] || packages+=(sanlock openssh-server)
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }

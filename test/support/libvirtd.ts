@@ -11,10 +11,15 @@ export interface Libvirtd {
   runDir: string
   /** of its QEMU driver */
   uri: string
-  /** ends it at once */
-  kill: () => void
+  /** ends it at once, or sends another signal */
+  kill: (signal?: number) => void
   /** runs virsh against it and answers what that says */
   virsh: (...args: string[]) => Promise<string>
+}
+
+function tlsConf({ port, pki }: { port: number; pki: string }): string {
+  const files = `ca_file = "${pki}/cacert.pem"\ncert_file = "${pki}/servercert.pem"\nkey_file = "${pki}/serverkey.pem"\n`
+  return `listen_tls = 1\nlisten_addr = "127.0.0.1"\ntls_port = "${port}"\n${files}`
 }
 
 /** Root of a container may not be able to. */
@@ -25,14 +30,23 @@ export function mayUnshare(): Promise<boolean> {
   )
 }
 
-/** `folder` is its own; `qemuConf` comes first in its qemu.conf, where the first word counts. What it runs must be ended before the test is. */
-export async function startLibvirtd(t: Cleanup, folder: string, qemuConf: string): Promise<Libvirtd> {
+/**
+ * `folder` is its own; `qemuConf` comes first in its qemu.conf, where the first word counts. What it runs must be
+ * ended before the test is. `tls`: it listens there as well, with the certificates of a folder.
+ */
+export async function startLibvirtd(
+  t: Cleanup,
+  folder: string,
+  qemuConf: string,
+  tls?: { port: number; pki: string },
+): Promise<Libvirtd> {
   const [etc, runDir, log] = [join(folder, 'etc'), join(folder, 'run'), join(folder, 'libvirtd.log')]
   for (const dir of [etc, runDir]) mkdirSync(dir, { recursive: true })
   const plain = 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\ncgroup_controllers = []\nnamespaces = []\n'
   const files = 'stdio_handler = "file"\ndynamic_ownership = 0\nremember_owner = 0\n'
   writeFileSync(join(etc, 'qemu.conf'), `${qemuConf}${plain}${files}`)
-  writeFileSync(join(etc, 'libvirtd.conf'), `auth_unix_rw = "none"\nlog_level = 3\nlog_outputs = "1:file:${log}"\n`)
+  const conf = `auth_unix_rw = "none"\nlog_level = 3\nlog_outputs = "1:file:${log}"\n`
+  writeFileSync(join(etc, 'libvirtd.conf'), tls === undefined ? conf : `${conf}${tlsConf(tls)}`)
   // it wants the user of the package libvirt-daemon-system, although it does not use it
   const passwd = `${readFileSync('/etc/passwd', 'utf8')}libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n`
   writeFileSync(join(folder, 'passwd'), passwd)
@@ -43,7 +57,7 @@ export async function startLibvirtd(t: Cleanup, folder: string, qemuConf: string
     mount --bind ${runDir} /run/libvirt
     mount --bind ${etc} /etc/libvirt
     for file in passwd group; do mount --bind ${folder}/$file /etc/$file; done
-    exec libvirtd -f ${etc}/libvirtd.conf -p ${folder}/libvirtd.pid`
+    exec libvirtd ${tls === undefined ? '' : '--listen'} -f ${etc}/libvirtd.conf -p ${folder}/libvirtd.pid`
   const [idle, out] = [openSync('/dev/null', 'r'), openSync(join(folder, 'out'), 'a')]
   const pid = native.spawn({
     file: '/usr/bin/unshare',
@@ -70,5 +84,5 @@ export async function startLibvirtd(t: Cleanup, folder: string, qemuConf: string
       () => false,
     )
   })
-  return { runDir, uri, virsh, kill: () => watch.kill(9) }
+  return { runDir, uri, virsh, kill: (signal = 9) => watch.kill(signal) }
 }
