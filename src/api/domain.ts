@@ -13,6 +13,7 @@ import type {
   StreamOptions,
 } from '../driver.js'
 import { failFrom } from '../error.js'
+import { VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST } from '../stream-flags.js'
 import type { Connect } from './connect.js'
 import { DiskStream } from './disk-stream.js'
 import { migrateDomain } from './migrate.js'
@@ -383,10 +384,14 @@ export class Domain implements DomainRef {
 
   /**
    * virDomainAbortJobFlags: ends a migration. Before the guest has moved it goes on here; while its disks are still being
-   * streamed it comes back, with all that it has written since. `flags` VIR_DOMAIN_ABORT_JOB_*.
+   * streamed it comes back, with all that it has written since. `flags` VIR_DOMAIN_ABORT_JOB_*. With our own
+   * VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST nothing comes back: the domain is shut off here, its images as they were when the
+   * guest left, and the destination gets no block any more. VIR_ERR_OPERATION_FAILED when the destination cannot be reached
+   * and that flag is not given.
    */
   async abortJob(flags = 0): Promise<void> {
-    return this.#session.call('domainAbortJob', (check) => [this, check.flags(flags, c.VIR_DOMAIN_ABORT_JOB_POSTCOPY)])
+    const known = c.VIR_DOMAIN_ABORT_JOB_POSTCOPY | VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST
+    return this.#session.call('domainAbortJob', (check) => [this, check.flags(flags, known)])
   }
 
   /** virDomainGetJobStats: bytes and milliseconds; `flags` VIR_DOMAIN_JOB_STATS_*. */

@@ -1,6 +1,8 @@
 /** Commands about what is being done to a domain as a whole: a migration. */
 import * as c from '../constants.gen.js'
 import type { DomainJobStats } from '../driver.js'
+import type { Domain } from '../api/domain.js'
+import { VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST } from '../stream-flags.js'
 import { CommandError } from './context.js'
 import type { Context } from './context.js'
 import { formatSize } from './output.js'
@@ -114,19 +116,36 @@ const jobAbortCommand: CommandSpec = {
 
 const moved: readonly number[] = [c.VIR_DOMAIN_PAUSED_POSTCOPY, c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED]
 
+async function giveUpDestination(context: Context, domain: Domain): Promise<undefined> {
+  const failure = `Failed to give up the destination of domain '${domain.name}'`
+  await context.whole(failure, () => domain.abortJob(VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST))
+  context.say(`The destination of domain '${domain.name}' was given up`, '')
+  return undefined
+}
+
 const rollbackCommand: CommandSpec = {
   name: 'migrate-rollback',
   group: 'Migration',
   summary: 'let a guest come back whose disks are still on their way',
   arguments: [domainArgument],
-  options: [],
+  options: [
+    [
+      '--destination-is-lost',
+      'the destination will not come back: the domain is shut off here, with its disks as they were when the guest left',
+    ],
+  ],
   description: [
     'Ends a migration with --stream-disks after the guest has moved and before all of its disks have: the guest stops at the destination, what it has written there is written to the images here, and it goes on here. To be asked where the domain came from; the destination must be reachable.',
+    'A destination that is lost for good can be given up with --destination-is-lost: what the guest has written there is lost with it, and the domain can be started here again. Should that host come back after all, it is told so and pauses its guest.',
   ],
-  examples: [['migrate-rollback web1', 'web1 comes back']],
+  examples: [
+    ['migrate-rollback web1', 'web1 comes back'],
+    ['migrate-rollback web1 --destination-is-lost', 'web1 can be started here again, as it was when it left'],
+  ],
   seeAlso: ['migrate', 'domjobabort', 'domjobinfo'],
-  async run(context, [what = '']) {
+  async run(context, [what = ''], options) {
     const domain = await context.domain(what)
+    if (options.flag('destination-is-lost')) return giveUpDestination(context, domain)
     const failure = `Failed to bring domain '${domain.name}' back`
     const { state, reason } = await context.attempt(failure, () => domain.getState())
     if (state !== c.VIR_DOMAIN_PAUSED || !moved.includes(reason))

@@ -26,6 +26,8 @@ export interface LinkOptions {
   /** channels that the destination opens */
   onOpen: (request: ChannelRequest) => void | Promise<void>
   onRequest: (method: string, params: unknown) => unknown
+  /** it is there again, but knows of no such migration */
+  onUnknown: () => void
   /** it is there again, after it was lost */
   onRestored: () => void
   warn: (text: string) => void
@@ -83,6 +85,7 @@ export class MigrationLink {
 
   /** From now on it is made anew whenever it breaks. */
   last(): void {
+    if (this.#lasting) return
     this.#lasting = true
     if (!this.isUp) void this.#restore()
   }
@@ -103,6 +106,7 @@ export class MigrationLink {
         this.#options.onRestored()
         return
       } catch (error) {
+        if (error instanceof UnknownThereError) this.#options.onUnknown()
         if (this.problem !== messageOf(error))
           this.#options.warn(`the destination cannot be reached: ${messageOf(error)}`)
         this.problem = messageOf(error)

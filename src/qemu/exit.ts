@@ -7,6 +7,8 @@ import { emitLifecycle } from './emit.js'
 import { endStreams, noticeEnds } from './end-streams.js'
 import { holdSlots, movedStream, resumeStreams } from './moved-streams.js'
 import { exitedCleanly } from './process.js'
+import { incomingsOf } from './incoming.js'
+import { forgetAbandoned } from './migration-abandoned.js'
 import { goOnWithout } from './migration-guestless.js'
 import { serveAgainLater } from './migration-serve.js'
 import type { Qemu } from './qemu.js'
@@ -63,6 +65,8 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   for (const net of live.def.interfaces) qemu.inBackground('removing a tap device', () => deleteTap(net))
   forgetIfNothing(qemu, vm)
   goOnWithout(qemu, vm)
+  for (const incoming of incomingsOf(qemu, vm))
+    if (incoming.record.phase === 'abandoned') forgetAbandoned(qemu, incoming)
   for (const outgoing of qemu.outgoing.values()) if (outgoing.vm === vm) serveAgainLater(qemu, outgoing)
   // of a start that failed its caller is told, and nobody else has heard of it
   if (announced) emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STOPPED, cause.detail, ref)

@@ -2,10 +2,11 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { DiskDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
+import { Refusal } from './migration-abandoned.js'
 import { cancel, releaseWhenDone, tellProgress } from './migration-arrive.js'
 import { messageOf } from '../error.js'
 import type { Messages } from '../tunnel/messages.js'
-import type { UnixRelay } from '../tunnel/relay.js'
+import { listenPrivately, type UnixRelay } from '../tunnel/relay.js'
 import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './migration-record.js'
 import { JobStats } from './migration-stats.js'
 import type { MigrationWatch } from './migration-watch.js'
@@ -20,6 +21,7 @@ export class Incoming {
   readonly record: MigrationRecord
   readonly stats: JobStats
   relay: UnixRelay | undefined
+  #refusal: Refusal | undefined
   messages: Messages | undefined
   watch: MigrationWatch | undefined
   /** what QEMU said when it failed */
@@ -87,6 +89,14 @@ export class Incoming {
     this.#tell()
   }
 
+  /** What the source served is not there any more: whoever reads it is told so. */
+  async refuseReads(): Promise<void> {
+    if (this.#refusal !== undefined) return
+    await this.relay?.close()
+    this.relay = undefined
+    this.#refusal = await Refusal.listen(this.#qemu, this, listenPrivately)
+  }
+
   /** Our connections end; the migration goes on when the root is opened again. */
   async close(): Promise<void> {
     clearTimeout(this.#patience)
@@ -94,6 +104,8 @@ export class Incoming {
     this.messages?.close()
     await this.relay?.close().catch((error: unknown) => this.#qemu.warn(messageOf(error)))
     this.relay = undefined
+    await this.#refusal?.close()
+    this.#refusal = undefined
   }
 
   /** Over, one way or the other. */

@@ -11,7 +11,7 @@ import { forgetIfNothing } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { storageOf } from './migration-flags.js'
 import { sharedDisks } from './migration-disks.js'
-import { remainsOf } from './migration-guestless.js'
+import { leaveToHeaders, remainsOf } from './migration-guestless.js'
 import { type MigrationRecord } from './migration-record.js'
 import { beginStreams, closeDisks, disksLeft } from './migration-target-disks.js'
 import { killHard } from './process.js'
@@ -32,19 +32,26 @@ export async function finish(qemu: Qemu, incoming: Incoming, locks?: LockCookie)
   await vm.jobs.run('migrate', async () => {
     const live = vm.requireLive()
     await closeDisks(incoming, live)
+    if (isStreaming(record)) return
     if (record.phase !== 'loaded')
       throw fail('VIR_ERR_OPERATION_FAILED', `the state of domain '${vm.name}' has not arrived`)
     if (storageOf(record.flags) === 'shared') await live.access.setDiskLocks(sharedDisks(live), 'held', locks)
     if ((record.flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0) keepDefinition(qemu, incoming, live)
+    // who called it off was told that it would not run here
+    if (incoming.cancelling !== undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'it was called off meanwhile')
     if (storageOf(record.flags) === 'stream') record.def = remainsOf(live.def, record)
     incoming.enter('streaming')
     vm.remains = record.def
     await run(qemu, incoming, live)
   })
-  if (storageOf(record.flags) === 'stream') await beginStreams(qemu, incoming)
-  else await done(qemu, incoming)
+  await beginStreams(qemu, incoming)
+  // without a disk that follows the source is told at once
+  incoming.streamEnded()
   return vm.ref
 }
+
+const isReleasing = ({ releasing }: Incoming): boolean => releasing
+const isStreaming = ({ phase }: MigrationRecord): boolean => phase === 'streaming'
 
 /** Under the domain's job; the phase that it is in is written down. */
 export async function run(qemu: Qemu, incoming: Incoming, live: Live): Promise<void> {
@@ -66,6 +73,7 @@ export async function run(qemu: Qemu, incoming: Incoming, live: Live): Promise<v
 function keepDefinition(qemu: Qemu, { vm, record }: Incoming, live: Live): void {
   const def = record.persistentXml === undefined ? structuredClone(live.def) : parseDomainXml(record.persistentXml)
   def.name = vm.name
+  if (storageOf(record.flags) === 'stream') leaveToHeaders(def, record)
   const known = vm.config !== undefined
   record.defined = !known
   saveConfig(qemu.root, def)
@@ -110,12 +118,21 @@ export async function releaseWhenDone(qemu: Qemu, incoming: Incoming): Promise<v
   const { record, messages } = incoming
   if (record.phase !== 'streaming' || messages === undefined || incoming.releasing) return
   if ((await disksLeft(incoming)).length > 0) return
+  // while that was looked at the guest may have been wanted back
+  if (!isStreaming(record) || isReleasing(incoming)) return
   incoming.releasing = true
   try {
     await messages.request('released', {}, { timeout: 30_000 })
   } finally {
     incoming.releasing = false
   }
+  await done(qemu, incoming)
+}
+
+/** 'let-go': the source has ended its part. */
+export async function letGoOf(qemu: Qemu, incoming: Incoming): Promise<void> {
+  if (!isStreaming(incoming.record) || (await disksLeft(incoming)).length > 0)
+    throw fail('VIR_ERR_OPERATION_INVALID', `domain '${incoming.record.name}' still needs its source`)
   await done(qemu, incoming)
 }
 

@@ -85,7 +85,7 @@ function shared(_qemu: Qemu, outgoing: Outgoing, live: Live | undefined): Source
   return {
     before: () => Promise.resolve(),
     async atSwitch() {
-      if (live !== undefined) outgoing.locks = await live.access.setDiskLocks(sharedDisks(live), 'released')
+      if (live !== undefined) outgoing.record.locks = await live.access.setDiskLocks(sharedDisks(live), 'released')
     },
     async undo() {
       await live?.access.setDiskLocks(sharedDisks(live), 'held')

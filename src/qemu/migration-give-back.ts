@@ -24,7 +24,7 @@ const fail = failFrom('VIR_FROM_QEMU')
 export async function prepareReturn(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { vm, record } = incoming
   await vm.jobs.run('migrate', async () => {
-    if (record.phase !== 'streaming' || vm.live === undefined)
+    if (record.phase !== 'streaming' || vm.live === undefined || incoming.releasing)
       throw fail(
         'VIR_ERR_OPERATION_INVALID',
         `domain '${vm.name}' does not run there any more, or needs its source no more`,

@@ -14,13 +14,17 @@ import type { Vm } from './vm.js'
 const RETRY = 2_000
 
 /** What pulls the disks without their guest works with: the definition that came with them, whatever is defined later. */
-export function remainsOf(def: DomainDef, { disks }: MigrationRecord): DomainDef {
+export function remainsOf(def: DomainDef, record: MigrationRecord): DomainDef {
   const remains = structuredClone(def)
   delete remains.id
-  const moving = new Set(disks.map(({ disk }) => disk))
-  // an image's header knows what it still lacks
-  for (const { source, target } of remains.disks) if (moving.has(target)) delete source?.backingStore
+  leaveToHeaders(remains, record)
   return remains
+}
+
+/** Of the disks that move the images' headers know what they still lack: a definition that says something else is wrong. */
+export function leaveToHeaders(def: DomainDef, { disks }: MigrationRecord): void {
+  const moving = new Set(disks.map(({ disk }) => disk))
+  for (const { source, target } of def.disks) if (moving.has(target)) delete source?.backingStore
 }
 
 /** A definition may say that an image has no backing image, or another one, while its header names the source still. */

@@ -8,17 +8,22 @@ import { emitLifecycle } from './emit.js'
 import { setState } from './events.js'
 import { storageOf } from './migration-flags.js'
 import type { Outgoing } from './outgoing.js'
-import { requireOutgoing } from './outgoing.js'
+import { isOver, outgoingOf, requireOutgoing } from './outgoing.js'
 import { sharedDisks, sourceStorage } from './migration-disks.js'
 import { MigrationLink, SERVICE, UnknownThereError } from '../migration/link.js'
 import { stopServing } from './migration-serve.js'
 import { terminate } from './process.js'
+import type { MigrationRecord } from './migration-record.js'
 import type { Qemu } from './qemu.js'
 import type { Live, Vm } from './vm.js'
 import { takeMemory } from './migration-commands.js'
+import { tellAbandoned } from './migration-abandon.js'
 import { tellReturned } from './migration-return.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
+
+/** ms that a destination may take to load what it has got, and to let it run */
+const FINISHING = 90_000
 
 export function linkFor(qemu: Qemu, outgoing: Outgoing, tunnel?: Tunnel): MigrationLink {
   const { id, key, uri = '', name } = outgoing.record
@@ -27,7 +32,8 @@ export function linkFor(qemu: Qemu, outgoing: Outgoing, tunnel?: Tunnel): Migrat
     ...(tunnel && { tunnel }),
     onOpen: (request) => routeOutgoing(qemu, request),
     onRequest: (method, params) => answer(qemu, outgoing, method, params),
-    onRestored: () => qemu.inBackground(`the migration of domain '${name}'`, () => resolve(qemu, outgoing)),
+    onRestored: () => resolveLater(qemu, outgoing),
+    onUnknown: () => qemu.inBackground(`the migration of domain '${name}'`, () => resolveUnknown(qemu, outgoing)),
     warn: (text) => qemu.warn(`migration of domain '${name}': ${text}`),
   })
 }
@@ -37,12 +43,15 @@ export async function routeOutgoing(qemu: Qemu, request: ChannelRequest): Promis
   const { id, key } = request.params
   const outgoing = typeof id === 'string' ? qemu.outgoing.get(id) : undefined
   if (outgoing === undefined || outgoing.record.key !== key) request.refuse('there is no such migration here')
+  else if (isGivenUp(outgoing)) request.refuse('the destination was given up')
   else if (request.service === SERVICE.disks) await sourceStorage(qemu, outgoing, outgoing.vm.live).serve(request)
   // it comes back
   else if (request.service === SERVICE.memory)
     await takeMemory(request, outgoing.record.phase === 'returning' ? outgoing.vm.live : undefined)
   else request.refuse(`a migration has no service '${request.service}'`)
 }
+
+const isGivenUp = ({ record: { phase } }: Outgoing): boolean => phase === 'abandoning' || phase === 'abandoned'
 
 export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promise<void> {
   if (!(await live.monitor.queryStatus()).running) await live.monitor.cont()
@@ -51,6 +60,8 @@ export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promis
 
 /** Under the domain's job: the guest runs at the destination, or (`isCancelled`) is to go on here. */
 export async function confirm(qemu: Qemu, vm: Vm, isCancelled: boolean): Promise<void> {
+  // the destination was quicker: it has told us that it has all
+  if (!isCancelled && outgoingOf(qemu, vm) === undefined && vm.live === undefined) return
   const outgoing = requireOutgoing(qemu, vm)
   const { record } = outgoing
   if (isCancelled) {
@@ -58,6 +69,7 @@ export async function confirm(qemu: Qemu, vm: Vm, isCancelled: boolean): Promise
     else if (record.phase === 'switched') await resolveSwitched(qemu, outgoing, false)
     return
   }
+  if (record.phase === 'serving') return
   if (record.phase !== 'switched')
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' has not been migrated, it cannot be let go of`)
   await leave(qemu, outgoing)
@@ -77,33 +89,54 @@ async function leave(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY)
 }
 
-/** Nothing of the domain is needed here any more. */
+/** Under the domain's job: nothing of the domain is needed here any more. */
 export async function letGo(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { record } = outgoing
+  if (record.phase !== 'released') outgoing.enter('released')
+  if (record.ended !== true) {
+    await endHere(qemu, outgoing)
+    // whatever runs here later is not what has been released
+    record.ended = true
+    outgoing.enter('released')
+  }
+  if (outgoing.acknowledged) outgoing.forget()
+  else await tellReleased(qemu, outgoing)
+}
+
+async function endHere(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm, record, stats } = outgoing
   const { live } = vm
-  outgoing.enter('released')
   if (live !== undefined) {
     if (storageOf(record.flags) === 'shared') live.access.keepLabels(sharedDisks(live))
     live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
     await terminate(live.process, live.ended, false)
   }
   await stopServing(qemu, outgoing)
-  outgoing.forget()
   stats.complete()
   qemu.finishedJobs.set(vm.uuid, stats.now)
   const { operation } = stats.now
   qemu.host.emit({ kind: 'job-completed', domain: vm.ref, operation, stats: stats.now })
-  if ((record.flags & c.VIR_MIGRATE_UNDEFINE_SOURCE) !== 0 && vm.config !== undefined) {
-    deleteConfig(qemu.root, vm.name)
-    vm.config = undefined
-    qemu.remove(vm)
-    emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_UNDEFINED, c.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED)
+  if ((record.flags & c.VIR_MIGRATE_UNDEFINE_SOURCE) === 0 || vm.config === undefined) return
+  deleteConfig(qemu.root, vm.name)
+  vm.config = undefined
+  qemu.remove(vm)
+  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_UNDEFINED, c.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED)
+}
+
+/** Until the destination has heard it, it keeps what it has. */
+async function tellReleased(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { link, record } = outgoing
+  try {
+    await link?.request('let-go', {})
+    outgoing.forget()
+  } catch (error) {
+    qemu.warn(`'${record.peer}' does not know yet that '${record.name}' was let go of here: ${messageOf(error)}`)
+    link?.last()
   }
 }
 
 /** What the destination's driver asks or tells. */
 function answer(qemu: Qemu, outgoing: Outgoing, method: string, params: unknown): unknown {
-  const { vm, record } = outgoing
   switch (method) {
     case 'progress':
       outgoing.stats.takeDisks(params)
@@ -111,11 +144,7 @@ function answer(qemu: Qemu, outgoing: Outgoing, method: string, params: unknown)
     case 'return-closing':
       return closeBack(outgoing)
     case 'released':
-      // not before the answer is out: it is the last thing that the link is for
-      qemu.inBackground(`letting go of domain '${record.name}'`, () =>
-        vm.jobs.run('migrate', () => released(qemu, outgoing), Infinity),
-      )
-      return {}
+      return takeRelease(qemu, outgoing)
     default:
       throw fail('VIR_ERR_NO_SUPPORT', `the source of a migration knows no '${method}'`)
   }
@@ -127,11 +156,26 @@ async function closeBack({ vm, migrated }: Outgoing): Promise<object> {
   return {}
 }
 
-async function released(qemu: Qemu, outgoing: Outgoing): Promise<void> {
-  if (!qemu.outgoing.has(outgoing.record.id)) return
-  // the destination runs: whoever was to say so did not live to do it
-  if (outgoing.record.phase === 'switched') outgoing.enter('serving')
-  if (outgoing.record.phase === 'serving') await letGo(qemu, outgoing)
+/** The destination has all, and forgets us when it has heard that we know it: so that is written down first. */
+function takeRelease(qemu: Qemu, outgoing: Outgoing): object {
+  const { vm, record } = outgoing
+  if (record.phase === 'released') return {}
+  // 'switched': the guest runs there, whoever was to say so did not live to do it
+  if (record.phase !== 'switched' && record.phase !== 'serving')
+    throw fail('VIR_ERR_OPERATION_INVALID', `domain '${record.name}' is in phase '${record.phase}'`)
+  outgoing.enter('released')
+  outgoing.acknowledged = true
+  // the answer is the last thing that the link is for
+  qemu.inBackground(`letting go of domain '${record.name}'`, () =>
+    vm.jobs.run(
+      'migrate',
+      async () => {
+        if (qemu.outgoing.has(record.id)) await letGo(qemu, outgoing)
+      },
+      Infinity,
+    ),
+  )
+  return {}
 }
 
 /** Of a migration that an earlier process left: the destination is looked for as long as that takes. */
@@ -141,10 +185,21 @@ export async function resume(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     await link?.connect()
     await resolve(qemu, outgoing)
   } catch (error) {
-    if (error instanceof UnknownThereError && record.phase === 'switched') await resolve(qemu, outgoing)
+    if (error instanceof UnknownThereError) await resolveUnknown(qemu, outgoing)
     else qemu.warn(`migration of domain '${record.name}': ${messageOf(error)}`)
   }
-  link?.last()
+  if (qemu.outgoing.has(record.id)) link?.last()
+}
+
+export function resolveLater(qemu: Qemu, outgoing: Outgoing): void {
+  qemu.inBackground(`the migration of domain '${outgoing.record.name}'`, () => resolve(qemu, outgoing))
+}
+
+/** The destination has nothing of it: where it had the last word, it has said it. */
+async function resolveUnknown(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { phase } = outgoing.record
+  if (phase === 'switched') await resolve(qemu, outgoing)
+  else if (phase === 'returned' || isOver(outgoing.record)) outgoing.forget()
 }
 
 /** The link is there again: if the two sides were cut off from each other in the middle, they find out where they are. */
@@ -156,6 +211,8 @@ async function resolve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
       if (record.phase === 'switched') await resolveSwitched(qemu, outgoing, true)
       else if (record.phase === 'serving') await link?.request('return-failed', {})
       else if (record.phase === 'returned' && vm.live !== undefined) await tellReturned(qemu, outgoing)
+      else if (record.phase === 'abandoned') await tellAbandoned(qemu, outgoing)
+      else if (record.phase === 'released') await tellReleased(qemu, outgoing)
     },
     Infinity,
   )
@@ -172,11 +229,7 @@ export async function resolveSwitched(qemu: Qemu, outgoing: Outgoing, forward: b
   try {
     if (link === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'there is no link')
     if (!link.isUp) await link.connect()
-    const answered = (await link.request('phase', {})) as { phase?: unknown }
-    phase = answered.phase
-    if (phase === 'loaded')
-      phase = ((await link.request(forward ? 'finish' : 'cancel', { locks: outgoing.locks })) as { phase?: unknown })
-        .phase
+    phase = await decide(link, forward, record)
   } catch (error) {
     if (!(error instanceof UnknownThereError)) {
       link?.last()
@@ -187,6 +240,23 @@ export async function resolveSwitched(qemu: Qemu, outgoing: Outgoing, forward: b
   }
   if (phase === 'streaming') await leave(qemu, outgoing)
   else if (live !== undefined) await returnHome(qemu, outgoing, live)
+}
+
+/** Whether the guest runs there ('streaming'), or never will. */
+async function decide(link: MigrationLink, forward: boolean, { locks }: MigrationRecord): Promise<unknown> {
+  const ask = async (method: string, params: object = {}, timeout?: number): Promise<unknown> =>
+    ((await link.request(method, params, timeout)) as { phase?: unknown }).phase
+  const phase = await ask('phase')
+  if (phase === 'streaming') return phase
+  if (forward) {
+    try {
+      return await ask('finish', { locks }, FINISHING)
+    } catch (error) {
+      // it has to be known that it does not run there
+      if (!link.isUp) throw error
+    }
+  }
+  return ask('cancel')
 }
 
 /** Under the domain's job: the guest never ran elsewhere, it goes on here. */

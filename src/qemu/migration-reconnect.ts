@@ -13,7 +13,9 @@ import { type Live, Vm } from './vm.js'
 import { letGo, linkFor, resume } from './migration-leave.js'
 import { Outgoing } from './outgoing.js'
 import { Incoming } from './incoming.js'
-import { removeMade, run } from './migration-arrive.js'
+import { settleAbandoned } from './migration-abandoned.js'
+import { cancel, run } from './migration-arrive.js'
+import { finishAbandoning } from './migration-abandon.js'
 import { runAgain } from './migration-return.js'
 
 /** Before QEMUs are taken over: those that read from a source find their way to it again. */
@@ -24,13 +26,15 @@ export async function reopenRelays(qemu: Qemu): Promise<void> {
       qemu.outgoing.set(record.id, new Outgoing(qemu, vm, record))
       continue
     }
-    if (record.def !== undefined) {
+    if (record.def !== undefined && record.phase !== 'abandoned') {
       vm.remains = record.def
       qemu.add(vm)
     }
     const incoming = new Incoming(qemu, vm, record)
     qemu.incoming.set(record.id, incoming)
-    if (record.phase !== 'incoming')
+    if (record.phase === 'abandoned')
+      await incoming.refuseReads().catch((error: unknown) => qemu.warn(messageOf(error)))
+    else if (record.phase !== 'incoming')
       incoming.relay = await openRelay(qemu, incoming).catch((error: unknown) => {
         qemu.warn(messageOf(error))
         return undefined
@@ -56,10 +60,13 @@ function rebound<T extends { vm: Vm }>(qemu: Qemu, migration: T & { record: Migr
 async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { record, vm } = incoming
   const { live } = vm
-  // while it waits for its memory a QEMU is one of a start that was broken off, and has been ended
+  if (record.phase === 'abandoned') {
+    await vm.jobs.run('migrate', () => settleAbandoned(qemu, incoming))
+    return
+  }
+  // while it waits for its memory a QEMU is one of a start that was broken off, and has been ended, but for a moment
   if (record.phase === 'incoming' || (record.phase === 'loaded' && live === undefined)) {
-    removeMade(record)
-    await incoming.forget()
+    await cancel(qemu, incoming, 'the process that waited for it ended')
     return
   }
   if (record.phase !== 'streaming') return
@@ -74,15 +81,20 @@ async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> 
   const { record, vm } = outgoing
   const { live } = vm
   if (record.phase === 'released') {
+    outgoing.link = linkFor(qemu, outgoing)
     await vm.jobs.run('migrate', () => letGo(qemu, outgoing))
     return
   }
+  if (record.phase === 'abandoning') await vm.jobs.run('migrate', () => finishAbandoning(qemu, outgoing))
   if (record.phase === 'memory' && (live === undefined || !(await hasGone(live)))) {
     if (live !== undefined) await vm.jobs.run('migrate', () => callOff(qemu, outgoing, live))
     outgoing.forget()
     return
   }
-  if (record.phase === 'memory') outgoing.enter('switched')
+  if (record.phase === 'memory') {
+    if (live !== undefined) record.def = live.def
+    outgoing.enter('switched')
+  }
   if (record.phase === 'returning') outgoing.enter('serving')
   if (record.phase === 'returned' && live !== undefined && vm.state.state === c.VIR_DOMAIN_PAUSED)
     await vm.jobs.run('migrate', () => runAgain(qemu, outgoing, live))

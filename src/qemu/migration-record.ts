@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import type { MigrateParams } from '../driver.js'
 import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import { messageOf } from '../error.js'
+import type { LockCookie } from '../locking/lock-driver.js'
 import { chainOf } from './block-graph.js'
 import type { MigratedDisk } from '../migration/cookie.js'
 import { type Root, writeFileAtomically } from './root.js'
@@ -11,8 +12,9 @@ import { type Root, writeFileAtomically } from './root.js'
 /**
  * At the source: 'begun', 'memory' while it goes over, 'switched' once it has and neither guest runs, 'serving' while the
  * destination pulls the disks, 'released' when it has them all;
- * 'returning' while the guest comes back, 'returned' when it has. At the destination: 'incoming' until all memory is there, 'loaded' until the guest may run,
- * 'streaming' while disks are pulled.
+ * 'returning' while the guest comes back, 'returned' when it has; 'abandoning' while a lost destination is given up,
+ * 'abandoned' until it has heard of that. At the destination: 'incoming' until all memory is there, 'loaded' until the guest may run,
+ * 'streaming' while disks are pulled, 'abandoned' when the source has given it up.
  */
 export type MigrationPhase =
   | 'begun'
@@ -22,6 +24,8 @@ export type MigrationPhase =
   | 'returning'
   | 'returned'
   | 'released'
+  | 'abandoning'
+  | 'abandoned'
   | 'incoming'
   | 'loaded'
   | 'streaming'
@@ -42,10 +46,16 @@ export interface MigrationRecord {
   peer: string
   /** where the source finds the destination */
   uri?: string
+  /** at the source, 'released': its QEMU has ended */
+  ended?: boolean
+  /** at the source, 'abandoning': the guest goes on here */
+  goesOn?: boolean
   /** the guest ran when it began */
   running: boolean
   /** ms since 1970 */
   startedAt: number
+  /** at the source: what the other side needs to have the locks of shared images */
+  locks?: LockCookie
   /** at the destination: the domain was not defined there before */
   defined?: boolean
   /** the live definition: at the source once the guest has gone, at the destination while disks are pulled */

@@ -31,10 +31,11 @@ export async function bringBack(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   if (record.phase !== 'serving' || link === undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' has no migration that could be canceled`)
   if (!link.isUp) {
-    const text = `domain '${vm.name}' runs on '${record.peer}', which cannot be reached: ${link.problem ?? ''}`
+    const text = `domain '${vm.name}' runs on '${record.peer}', which cannot be reached: ${link.problem ?? ''}; if that host is lost for good, give it up with VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST (migrate-rollback --destination-is-lost), and with it what the guest has written there`
     throw fail('VIR_ERR_OPERATION_FAILED', text)
   }
   await link.request('return-begin', {}, 60_000)
+  requireServing(outgoing)
   outgoing.enter('returning')
   let live: Live | undefined
   try {
@@ -57,6 +58,12 @@ export async function bringBack(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     throw fail('VIR_ERR_OPERATION_FAILED', text, error)
   }
   await runAgain(qemu, outgoing, live)
+}
+
+/** It may have had the last disk while it was asked. */
+function requireServing({ vm, record }: Outgoing): void {
+  if (record.phase !== 'serving')
+    throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' needs its source no more`)
 }
 
 /** A QEMU that waits for the guest, on the images that the destination has read so far. */

@@ -13,12 +13,15 @@ import { SERVICE } from '../migration/link.js'
 import { type MigrationRecord } from './migration-record.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Qemu } from './qemu.js'
+import { requireAtHome } from './vm-job.js'
 import type { Live, Vm } from './vm.js'
 import { Outgoing, outgoingOf, requireOutgoing } from './outgoing.js'
-import { comeBack, linkFor } from './migration-leave.js'
+import { comeBack, linkFor, resolveLater } from './migration-leave.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
+/** ms after which nobody is expected any more to say what is to become of a guest that stands still on both sides */
+const CONFIRMATION = 15_000
 /** ms between two looks at a migration that is being cancelled */
 const CANCEL_POLL = 20
 
@@ -35,6 +38,7 @@ export async function begin(
   // one that was begun and not gone on with: whoever began it is gone
   if (known?.record.phase === 'begun') known.forget()
   else if (known !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated already`)
+  requireAtHome(qemu, vm)
   if (vm.remains !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disks of domain '${vm.name}' are still on their way from its former host`)
   if (live.blockJobs.all.length > 0) throw fail('VIR_ERR_OPERATION_INVALID', 'domain has active block job')
@@ -84,13 +88,14 @@ export async function perform(
     record.def = live.def
     outgoing.enter('switched')
     outgoing.link.last()
+    outgoing.expectConfirmation(CONFIRMATION, () => resolveLater(qemu, outgoing))
   } catch (error) {
     outgoing.stats.fail(error)
     await stay(qemu, outgoing, live, storage)
     throw error
   }
   const { key } = record
-  const { locks } = outgoing
+  const { locks } = record
   return { cookie: writeCookie({ version: 1, id, key, host: thisHost(), ...(locks && { locks }) }) }
 }
 

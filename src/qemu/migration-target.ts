@@ -24,7 +24,8 @@ import { startIncoming } from './start.js'
 import { saveStatus } from './status.js'
 import { type Live, Vm } from './vm.js'
 import { Incoming } from './incoming.js'
-import { cancel, finish, removeMade } from './migration-arrive.js'
+import { beAbandoned } from './migration-abandoned.js'
+import { cancel, finish, letGoOf, removeMade } from './migration-arrive.js'
 import { takeMemory } from './migration-commands.js'
 import { giveUp, keepAfterAll, mirrorBack, prepareReturn, sendBack } from './migration-give-back.js'
 
@@ -182,6 +183,12 @@ async function answer(qemu: Qemu, incoming: Incoming, method: string, params: un
       return {}
     case 'return-done':
       await giveUp(qemu, incoming)
+      return {}
+    case 'let-go':
+      await letGoOf(qemu, incoming)
+      return {}
+    case 'abandoned':
+      await beAbandoned(qemu, incoming)
       return {}
     default:
       throw fail('VIR_ERR_NO_SUPPORT', `the destination of a migration knows no '${method}'`)

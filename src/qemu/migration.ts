@@ -10,6 +10,8 @@ import { confirm } from './migration-leave.js'
 import { outgoingOf } from './outgoing.js'
 import { cancel, finish } from './migration-arrive.js'
 import { incomingsOf } from './incoming.js'
+import { abandon } from './migration-abandon.js'
+import { VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST } from '../stream-flags.js'
 import { bringBack } from './migration-return.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -60,18 +62,22 @@ export function migrationOps(qemu: Qemu): MigrationOps {
     },
 
     async domainMigrateConfirm(ref, _params, _flags, _cookie, cancelled) {
+      // the destination was quicker: a transient domain has gone
+      if (!cancelled && qemu.find(ref.uuid) === undefined) return
       const vm = qemu.require(ref)
       await vm.jobs.run('migrate', () => confirm(qemu, vm, cancelled))
     },
 
     migrationChannel: (request, tunnel) => routeIncoming(qemu, request, tunnel),
 
-    async domainAbortJob(ref) {
+    async domainAbortJob(ref, flags) {
       const vm = qemu.require(ref)
       const outgoing = outgoingOf(qemu, vm)
       if (outgoing === undefined) vm.requireLive()
       if (outgoing === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `no job is active on domain '${vm.name}'`)
       if (outgoing.record.phase === 'memory') await abort(outgoing)
+      else if ((flags & VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST) !== 0)
+        await vm.jobs.run('migrate', () => abandon(qemu, outgoing), Infinity)
       else await vm.jobs.run('migrate', () => bringBack(qemu, outgoing))
     },
 

@@ -2,7 +2,6 @@
 import type { DiskDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { failFrom } from '../error.js'
-import type { LockCookie } from '../locking/lock-driver.js'
 import type { MigrationCommands } from './migration-commands.js'
 import type { MigrationLink } from '../migration/link.js'
 import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './migration-record.js'
@@ -21,8 +20,9 @@ export class Outgoing {
   /** of the migration that goes on now: who calls it off does it here */
   commands: MigrationCommands | undefined
   aborted = false
-  /** what the other side needs to have the locks of shared images */
-  locks: LockCookie | undefined
+  /** the destination knows that it is released */
+  acknowledged = false
+  #confirmation: NodeJS.Timeout | undefined
   readonly #qemu: Qemu
 
   constructor(qemu: Qemu, vm: Vm, record: MigrationRecord) {
@@ -49,16 +49,25 @@ export class Outgoing {
     }
   }
 
+  /** Both sides stand still: when nobody says within `ms` what is to become of that, `work` finds out. */
+  expectConfirmation(ms: number, work: () => void): void {
+    this.#confirmation = setTimeout(work, ms).unref()
+  }
+
   /** Over, one way or the other. */
   forget(): void {
+    clearTimeout(this.#confirmation)
     this.link?.close()
     this.#qemu.outgoing.delete(this.record.id)
     removeRecord(this.#qemu.root, this.record.id)
   }
 }
 
+/** The domain is here alone again, or not at all; only the destination has still to hear of it. */
+export const isOver = ({ phase }: MigrationRecord): boolean => phase === 'released' || phase === 'abandoned'
+
 export function outgoingOf(qemu: Qemu, vm: Vm): Outgoing | undefined {
-  return [...qemu.outgoing.values()].find((outgoing) => outgoing.vm === vm)
+  return [...qemu.outgoing.values()].find((outgoing) => outgoing.vm === vm && !isOver(outgoing.record))
 }
 
 export function requireOutgoing(qemu: Qemu, vm: Vm): Outgoing {

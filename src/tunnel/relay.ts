@@ -21,7 +21,8 @@ export interface UnixRelayOptions {
   onBroken?: (error: TunnelError) => void
 }
 
-function listenPrivately(path: string, backlog: number): number {
+/** A socket for nobody else. */
+export function listenPrivately(path: string, backlog: number): number {
   return native.listenUnix(path, 0o600, backlog)
 }
 

@@ -256,6 +256,13 @@ test('a guest that comes back in the meantime is an error of who waits for its d
   assert.match(again.stderr, /is not at another host with its disks still here/)
 })
 
+test('a destination that is lost is given up when that is said, wherever the domain is', async (t) => {
+  const { source } = await hosts(t)
+  const { stdout, stderr } = await cli(['-c', source.uri, 'migrate-rollback', 'guest', '--destination-is-lost'])
+  assert.deepEqual([stdout, stderr], ["The destination of domain 'guest' was given up\n\n", ''])
+  assert.deepEqual(named(source, 'domainAbortJob')[0]?.[1], c.VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST)
+})
+
 test('a job is told of as virsh does, with a line for each disk', async (t) => {
   const { source } = await hosts(t)
   const { stdout } = await cli(['-c', source.uri, 'domjobinfo', 'guest'])

@@ -1,0 +1,56 @@
+/** A guest on its way from one root to another: it runs there, its disk follows slowly. */
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import {
+  VIR_DOMAIN_XML_MIGRATABLE,
+  VIR_MIGRATE_LIVE,
+  VIR_MIGRATE_STREAM_DISKS,
+  type Domain,
+  type OpenOptions,
+} from '../../src/index.js'
+import { run } from '../../src/util/run.js'
+import { agentOf, diskXml, startGuest, testRoot, type TestRoot } from './domain.js'
+import type { Guest } from './guest.js'
+import { type Cleanup, patternImage } from './images.js'
+
+export interface Moved {
+  here: TestRoot & { seed: number; size: number }
+  there: TestRoot
+  /** at the source */
+  dom: Domain
+  moved: Domain
+  /** at the destination */
+  guest: Guest
+}
+
+export interface MoveOptions {
+  /** besides VIR_MIGRATE_LIVE and _STREAM_DISKS */
+  flags?: number
+  /** bytes */
+  size?: number
+  /** bytes/s of its disk */
+  bandwidth?: number
+  here?: OpenOptions
+}
+
+/** A guest whose disk holds the pattern of a seed has moved. */
+export async function moveGuest(t: Cleanup, options: MoveOptions = {}): Promise<Moved> {
+  const { flags = 0, size = 32 << 20, bandwidth = 1 << 20 } = options
+  const [root, there] = [await testRoot(t, options.here), await testRoot(t)]
+  const { path: base, seed } = await patternImage(root.folder, size)
+  const disk = join(root.folder, 'disk.qcow2')
+  await run('qemu-img', ['convert', '-O', 'qcow2', base, disk])
+  const { dom } = await startGuest(t, root, { devices: diskXml('vda', disk) })
+  const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(root.folder, there.folder)
+  const params = { destinationXML, persistXML: destinationXML, diskStreamBandwidth: bandwidth }
+  const moved = await dom.migrate(there.conn, params, VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS | flags)
+  const here = Object.assign(root, { size, seed })
+  return { here, there, dom, moved, guest: await agentOf(t, there.folder) }
+}
+
+/** What migrations and domains left in a root that nobody needs. */
+export function leftOf({ folder }: TestRoot): string[] {
+  return ['migration', 'offline', 'qemu'].flatMap((dir) =>
+    readdirSync(join(folder, 'root/run', dir)).filter((name) => name !== 'tunnel.sock'),
+  )
+}
