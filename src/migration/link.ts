@@ -27,7 +27,7 @@ export interface LinkOptions {
   onOpen: (request: ChannelRequest) => void | Promise<void>
   onRequest: (method: string, params: unknown) => unknown
   /** it is there again, but knows of no such migration */
-  onUnknown: () => void
+  onUnknown?: () => void
   /** it is there again, after it was lost */
   onRestored: () => void
   warn: (text: string) => void
@@ -106,7 +106,7 @@ export class MigrationLink {
         this.#options.onRestored()
         return
       } catch (error) {
-        if (error instanceof UnknownThereError) this.#options.onUnknown()
+        if (error instanceof UnknownThereError) this.#options.onUnknown?.()
         if (this.problem !== messageOf(error))
           this.#options.warn(`the destination cannot be reached: ${messageOf(error)}`)
         this.problem = messageOf(error)
