@@ -1,5 +1,9 @@
 #include "libvirt-calls.h"
 
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <chrono>
 #include <system_error>
 #include <thread>
@@ -15,16 +19,26 @@ using Function = uintptr_t (*)(uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintp
 
 }  // namespace
 
+CallThreads::CallThreads(uintptr_t saveError) : saveError_(saveError), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (wake_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
+}
+
+CallThreads::~CallThreads() { close(wake_); }
+
 void CallThreads::Submit(std::unique_ptr<ForeignCall> call) {
   std::unique_lock lock(mutex_);
   waiting_.push_back(std::move(call));
-  const bool grow = idle_ < waiting_.size() && threads_ < kMostThreads;
-  if (grow) threads_++;
-  lock.unlock();
-  if (!grow) {
-    work_.notify_one();
+  if (!idle_.empty()) {
+    const auto sleeper = idle_.back();
+    idle_.pop_back();
+    sleeper->woken = true;
+    lock.unlock();
+    sleeper->wake.notify_one();
     return;
   }
+  if (threads_ == kMostThreads) return;
+  threads_++;
+  lock.unlock();
   try {
     std::thread([self = shared_from_this()] { self->Run(); }).detach();
   } catch (const std::system_error&) {
@@ -35,24 +49,34 @@ void CallThreads::Submit(std::unique_ptr<ForeignCall> call) {
 }
 
 void CallThreads::Run() {
+  const auto self = std::make_shared<Sleeper>();
   std::unique_lock lock(mutex_);
-  for (;;) {
-    while (waiting_.empty() && !stopped_) {
-      idle_++;
-      const bool timedOut = work_.wait_for(lock, kIdle) == std::cv_status::timeout;
-      idle_--;
-      if (timedOut && waiting_.empty()) break;
-    }
-    if (waiting_.empty()) break;
+  while (WaitForCall(lock, self)) {
     auto call = std::move(waiting_.front());
     waiting_.pop_front();
     lock.unlock();
     Perform(*call);
     lock.lock();
     done_.push_back(std::move(call));
-    if (done_.size() == 1) WakeOwner();
+    if (done_.size() > 1) continue;
+    // not with the lock held: the owner would wake up only to wait for it
+    lock.unlock();
+    WakeOwner();
+    lock.lock();
   }
   threads_--;
+}
+
+bool CallThreads::WaitForCall(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Sleeper>& self) {
+  while (waiting_.empty() && !stopped_) {
+    self->woken = false;
+    idle_.push_back(self);
+    self->wake.wait_for(lock, kIdle, [&] { return self->woken || stopped_; });
+    if (self->woken) continue;
+    std::erase(idle_, self);
+    return !waiting_.empty();
+  }
+  return !waiting_.empty();
 }
 
 // The calling conventions of 64-bit Linux pass integers and pointers alike, and surplus arguments do no harm.
@@ -62,6 +86,11 @@ void CallThreads::Perform(ForeignCall& call) const {
   call.result = call.answersPointer ? static_cast<int64_t>(raw) : static_cast<int32_t>(raw);
   const bool failed = call.answersPointer ? raw == 0 : call.result < 0;
   if (failed) call.error = reinterpret_cast<uintptr_t (*)()>(saveError_)();
+}
+
+void CallThreads::Woken() const {
+  uint64_t times;
+  [[maybe_unused]] const ssize_t got = read(wake_, &times, sizeof times);
 }
 
 std::vector<std::unique_ptr<ForeignCall>> CallThreads::TakeDone() {
@@ -106,12 +135,12 @@ void CallThreads::Answer(double token, int answer) {
 void CallThreads::Stop() {
   const std::lock_guard lock(mutex_);
   stopped_ = true;
-  wake_ = nullptr;
   waiting_.clear();
-  work_.notify_all();
+  for (const auto& sleeper : idle_) sleeper->wake.notify_one();
   answers_.notify_all();
 }
 
-void CallThreads::WakeOwner() {
-  if (wake_) wake_();
+void CallThreads::WakeOwner() const {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = write(wake_, &one, sizeof one);
 }

@@ -2,7 +2,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -18,6 +17,12 @@ struct ForeignCall {
   uintptr_t arguments[kMostArguments] = {};
   // memory that the arguments point to: of the call, so that it outlives whoever asked
   std::deque<std::string> memory;
+  // what of it goes back into the owner's memory, by the owner
+  struct Output {
+    void* into;
+    const std::string* from;
+  };
+  std::vector<Output> outputs;
 
   int64_t result = 0;
   uintptr_t error = 0;  // where the function failed
@@ -36,8 +41,16 @@ struct Notice {
 // libuv's threads, nor the end of the process waiting. An error is fetched by the thread that failed, where libvirt keeps it.
 class CallThreads : public std::enable_shared_from_this<CallThreads> {
  public:
-  // `saveError` is virSaveLastError; `wake` is called by threads of ours, until Stop().
-  CallThreads(uintptr_t saveError, std::function<void()> wake) : saveError_(saveError), wake_(std::move(wake)) {}
+  // `saveError` is virSaveLastError.
+  explicit CallThreads(uintptr_t saveError);
+  ~CallThreads();
+  CallThreads(const CallThreads&) = delete;
+  CallThreads& operator=(const CallThreads&) = delete;
+
+  // Readable when there is something to take.
+  int descriptor() const { return wake_; }
+  // Before it is taken.
+  void Woken() const;
 
   void Submit(std::unique_ptr<ForeignCall> call);
   std::vector<std::unique_ptr<ForeignCall>> TakeDone();
@@ -56,21 +69,28 @@ class CallThreads : public std::enable_shared_from_this<CallThreads> {
     int answer = -1;
   };
 
+  struct Sleeper {
+    std::condition_variable wake;
+    bool woken = false;
+  };
+
   void Run();
+  // With the lock held at both ends; false: no call came, and the thread is not needed.
+  bool WaitForCall(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Sleeper>& self);
   void Perform(ForeignCall& call) const;
-  void WakeOwner();
+  void WakeOwner() const;
 
   const uintptr_t saveError_;
+  const int wake_;
   std::mutex mutex_;
-  std::condition_variable work_;
   std::condition_variable answers_;
-  std::function<void()> wake_;
   std::deque<std::unique_ptr<ForeignCall>> waiting_;
   std::vector<std::unique_ptr<ForeignCall>> done_;
   std::vector<Notice> notices_;
   std::vector<Question*> questions_;
   size_t threads_ = 0;
-  size_t idle_ = 0;
+  // whoever fell asleep last is woken first: the others are still cold, and end when they are not needed
+  std::vector<std::shared_ptr<Sleeper>> idle_;
   double nextToken_ = 1;
   bool stopped_ = false;
 };

@@ -51,8 +51,8 @@ uintptr_t AddressOf(const Napi::Value& value) {
 }
 
 struct Handles {
-  uv_poll_t poll;
-  uv_async_t async;
+  uv_poll_t loop;
+  uv_poll_t calls;
   int open = 2;
   class Libvirt* owner;
   napi_async_cleanup_hook_handle ending = nullptr;
@@ -64,26 +64,27 @@ class Libvirt {
       : env_(env), context_(env, "libvirt"), onWake_(Napi::Persistent(onWake)), handles_(new Handles{}) {
     uv_loop_t* loop = nullptr;
     if (napi_get_uv_event_loop(env, &loop) != napi_ok) throw Napi::Error::New(env, "no event loop here");
-    uv_async_init(loop, &handles_->async, [](uv_async_t* async) { static_cast<Handles*>(async->data)->owner->Woken(); });
-    uv_poll_init(loop, &handles_->poll, LibvirtLoop::Instance().descriptor());
-    handles_->async.data = handles_->poll.data = handles_;
+    threads_ = std::make_shared<CallThreads>(saveError);
+    uv_poll_init(loop, &handles_->loop, LibvirtLoop::Instance().descriptor());
+    uv_poll_init(loop, &handles_->calls, threads_->descriptor());
+    handles_->calls.data = handles_->loop.data = handles_;
     handles_->owner = this;
-    uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->async));
-    uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->poll));
-    uv_poll_start(&handles_->poll, UV_READABLE, [](uv_poll_t* poll, int, int) {
+    uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->calls));
+    uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->loop));
+    uv_poll_start(&handles_->loop, UV_READABLE, [](uv_poll_t* poll, int, int) {
       static_cast<Handles*>(poll->data)->owner->Dispatch();
     });
-    uv_async_t* async = &handles_->async;
-    threads_ = std::make_shared<CallThreads>(saveError, [async] { uv_async_send(async); });
+    uv_poll_start(&handles_->calls, UV_READABLE, [](uv_poll_t* poll, int, int) {
+      static_cast<Handles*>(poll->data)->owner->Woken();
+    });
     const std::lock_guard lock(currentMutex);
     current = threads_;
   }
 
   CallThreads& threads() const { return *threads_; }
 
-  void Submit(std::unique_ptr<ForeignCall> call, std::vector<std::pair<size_t, Napi::Reference<Napi::Uint8Array>>> outputs) {
-    if (!outputs.empty()) outputs_.emplace(call->id, std::move(outputs));
-    if (inFlight_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(&handles_->async));
+  void Submit(std::unique_ptr<ForeignCall> call) {
+    if (inFlight_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(&handles_->calls));
     threads_->Submit(std::move(call));
   }
 
@@ -95,7 +96,7 @@ class Libvirt {
     threads_->Stop();
     LibvirtLoop::Instance().Abandon();
     handles_->ending = hook;
-    for (auto* handle : {reinterpret_cast<uv_handle_t*>(&handles_->poll), reinterpret_cast<uv_handle_t*>(&handles_->async)})
+    for (auto* handle : {reinterpret_cast<uv_handle_t*>(&handles_->loop), reinterpret_cast<uv_handle_t*>(&handles_->calls)})
       uv_close(handle, [](uv_handle_t* closed) {
         auto* handles = static_cast<Handles*>(closed->data);
         if (--handles->open > 0) return;
@@ -113,10 +114,14 @@ class Libvirt {
 
   void Woken() {
     const Napi::HandleScope scope(env_);
+    threads_->Woken();
+    const auto calls = threads_->TakeDone();
+    const auto told = threads_->TakeNotices();
+    if (calls.empty() && told.empty()) return;  // they were taken when another was
     std::vector<napi_value> items;
-    for (auto& call : threads_->TakeDone()) {
-      CopyOutputs(*call);
-      if (--inFlight_ == 0) uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->async));
+    for (const auto& call : calls) {
+      for (const auto& output : call->outputs) std::memcpy(output.into, output.from->data(), output.from->size());
+      if (--inFlight_ == 0) uv_unref(reinterpret_cast<uv_handle_t*>(&handles_->calls));
       items.push_back(Napi::Number::New(env_, call->id));
       items.push_back(call->answersPointer ? Napi::Value(Napi::BigInt::New(env_, static_cast<uint64_t>(call->result)))
                                            : Napi::Value(Napi::Number::New(env_, static_cast<double>(call->result))));
@@ -126,7 +131,7 @@ class Libvirt {
     for (uint32_t i = 0; i < items.size(); i++) done.Set(i, items[i]);
     Napi::Array notices = Napi::Array::New(env_);
     uint32_t count = 0;
-    for (const Notice& notice : threads_->TakeNotices()) notices.Set(count++, ToObject(notice));
+    for (const Notice& notice : told) notices.Set(count++, ToObject(notice));
     napi_value arguments[] = {done, notices};
     napi_value thrown;
     // in bare Node-API: a worker that is being terminated makes every call fail
@@ -145,29 +150,18 @@ class Libvirt {
     return object;
   }
 
-  void CopyOutputs(const ForeignCall& call) {
-    const auto found = outputs_.find(call.id);
-    if (found == outputs_.end()) return;
-    for (auto& [index, reference] : found->second) {
-      Napi::Uint8Array into = reference.Value();
-      const std::string& from = call.memory[index];
-      std::memcpy(into.Data(), from.data(), std::min(into.ByteLength(), from.size()));
-    }
-    outputs_.erase(found);
-  }
-
   Napi::Env env_;
   Napi::AsyncContext context_;
   Napi::FunctionReference onWake_;
   std::shared_ptr<CallThreads> threads_;
-  std::unordered_map<double, std::vector<std::pair<size_t, Napi::Reference<Napi::Uint8Array>>>> outputs_;
   size_t inFlight_ = 0;
   Handles* handles_;
 };
 
 Libvirt* TheLibvirt(const Napi::CallbackInfo& info) { return static_cast<Libvirt*>(info.Data()); }
 
-// call(id, function, answersPointer, args): each argument a number, a bigint, a string, null, or bytes that come back changed
+// call(id, function, answersPointer, args): each argument a number, a bigint, a string, null, or bytes that come back changed,
+// which the caller keeps until the call is answered.
 void Call(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   auto call = std::make_unique<ForeignCall>();
@@ -176,7 +170,6 @@ void Call(const Napi::CallbackInfo& info) {
   call->answersPointer = info[2].ToBoolean();
   const Napi::Array args = info[3].As<Napi::Array>();
   if (args.Length() > ForeignCall::kMostArguments) throw Napi::RangeError::New(env, "too many arguments");
-  std::vector<std::pair<size_t, Napi::Reference<Napi::Uint8Array>>> outputs;
   for (uint32_t i = 0; i < args.Length(); i++) {
     const Napi::Value arg = args.Get(i);
     uintptr_t& slot = call->arguments[i];
@@ -187,15 +180,15 @@ void Call(const Napi::CallbackInfo& info) {
     } else if (arg.IsString()) {
       slot = reinterpret_cast<uintptr_t>(call->memory.emplace_back(arg.As<Napi::String>().Utf8Value()).c_str());
     } else if (arg.IsTypedArray()) {
-      const Napi::Uint8Array bytes = arg.As<Napi::Uint8Array>();
-      outputs.emplace_back(call->memory.size(), Napi::Reference<Napi::Uint8Array>::New(bytes, 1));
+      Napi::Uint8Array bytes = arg.As<Napi::Uint8Array>();
       std::string& copy = call->memory.emplace_back(reinterpret_cast<const char*>(bytes.Data()), bytes.ByteLength());
+      call->outputs.push_back({bytes.Data(), &copy});
       slot = reinterpret_cast<uintptr_t>(copy.data());
     } else if (!arg.IsNull()) {
       throw Napi::TypeError::New(env, "an argument must be a number, a bigint, a string, bytes or null");
     }
   }
-  TheLibvirt(info)->Submit(std::move(call), std::move(outputs));
+  TheLibvirt(info)->Submit(std::move(call));
 }
 
 void Answer(const Napi::CallbackInfo& info) {

@@ -83,10 +83,10 @@ export interface LibvirtHost {
   /**
    * Calls the C function at an address on a thread that is never waited for, not even at the end of the process. Arguments:
    * a number or bigint (integers, addresses), a string, null, or bytes, which are a copy while the call runs and are
-   * written back before it is told. `answersAddress`: 0 is its failure, otherwise a negative int. While calls are out, the
+   * written back before it is told: keep them until then. `answersAddress`: 0 is its failure, otherwise a negative int. While calls are out, the
    * event loop lives.
    */
-  call(id: number, address: bigint, answersAddress: boolean, args: unknown[]): void
+  call(id: number, address: bigint, answersAddress: boolean, args: readonly unknown[]): void
   /** Ends the waiting of a thread that asked. */
   answer(token: number, answer: number): void
   /** no thread of this process has had it before: libvirt does not know the functions yet */

@@ -26,6 +26,8 @@ const koffiTypes: Readonly<Record<Kind, string>> = {
 
 interface Pending {
   name: string
+  /** kept: bytes among them are written to when the call is answered */
+  args: readonly unknown[]
   resolve: (answer: number | bigint) => void
   reject: (error: VirError) => void
 }
@@ -81,8 +83,8 @@ export class Library {
     return new Promise((resolve, reject) => {
       const { library, answers }: Signature = blocking[name]
       const id = this.#nextCall++
-      this.#host.call(id, this.#find(name, library), answers === 'address', args as unknown[])
-      this.#pending.set(id, { name, resolve: resolve as Pending['resolve'], reject })
+      this.#host.call(id, this.#find(name, library), answers === 'address', args)
+      this.#pending.set(id, { name, args, resolve: resolve as Pending['resolve'], reject })
     })
   }
 
