@@ -5,6 +5,7 @@
  */
 import type { Duplex } from 'node:stream'
 import type { Logger } from 'pino'
+import type { DomainBlockInfo, DomainBlockJobInfo, DomainBlockStats } from './block-types.js'
 import type { CloseEvent, DomainEvent, OverflowEvent } from './domain-events.js'
 import type { LockDriver } from './locking/lock-driver.js'
 import type { DomainJobStats, MigrateParams } from './migrate-params.js'
@@ -12,6 +13,7 @@ import type { SecurityDriver } from './security/security-driver.js'
 import type { ChannelRequest } from './tunnel/requests.js'
 import type { Tunnel } from './tunnel/tunnel.js'
 
+export type * from './block-types.js'
 export type * from './domain-events.js'
 export type * from './migrate-params.js'
 export type { Lease, LockDriver, LockHolder, LockOwner, LockResource } from './locking/lock-driver.js'
@@ -37,34 +39,6 @@ export interface DomainInfo {
   memory: number
   nrVirtCpu: number
   cpuTime: number
-}
-
-/** virDomainGetBlockInfo, bytes. */
-export interface DomainBlockInfo {
-  capacity: number
-  allocation: number
-  physical: number
-}
-
-/** virDomainBlockStatsFlags: requests, bytes and nanoseconds since the domain started. */
-export interface DomainBlockStats {
-  rdReq: number
-  rdBytes: number
-  rdTotalTimes: number
-  wrReq: number
-  wrBytes: number
-  wrTotalTimes: number
-  flushReq: number
-  flushTotalTimes: number
-  errs: number
-}
-
-/** virDomainGetBlockJobInfo: `bandwidth` in bytes/s (0: no limit), `cur` and `end` in bytes. */
-export interface DomainBlockJobInfo {
-  type: number
-  bandwidth: number
-  cur: number
-  end: number
 }
 
 /** One active stream (virStreamDiskState and what we add to it). */
@@ -185,6 +159,15 @@ export interface HypervisorOps {
     domain: DomainRef,
     disk: string,
     base: string | undefined,
+    bandwidth: number,
+    flags: number,
+  ): Promise<void>
+  /** `base`: undefined is the last image of the chain, `top`: undefined is the disk's own; `bandwidth` in bytes/s */
+  domainBlockCommit(
+    domain: DomainRef,
+    disk: string,
+    base: string | undefined,
+    top: string | undefined,
     bandwidth: number,
     flags: number,
   ): Promise<void>

@@ -29,6 +29,7 @@ const imports: Readonly<Record<string, readonly string[]>> = {
 /** Files of src itself that every room may import. */
 const openToAll = [
   'driver',
+  'block-types',
   'domain-events',
   'migrate-params',
   'error',

@@ -40,6 +40,13 @@ export const savedPaused = ['VIR_DOMAIN_SAVE_PAUSED', c.VIR_DOMAIN_SAVE_PAUSED] 
 
 const affectFlags = c.VIR_DOMAIN_AFFECT_LIVE | c.VIR_DOMAIN_AFFECT_CONFIG
 
+const commitFlags =
+  c.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW |
+  c.VIR_DOMAIN_BLOCK_COMMIT_DELETE |
+  c.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE |
+  c.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE |
+  c.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+
 const xmlFlags =
   c.VIR_DOMAIN_XML_SECURE | c.VIR_DOMAIN_XML_INACTIVE | c.VIR_DOMAIN_XML_UPDATE_CPU | c.VIR_DOMAIN_XML_MIGRATABLE
 
@@ -293,6 +300,22 @@ export class Domain implements DomainRef {
   }
 
   /**
+   * virDomainBlockCommit: writes what the images from `top` (absent: the disk's own) down to the one above `base` (absent: the
+   * last image) hold into `base`, in the background; then they are no longer part of the disk. Paths, or 'vda[3]' by the
+   * index that the XML shows. With VIR_DOMAIN_BLOCK_COMMIT_ACTIVE, which the disk's own image needs, the job stays when all
+   * is written (event VIR_DOMAIN_BLOCK_JOB_READY) until blockJobAbort() with VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT makes `base`
+   * the disk's image. `bandwidth` in MiB/s, or in bytes/s with VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES; 0: no limit.
+   */
+  async blockCommit(disk: string, base?: string, top?: string, bandwidth = 0, flags = 0): Promise<void> {
+    return this.#session.call('domainBlockCommit', (check) => {
+      check.flags(flags, commitFlags)
+      const speed = check.bandwidth(bandwidth, (flags & c.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES) !== 0)
+      const [from, to] = [check.optionalText('top', top), check.optionalText('base', base)]
+      return [this, check.text('disk', disk), to, from, speed, flags]
+    })
+  }
+
+  /**
    * virDomainGetBlockJobInfo: undefined when the disk has no job. `cur` and `end` in bytes; `bandwidth` in MiB/s, or in
    * bytes/s with VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES; 0: no limit.
    */
@@ -305,7 +328,10 @@ export class Domain implements DomainRef {
     return { ...info, bandwidth: Math.ceil(info.bandwidth / (1024 * 1024)) }
   }
 
-  /** virDomainBlockJobAbort: what was copied stays; `flags` VIR_DOMAIN_BLOCK_JOB_ABORT_*. */
+  /**
+   * virDomainBlockJobAbort: what was copied stays; `flags` VIR_DOMAIN_BLOCK_JOB_ABORT_*. With _PIVOT a commit of the disk's
+   * own image is concluded instead: its base is the disk's image from then on. VIR_ERR_BLOCK_COPY_ACTIVE: it is not ready.
+   */
   async blockJobAbort(disk: string, flags = 0): Promise<void> {
     return this.#session.call('domainBlockJobAbort', (check) => {
       const known = c.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC | c.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT

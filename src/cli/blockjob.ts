@@ -3,7 +3,7 @@ import type { Domain } from '../api/domain.js'
 import * as c from '../constants.gen.js'
 import type { Context } from './context.js'
 import { DETACHED, follow } from './follow.js'
-import { diskArgument, domainArgument, jsonOption } from './spec.js'
+import { bandwidthMeaning, diskArgument, domainArgument, jsonOption } from './spec.js'
 import type { CommandSpec } from './spec.js'
 import { parseBandwidth, UsageError } from './values.js'
 import type { Values } from './values.js'
@@ -36,8 +36,6 @@ async function pullAndWait(
     ],
   })
 }
-
-const bandwidthMeaning = 'at most so many MiB/s (bytes/s with --bytes; or with a unit, as 500K, 2G)'
 
 const blockpullCommand: CommandSpec = {
   name: 'blockpull',
@@ -137,7 +135,7 @@ const blockjobCommand: CommandSpec = {
     ['blockjob web1 vda 20', 'at most 20 MiB/s from now on'],
     ['blockjob web1 vda --abort', 'abort it'],
   ],
-  seeAlso: ['blockpull', 'stream-info'],
+  seeAlso: ['blockpull', 'blockcommit', 'stream-info'],
   async run(context, [what = '', disk = '', argument], options) {
     const limit = argument ?? options.text('bandwidth')
     const abort = ['abort', 'async', 'pivot'].some((name) => options.flag(name))

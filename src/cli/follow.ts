@@ -2,7 +2,7 @@ import type { DiskStream } from '../api/disk-stream.js'
 import { VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC } from '../constants.gen.js'
 import { CommandError } from './context.js'
 import type { Context } from './context.js'
-import { makeView } from './progress.js'
+import { makeView, quietView } from './progress.js'
 import type { ProgressView } from './progress.js'
 
 /** exit status of a command that was interrupted while it waited (128 + SIGINT) */
@@ -27,8 +27,6 @@ export interface Following {
   /** how to come back after Ctrl-C */
   comeBack: readonly string[]
 }
-
-const quietView: ProgressView = { at: () => undefined, note: () => undefined, end: () => undefined }
 
 /** Waits for the end of a stream. Ctrl-C lets go of it, and it goes on. */
 export async function follow(context: Context, given: DiskStream, how: Following): Promise<number | undefined> {
@@ -92,7 +90,7 @@ async function watch(stream: DiskStream, view: ProgressView, ended: AbortSignal)
 }
 
 /** Ctrl-C, or nobody reads any more what is printed. */
-function interrupted(context: Context, ended: AbortSignal): Promise<'interrupted'> {
+export function interrupted(context: Context, ended: AbortSignal): Promise<'interrupted'> {
   return new Promise((resolve) => {
     const stop = (): void => {
       process.off('SIGINT', stop)
@@ -105,7 +103,7 @@ function interrupted(context: Context, ended: AbortSignal): Promise<'interrupted
   })
 }
 
-function late(timeout: number | undefined, ended: AbortSignal): Promise<'late'> {
+export function late(timeout: number | undefined, ended: AbortSignal): Promise<'late'> {
   return new Promise((resolve) => {
     if (timeout === undefined) return
     const timer = setTimeout(() => resolve('late'), timeout)

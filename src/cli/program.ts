@@ -4,6 +4,7 @@ import { packageVersion } from '../util/package.js'
 import { blockCommands } from './block.js'
 import { deviceCommands } from './device.js'
 import { blockJobCommands } from './blockjob.js'
+import { blockcommitCommand } from './commit.js'
 import { consoleCommand } from './console.js'
 import { CommandError, Context } from './context.js'
 import type { GlobalOptions, Io } from './context.js'
@@ -32,6 +33,7 @@ export const specs: readonly CommandSpec[] = [
   ...definitionCommands,
   ...streamCommands,
   ...blockJobCommands,
+  blockcommitCommand,
   ...blockCommands,
   ...deviceCommands,
   migrateCommand,

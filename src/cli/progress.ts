@@ -12,6 +12,8 @@ export interface ProgressView {
   end(): void
 }
 
+export const quietView: ProgressView = { at: () => undefined, note: () => undefined, end: () => undefined }
+
 const percent = ({ offset, size }: StreamProgress): number => (size === 0 ? 100 : Math.floor((offset / size) * 100))
 
 export function isTerminal(stream: unknown): stream is WriteStream {

@@ -29,4 +29,5 @@ export const diskArgument = [
   '<disk>',
   "target ('vda'), alias ('virtio-disk0') or source path of the disk, see domblklist",
 ] as const
+export const bandwidthMeaning = 'at most so many MiB/s (bytes/s with --bytes; or with a unit, as 500K, 2G)'
 export const jsonOption = ['--json', 'print JSON instead of text'] as const

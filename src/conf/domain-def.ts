@@ -209,7 +209,8 @@ export interface DiskDef extends Device {
   driver: DiskDriverDef
   /** absent: an empty drive */
   source?: StorageSource
-  /** `<mirror>` and the like are live state and not part of the configuration */
+  /** of a running domain whose disk is being committed: the image that it is about to have */
+  mirror?: { source: StorageSource; ready: boolean }
   readonly: boolean
   shareable: boolean
   transient?: boolean

@@ -15,6 +15,7 @@ export function formatDisk(disk: DiskDef, secure: Secure): Out {
     formatDriver(disk),
     source === undefined ? undefined : formatSource(source, secure, 'residue'),
     source === undefined ? undefined : formatBackingStore(source.backingStore, secure),
+    formatMirror(disk.mirror, secure),
     disk.geometry === undefined ? undefined : element('geometry', writeFields(disk.geometry, fields.geometry)),
     disk.blockio === undefined ? undefined : element('blockio', writeFields(disk.blockio, fields.blockio)),
     element('target', { dev: disk.target, bus: disk.bus, ...writeFields(disk, fields.target) }),
@@ -117,6 +118,15 @@ function formatBackingStore(store: StorageSource | null | undefined, secure: Sec
     formatBackingStore(store.backingStore, secure),
   ])
   return withResidue(out, store.residue)
+}
+
+function formatMirror(mirror: DiskDef['mirror'], secure: Secure): Out | undefined {
+  if (mirror === undefined) return undefined
+  const { source, ready } = mirror
+  return element('mirror', { type: source.type, job: 'active-commit', ...(ready && { ready: 'yes' }) }, [
+    element('format', { type: source.format ?? 'raw' }),
+    formatSource(source, secure, 'residue'),
+  ])
 }
 
 function formatIotune(limits: Record<string, number> | undefined): Out | undefined {

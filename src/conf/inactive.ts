@@ -11,7 +11,7 @@ export function inactiveDef(def: DomainDef): DomainDef {
   return {
     ...without(def, 'id'),
     disks: def.disks.map((disk) => ({
-      ...without(withoutAlias(disk), 'tray'),
+      ...without(withoutAlias(disk), 'tray', 'mirror'),
       ...(disk.source && { source: withoutIndex(disk.source) }),
     })),
     controllers: def.controllers.map(withoutAlias),

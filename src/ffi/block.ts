@@ -13,6 +13,7 @@ type BlockOps = Pick<
   | 'domainBlockResize'
   | 'domainBlockPull'
   | 'domainBlockRebase'
+  | 'domainBlockCommit'
   | 'domainGetBlockJobInfo'
   | 'domainBlockJobAbort'
   | 'domainBlockJobSetSpeed'
@@ -45,6 +46,11 @@ export function blockOps(conn: Connection): BlockOps {
       withDisk(ref, disk, async (domain, target) => {
         const inBytes = flags | c.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES
         await conn.call('virDomainBlockRebase', domain, target, base ?? null, bandwidth, inBytes)
+      }),
+    domainBlockCommit: (ref, disk, base, top, bandwidth, flags) =>
+      withDisk(ref, disk, async (domain, target) => {
+        const inBytes = flags | c.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+        await conn.call('virDomainBlockCommit', domain, target, base ?? null, top ?? null, bandwidth, inBytes)
       }),
     domainGetBlockJobInfo: (ref, disk) => withDisk(ref, disk, (domain, target) => blockJobInfo(conn, domain, target)),
     domainBlockJobAbort: (ref, disk, flags) =>

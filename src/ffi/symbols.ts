@@ -99,6 +99,7 @@ export const blocking = {
   virDomainBlockResize: int('address', 'text', 'ulong', 'uint'),
   virDomainBlockPull: int('address', 'text', 'ulong', 'uint'),
   virDomainBlockRebase: int('address', 'text', 'text', 'ulong', 'uint'),
+  virDomainBlockCommit: int('address', 'text', 'text', 'text', 'ulong', 'uint'),
   virDomainGetBlockJobInfo: int('address', 'text', 'bytes', 'uint'),
   virDomainBlockJobAbort: int('address', 'text', 'uint'),
   virDomainBlockJobSetSpeed: int('address', 'text', 'ulong', 'uint'),

@@ -24,6 +24,12 @@ export function imageTarget(disk: DiskDef, image: StorageSource): LabelTarget | 
   }
 }
 
+/** An image below a disk's own that is written to as well. */
+export function writtenTarget(image: StorageSource): LabelTarget | undefined {
+  if (image.type === 'network') return undefined
+  return { path: image.path, kind: 'disk', readonly: false, shared: false, seclabels: image.seclabels ?? [] }
+}
+
 export function lockResource({ path, readonly, shared }: LabelTarget): LockResource {
   const canonical = canonicalPath(path)
   const mode = readonly ? 'read-only' : shared ? 'shared' : 'exclusive'

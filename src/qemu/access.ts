@@ -11,8 +11,17 @@ import { native } from '../native.js'
 import type { LabelTarget, ProcessLabel } from '../security/security-driver.js'
 import type { LabelEntry, LabelJournal, SecurityStack } from '../security/security-stack.js'
 import { Undo } from '../util/undo.js'
-import { AccessLocks, type DiskLock, type LeaseEntry, type LockRecord } from './access-locks.js'
-import { chardevSockets, fileTargets, imageTarget, lockResource, openTheWay, removeSocket } from './access-targets.js'
+import { AccessLocks, type DiskLock, type LeaseEntry } from './access-locks.js'
+import { type AccessRecord, labelsOf, unusedBacking } from './access-record.js'
+import {
+  chardevSockets,
+  fileTargets,
+  imageTarget,
+  lockResource,
+  openTheWay,
+  removeSocket,
+  writtenTarget,
+} from './access-targets.js'
 import { chainOf } from './block-graph.js'
 import { type Gate, qemuDir } from './process.js'
 import type { Root } from './root.js'
@@ -23,15 +32,6 @@ export type { DiskLock, LeaseEntry } from './access-locks.js'
 export interface AccessPolicy {
   readonly security: SecurityStack
   readonly locks: LockDriver | undefined
-}
-
-/** What is to be taken back when the domain ends; part of its status. */
-export interface AccessRecord extends LockRecord {
-  labels: LabelEntry[]
-  /** sockets outside the run directory that we made */
-  sockets: string[]
-  /** targets of disks whose images another host uses by now */
-  keptLabels?: string[]
 }
 
 /** What a domain is about where things lie. */
@@ -210,20 +210,48 @@ export class Access {
     this.persist()
   }
 
+  /** An image below the disk's own is to be written to; nothing where it may be already. */
+  async openForWriting(disk: DiskDef, image: StorageSource): Promise<void> {
+    const [read, write] = [imageTarget(disk, image), writtenTarget(image)]
+    if (read === undefined || write === undefined || read.kind === 'disk' || this.#has(write)) return
+    await using undo = new Undo()
+    const lease = this.#locks.find(lockResource(write)) ?? (await this.#locks.take(lockResource(write)))
+    if (lease !== undefined) undo.add(() => this.#takeBack([], [lease]))
+    await this.#takeBack(labelsOf(this.#record, read), this.#leasesOf(read))
+    undo.add(() => this.grantImage(disk, image))
+    await this.#policy.security.setImageLabel(this.#def, write, this.#journal)
+    undo.commit()
+  }
+
+  /** The reverse: it is only read again. */
+  async closeForWriting(disk: DiskDef, image: StorageSource): Promise<void> {
+    const [read, write] = [imageTarget(disk, image), writtenTarget(image)]
+    if (read === undefined || write === undefined || read.kind === 'disk') return
+    const [labels, leases] = [labelsOf(this.#record, write), this.#leasesOf(write)]
+    if (labels.length + leases.length === 0) return
+    await this.#takeBack(labels, leases)
+    await this.grantImage(disk, image)
+  }
+
+  #has(target: LabelTarget): boolean {
+    const [labels, leases] = [labelsOf(this.#record, target), this.#leasesOf(target)]
+    return (
+      (labels.length > 0 || this.#policy.security.isEmpty) && (leases.length > 0 || this.#policy.locks === undefined)
+    )
+  }
+
+  #leasesOf(target: LabelTarget, others: readonly LeaseEntry[] = []): LeaseEntry[] {
+    const lease = this.#locks.find(lockResource(target), others)
+    return lease === undefined ? [] : [lease]
+  }
+
   /** Images that a disk no longer reads, after a stream, or at all. */
   async revokeImages(disk: DiskDef, images: readonly StorageSource[]): Promise<void> {
     const labels: LabelEntry[] = []
     const leases: LeaseEntry[] = []
     for (const target of images.flatMap((image) => imageTarget(disk, image) ?? [])) {
-      // one for each use: another disk may have the same image below it
-      for (const driver of new Set(this.#record.labels.map((entry) => entry.driver))) {
-        const isOne = (entry: LabelEntry): boolean =>
-          entry.driver === driver && entry.target.path === target.path && entry.target.kind === target.kind
-        const label = this.#record.labels.find((entry) => isOne(entry) && !labels.includes(entry))
-        if (label !== undefined) labels.push(label)
-      }
-      const lease = this.#locks.find(lockResource(target), leases)
-      if (lease !== undefined) leases.push(lease)
+      labels.push(...labelsOf(this.#record, target, labels))
+      leases.push(...this.#leasesOf(target, leases))
     }
     if (disk.source !== undefined && images.includes(disk.source)) this.#locks.forgetDisk(disk)
     await this.#takeBack(labels, leases)
@@ -231,25 +259,7 @@ export class Access {
 
   /** Backing images that none of `disks` reads: what a process that was killed had still to take back after a stream. */
   async revokeUnused(disks: readonly DiskDef[]): Promise<void> {
-    const uses = disks.flatMap((disk) =>
-      chainOf(disk)
-        .slice(1)
-        .flatMap((image) => imageTarget(disk, image) ?? []),
-    )
-    const backing = this.#record.labels.filter(({ target }) => target.kind === 'backing')
-    const labels = [...new Set(backing.map(({ driver }) => driver))].flatMap((driver) => {
-      const own = backing.filter((entry) => entry.driver === driver)
-      return surplus(
-        own,
-        uses.map(({ path }) => path),
-        ({ target }) => target.path,
-      )
-    })
-    const leases = surplus(
-      this.#record.leases.filter(({ resources: [one] }) => one?.mode === 'read-only'),
-      uses.map((use) => lockResource(use).path),
-      ({ resources: [one] }) => one?.path,
-    )
+    const { labels, leases } = unusedBacking(this.#record, disks)
     if (labels.length + leases.length > 0) await this.#takeBack(labels, leases)
   }
 
@@ -283,14 +293,4 @@ export class Access {
   #label(target: LabelTarget): Promise<void> {
     return this.#policy.security.setImageLabel(this.#def, target, this.#journal)
   }
-}
-
-/** What is left of `entries` when each of `uses` has taken one of its path. */
-function surplus<T>(entries: readonly T[], uses: readonly string[], pathOf: (entry: T) => string | undefined): T[] {
-  const left = [...entries]
-  for (const path of uses) {
-    const at = left.findIndex((entry) => pathOf(entry) === path)
-    if (at >= 0) left.splice(at, 1)
-  }
-  return left
 }

@@ -13,7 +13,8 @@ import {
   storageNodeName,
 } from '../machine/blockdev.js'
 import { sourceName } from './disk-names.js'
-import type { BlockDevice, Monitor } from './monitor.js'
+import type { Monitor } from './monitor.js'
+import type { BlockDevice } from './monitor-types.js'
 
 /** of qcow2, in bytes */
 const SMALLEST_CLUSTER = 512
@@ -120,13 +121,17 @@ export function isDeviceOf(disk: DiskDef, qdev: string | undefined): boolean {
  * By query-block: QEMU 7.2 crashes in query-named-block-nodes while a stream is concluded but not dismissed, since its
  * filter is then still there with nothing below it.
  */
-export async function isDetached(monitor: Monitor, disk: DiskDef, base: StorageSource | undefined): Promise<boolean> {
+export function isDetached(monitor: Monitor, disk: DiskDef, base: StorageSource | undefined): Promise<boolean> {
+  return hasDepth(monitor, disk, base === undefined ? 0 : 1 + chainBelow(base).length)
+}
+
+/** Are there at most so many images below the one that the disk's device uses? No guard stands above one that is to stay. */
+export async function hasDepth(monitor: Monitor, disk: DiskDef, depth: number): Promise<boolean> {
   const device = (await monitor.queryBlock()).find((candidate) => isDeviceOf(disk, candidate.qdev))
   if (device?.inserted === undefined) return false
-  // filters count; no guard stands above a base that is to stay
+  // filters count
   const filters = device.inserted['node-name'] === copyOnReadNodeName(disk) ? 1 : 0
-  const staying = base === undefined ? 0 : 1 + chainBelow(base).length
-  return device.inserted.backing_file_depth - filters <= staying
+  return device.inserted.backing_file_depth - filters <= depth
 }
 
 /** Bytes of a cluster of the disk's own image, the least that it takes over from its backing image. */
@@ -209,7 +214,7 @@ export function writeConfigChain(config: DomainDef | undefined, disk: DiskDef): 
   }
 }
 
-function withoutIndex(source: StorageSource): StorageSource {
+export function withoutIndex(source: StorageSource): StorageSource {
   const copy = structuredClone(source)
   for (let image: StorageSource | null | undefined = copy; image; image = image.backingStore) delete image.index
   return copy

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises'
+import type { StorageSource } from '../conf/domain-def.js'
 import type { StreamEngine } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { QmpEvent } from '../qmp/framing.js'
@@ -6,6 +7,25 @@ import type { Allotment } from './budget.js'
 import type { Puller } from './puller.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
+
+/** The images from `top` down to above `base` are written into `base`. */
+export interface CommitRecord {
+  /** `index` of the images */
+  top: number
+  base: number
+  /** `top` is the disk's own image, to which the guest writes */
+  active?: true
+  /** path of the image above `base` as its header says it; absent: not relative */
+  relative?: string
+  /** images that left the chain are deleted */
+  delete?: true
+  /** `base` holds all, and both definitions may say so: the guest writes to it from now on */
+  pivoted?: true
+  /** it has ended without any effect, and what was done for it is still to be taken back */
+  over?: true
+  /** it has ended well, and these images, the topmost first, are still to be taken away */
+  dropped?: StorageSource[]
+}
 
 /** What a later process must know of a block job, written down before the job is begun. */
 export interface BlockJobRecord {
@@ -29,6 +49,8 @@ export interface BlockJobRecord {
   queued?: true
   /** seconds that the base may be away, see base-timeout.ts */
   baseTimeout?: number
+  /** it is no stream, but the other way round */
+  commit?: CommitRecord
   engine: StreamEngine
   /** 'pull' as long as our own requests move the data; QEMU has a job only in phase 'job' */
   phase: StreamEngine
@@ -57,6 +79,10 @@ export class BlockJob {
   failure: string | undefined
   /** all is copied, and what is copied is being written down before the image lets go of its base */
   finalizing = false
+  /** all is copied, and what the guest writes is copied as well, until somebody decides */
+  ready = false
+  /** somebody has decided */
+  ending = false
   /** someone who holds the domain's job settles it when it ends */
   awaited = false
   /** policy 'idle': the guest has something to do */
@@ -66,7 +92,7 @@ export class BlockJob {
   /** what the budget of the root lets it have */
   readonly allotment: Allotment
   /** takes part in the budget; not: it copies nothing */
-  budgeted = true
+  budgeted: boolean
   /** bytes/s that whoever moves the data was told last, NaN: not known; undefined: nobody moves it yet */
   told: number | undefined
   /** moves the data in phase 'pull' */
@@ -78,6 +104,7 @@ export class BlockJob {
 
   constructor(record: BlockJobRecord) {
     this.record = record
+    this.budgeted = record.commit === undefined
     this.allotment = { slot: true, share: record.bandwidth }
   }
 
@@ -96,19 +123,22 @@ export class BlockJob {
 /** Is there anything left of it that takes time? A job that waits for its last step takes no orders but to end. */
 export const isMoving = (job: BlockJob): boolean => job.status !== 'pending' && job.status !== 'concluded'
 
+export interface BlockJobListener {
+  /** a job has nothing to do but to keep up with the guest */
+  ready(job: BlockJob): void
+  /** a job has done its work and waits to be finalized */
+  pending(job: BlockJob): void
+  /** a job ended and nobody waits for it under the domain's job; whoever is called settles it */
+  concluded(job: BlockJob): void
+}
+
 /** The block jobs of one running domain: at most one for each disk, registered before QEMU is told to begin it. */
 export class BlockJobs {
   readonly #byDisk = new Map<string, BlockJob>()
-  readonly #onPending: (job: BlockJob) => void
-  readonly #onConcluded: (job: BlockJob) => void
+  readonly #on: BlockJobListener
 
-  /**
-   * `onPending`: a job has done its work and waits to be finalized. `onConcluded`: a job ended and nobody waits for it
-   * under the domain's job; whoever is called settles it.
-   */
-  constructor(onPending: (job: BlockJob) => void, onConcluded: (job: BlockJob) => void) {
-    this.#onPending = onPending
-    this.#onConcluded = onConcluded
+  constructor(on: BlockJobListener) {
+    this.#on = on
   }
 
   get all(): BlockJob[] {
@@ -151,8 +181,11 @@ export class BlockJobs {
       case 'BLOCK_JOB_ERROR':
         if (data['action'] === 'stop') job.stuck = true
         return true
-      case 'BLOCK_JOB_CANCELLED':
       case 'BLOCK_JOB_READY':
+        job.ready = true
+        this.#on.ready(job)
+        return true
+      case 'BLOCK_JOB_CANCELLED':
       case 'BLOCK_JOB_PENDING':
         return true
       default:
@@ -162,10 +195,10 @@ export class BlockJobs {
 
   #changeStatus(job: BlockJob, status: string): void {
     job.status = status
-    if (status === 'pending') this.#onPending(job)
+    if (status === 'pending') this.#on.pending(job)
     if (status !== 'concluded') return
     job.concluded()
-    if (!job.awaited) this.#onConcluded(job)
+    if (!job.awaited) this.#on.concluded(job)
   }
 
   /** A job that was found concluded without an event, after a restart of our process. */

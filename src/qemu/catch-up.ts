@@ -2,6 +2,8 @@
 import { messageOf } from '../error.js'
 import { chainOf, readGuards } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
+import { beginCommit } from './commit.js'
+import { commitReady, settleCommit } from './commit-settle.js'
 import { hasLetGo } from './detached.js'
 import { findDisk } from './disk-names.js'
 import { beginJob, beginPull } from './engines.js'
@@ -32,7 +34,7 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
   // the end of its last stream ended a daemon
   if (vm.host !== host) return
   for (const { id, status } of infos)
-    if (status === 'concluded' && /^stream-/.test(id) && !records.some((record) => record.id === id))
+    if (status === 'concluded' && /^(stream|commit)-/.test(id) && !records.some((record) => record.id === id))
       await host.monitor.jobDismiss(id)
   // asks for all nodes, so no job may end meanwhile: those that run go on below
   host.guards = await readGuards(host.monitor, host.def, host.guards)
@@ -55,8 +57,14 @@ async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJ
   job.told = NaN
   // what halted it nobody has seen; to wake one that needs it not is refused
   job.stuck = status === 'paused'
+  job.ready = status === 'ready' || status === 'standby'
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   if (disk === undefined) return
+  if (job.record.commit !== undefined) {
+    if (job.ready && disk.mirror?.ready !== true) commitReady(qemu, vm, host, job)
+    if (job.status === 'pending') finalizeLater(qemu, vm, host, job)
+    return
+  }
   await host.exports
     .open(disk)
     .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
@@ -78,6 +86,12 @@ async function goOnWaiting(qemu: Qemu, host: StreamHost, job: BlockJob): Promise
 async function beginAgain(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   if (disk === undefined) return
+  if (job.record.commit !== undefined && host.mode === 'full') {
+    await beginCommit(vm, host, job).catch((error: unknown) =>
+      settleCommit(qemu, vm, host, job, { status: 'failed', error: messageOf(error) }),
+    )
+    return
+  }
   job.record.phase = job.record.engine
   try {
     const client = await host.exports.open(disk)
@@ -90,6 +104,11 @@ async function beginAgain(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): 
 
 /** A job that QEMU does not know (any more): it was never begun, or was dismissed just before we died. Had it ended well? */
 async function resolveLost(host: StreamHost, job: BlockJob): Promise<boolean> {
+  const { commit } = job.record
+  if (commit !== undefined) {
+    job.completed = commit.dropped !== undefined
+    return job.completed || commit.over === true
+  }
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex)
   job.completed = disk !== undefined && (await hasLetGo(host, disk, base))

@@ -5,7 +5,7 @@ import { diskAlias } from '../machine/alias.js'
 const fail = failFrom('VIR_FROM_QEMU')
 
 /** Names that QEMU or its driver use inside: drives, block nodes, generated ids, object paths. */
-const BACKEND_NAME = /^(drive-.+|(libvirt|node)-(\d+-|CoR-).+|(cor|stream)-.+|#block\d+|\/machine\/.+)$/
+const BACKEND_NAME = /^(drive-.+|(libvirt|node)-(\d+-|CoR-).+|(cor|stream|commit)-.+|#block\d+|\/machine\/.+)$/
 
 /**
  * The disk that a user means: by target ('vda'), alias ('virtio-disk0', also while the domain does not run) or source

@@ -8,11 +8,13 @@ import { securityDriver, securityDriverNames } from '../security/drivers.js'
 import { SecurityStack } from '../security/security-stack.js'
 import type { AccessPolicy } from './access.js'
 import { CapabilitiesCache } from '../machine/capabilities-cache.js'
+import { commitOps } from './commit.js'
 import { loadConfigs } from './config.js'
 import { consoleOps } from './console.js'
 import { defineOps } from './define.js'
 import { handOver } from './engines.js'
 import { hotplugOps } from './hotplug.js'
+import { jobControlOps } from './job-control.js'
 import { createVm, lifecycleOps } from './lifecycle.js'
 import { migrationOps } from './migration.js'
 import { closeMigrations, reconnectMigrations, reopenRelays } from './migration-reconnect.js'
@@ -84,6 +86,8 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     ...lifecycleOps(qemu),
     ...saveOps(qemu),
     ...streamOps(qemu),
+    ...commitOps(qemu),
+    ...jobControlOps(qemu),
     ...hotplugOps(qemu),
     ...resizeOps(qemu),
     ...consoleOps(qemu),

@@ -1,6 +1,8 @@
+import type { DiskDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { chainOf, cutConfigChain } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
+import { emitEnd, followCommit, hasEnded } from './commit-settle.js'
 import { saveConfig } from './config.js'
 import { headerEndsAt } from './detached.js'
 import { emitPull } from './emit.js'
@@ -21,7 +23,8 @@ export function noticeEnds(host: StreamHost): Promise<void> | undefined {
 async function noticeEnd(host: StreamHost, job: BlockJob): Promise<void> {
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex)
-  job.completed = await headerEndsAt(disk?.source, base)
+  const { record } = job
+  job.completed = record.commit ? await hasEnded(host.def, record) : await headerEndsAt(disk?.source, base)
 }
 
 /**
@@ -41,7 +44,8 @@ export function endStreams(
     job.puller?.abort()
     if (disk === undefined) continue
     job.concluded()
-    if (job.completed) {
+    if (job.record.commit !== undefined) endCommit(qemu, vm, disk, job, ref, lost)
+    else if (job.completed) {
       const base = chainOf(disk).find((image) => image.index === job.record.baseIndex)
       if (cutConfigChain(vm.config, disk, base)) saveConfigOrSay(qemu, vm)
       emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_COMPLETED, undefined, ref)
@@ -49,6 +53,19 @@ export function endStreams(
     else emitPull(qemu, vm, disk, c.VIR_DOMAIN_BLOCK_JOB_FAILED, lost, ref)
   }
   qemu.budget.update()
+}
+
+function endCommit(
+  qemu: Qemu,
+  vm: Vm,
+  disk: DiskDef,
+  { record, completed }: BlockJob,
+  ref: Vm['ref'],
+  lost: string | undefined,
+): void {
+  if (completed) followCommit(qemu, vm, disk, record)
+  const broken = lost === undefined ? ({ status: 'canceled' } as const) : ({ status: 'failed', error: lost } as const)
+  emitEnd(qemu, vm, disk, record, completed ? { status: 'completed' } : broken, ref)
 }
 
 /** The process is gone whatever happens here: the next definition that is written says it. */

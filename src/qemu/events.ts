@@ -117,6 +117,7 @@ export function diskOfNode(live: Live, node: string): DiskDef | undefined {
     (disk) =>
       node === copyOnReadNodeName(disk) ||
       node === `stream-${disk.target}` ||
+      node === `commit-${disk.target}` ||
       chainOf(disk).some(
         (image) => image.index !== undefined && (node === formatNodeName(image) || node === storageNodeName(image)),
       ),

@@ -5,6 +5,7 @@
  */
 import { messageOf } from '../error.js'
 import type { BlockJob } from './blockjob.js'
+import { finalizeCommit } from './commit-settle.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
 
@@ -13,7 +14,7 @@ export function finalizeLater(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJo
   if (job.finalizing) return
   job.finalizing = true
   qemu.inBackground(`finalizing the stream of '${job.record.disk}'`, () =>
-    finalize(vm, host, job).finally(() => {
+    (job.record.commit === undefined ? finalize(vm, host, job) : finalizeCommit(qemu, vm, host, job)).finally(() => {
       job.finalizing = false
     }),
   )

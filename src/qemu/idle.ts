@@ -3,7 +3,7 @@
  * does not count the stream's); as soon as there are new ones the stream rests, after two quiet looks it goes on.
  */
 import type { BlockJob } from './blockjob.js'
-import type { BlockStatsEntry } from './monitor.js'
+import type { BlockStatsEntry } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
 import { setResting, tellSpeed } from './stream-speed.js'
 import type { StreamHost, Vm } from './vm.js'

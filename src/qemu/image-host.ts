@@ -6,6 +6,7 @@ import type { Access } from './access.js'
 import { ioThreadOf } from '../machine/alias.js'
 import type { Guards } from './block-graph.js'
 import { BlockJobs } from './blockjob.js'
+import { commitReady } from './commit-settle.js'
 import { finalizeLater } from './finalize.js'
 import type { Monitor, MonitorEvents } from './monitor.js'
 import { NbdExports } from './nbd-exports.js'
@@ -91,10 +92,11 @@ export function makeHost(
     staleHeaders: new Set(),
     ...parts,
     ...own,
-    blockJobs: new BlockJobs(
-      (job) => finalizeLater(qemu, vm, host, job),
-      (job) => settleLater(qemu, vm, host, job),
-    ),
+    blockJobs: new BlockJobs({
+      ready: (job) => commitReady(qemu, vm, host, job),
+      pending: (job) => finalizeLater(qemu, vm, host, job),
+      concluded: (job) => settleLater(qemu, vm, host, job),
+    }),
     exports: new NbdExports(monitor, runDir, {
       listen: (path, backlog) => access.listen(path, backlog),
       // a storage daemon has none

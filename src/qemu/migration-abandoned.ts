@@ -17,7 +17,7 @@ import { cancel } from './migration-arrive.js'
 import { disksSocket } from './migration-record.js'
 import { exportName } from './nbd-exports.js'
 import type { Qemu } from './qemu.js'
-import { stopStream } from './stream.js'
+import { stopJob } from './job-control.js'
 
 /** 'abandoned', at any time: resolves when no guest runs here. */
 export async function beAbandoned(qemu: Qemu, incoming: Incoming): Promise<void> {
@@ -48,7 +48,7 @@ export async function settleAbandoned(qemu: Qemu, incoming: Incoming): Promise<v
     delete live.pauseReason
     setState(qemu, vm, live, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
   }
-  for (const job of vm.host?.blockJobs.all ?? []) await stopStream(qemu, vm, job.record.disk).catch(warn)
+  for (const job of vm.host?.blockJobs.all ?? []) await stopJob(qemu, vm, job.record.disk).catch(warn)
   vm.remains = undefined
   qemu.warn(`'${record.peer}' has given up domain '${vm.name}': blocks that have not come from there never will`)
   if (vm.live === undefined) forgetAbandoned(qemu, incoming)

@@ -15,7 +15,7 @@ import { backName } from './nbd-exports.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus } from './status.js'
-import { stopStream } from './stream.js'
+import { stopJob } from './job-control.js'
 import type { Live } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -29,7 +29,7 @@ export async function prepareReturn(qemu: Qemu, incoming: Incoming): Promise<voi
         'VIR_ERR_OPERATION_INVALID',
         `domain '${vm.name}' does not run there any more, or needs its source no more`,
       )
-    for (const job of vm.live.blockJobs.all) await stopStream(qemu, vm, job.record.disk)
+    for (const job of vm.live.blockJobs.all) await stopJob(qemu, vm, job.record.disk)
     incoming.enter('returning')
   })
 }

@@ -5,6 +5,14 @@ import { QmpClient } from '../qmp/client.js'
 import { QmpClosedError, QmpError, QmpTimeoutError } from '../qmp/error.js'
 import type { QmpEvent } from '../qmp/framing.js'
 import type { BlockdevOptions } from '../machine/blockdev.js'
+import type {
+  BlockCommitArguments,
+  BlockDevice,
+  BlockJobInfo,
+  BlockStatsEntry,
+  BlockStreamArguments,
+  JobInfo,
+} from './monitor-types.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -17,70 +25,6 @@ const CONTROL = 30_000
 export interface ExportOptions {
   writable?: boolean
   iothread?: string | undefined
-}
-
-/** One job of query-jobs (QEMU QMP reference, JobInfo). */
-export interface JobInfo {
-  id: string
-  type: string
-  status: string
-  'current-progress': number
-  'total-progress': number
-  error?: string
-}
-/** One job of query-block-jobs (BlockJobInfo). */
-export interface BlockJobInfo {
-  type: string
-  device: string
-  len: number
-  offset: number
-  busy: boolean
-  paused: boolean
-  speed: number
-  'io-status': 'ok' | 'failed' | 'nospace'
-  ready: boolean
-  status: string
-}
-/** One device of query-block (BlockInfo), what we read of it. */
-export interface BlockDevice {
-  device: string
-  qdev?: string
-  tray_open?: boolean
-  inserted?: {
-    'node-name'?: string
-    file: string
-    ro: boolean
-    backing_file_depth: number
-    image: { 'virtual-size': number; 'actual-size'?: number; 'cluster-size'?: number }
-  }
-}
-/** One device of query-blockstats (BlockStats), what we read of it. */
-export interface BlockStatsEntry {
-  qdev?: string
-  'node-name'?: string
-  stats: {
-    rd_operations: number
-    rd_bytes: number
-    rd_total_time_ns: number
-    wr_operations: number
-    wr_bytes: number
-    wr_total_time_ns: number
-    flush_operations: number
-    flush_total_time_ns: number
-    failed_rd_operations: number
-    failed_wr_operations: number
-    failed_flush_operations: number
-    wr_highest_offset: number
-  }
-}
-export interface BlockStreamArguments {
-  'job-id': string
-  device: string
-  'base-node'?: string
-  'backing-file'?: string
-  speed: number
-  'on-error': 'report' | 'ignore' | 'stop' | 'enospc'
-  'filter-node-name': string
 }
 
 export interface MonitorEvents {
@@ -249,6 +193,18 @@ export class Monitor {
   /** Waits before it drops the base until it is told to, and once ended can be asked how it went until it is dismissed. */
   blockStream(args: BlockStreamArguments): Promise<unknown> {
     return this.run('block-stream', { ...args, 'auto-finalize': false, 'auto-dismiss': false }, CONTROL)
+  }
+  /** As `blockStream`, but one of the disk's own image waits until `jobComplete` before it comes to that. */
+  blockCommit(args: BlockCommitArguments): Promise<unknown> {
+    return this.run('block-commit', { ...args, 'auto-finalize': false, 'auto-dismiss': false }, CONTROL)
+  }
+  jobComplete(id: string): Promise<unknown> {
+    return this.run('job-complete', { id }, CONTROL)
+  }
+  /** What QEMU holds of a node in its own caches goes to the host. */
+  async flushNode(nodeName: string): Promise<void> {
+    const said = await this.humanMonitorCommand(`qemu-io ${nodeName} flush`)
+    if (said.trim() !== '') throw fail('VIR_ERR_OPERATION_FAILED', `node '${nodeName}' is not flushed: ${said.trim()}`)
   }
   jobFinalize(id: string): Promise<unknown> {
     return this.run('job-finalize', { id }, CONTROL)

@@ -77,7 +77,10 @@ function chooseImage(disk: DiskDef, image: string | undefined): StorageSource {
 function requireFree(host: StreamHost, disk: DiskDef): void {
   if (host.blockJobs.all.some(({ status }) => status === 'pending' || status === 'concluded'))
     throw fail('VIR_ERR_OPERATION_INVALID', 'a stream of the domain is just about to end')
-  if (host.blockJobs.ofDisk(disk.target)?.record.baseIndex === undefined) return
+  const record = host.blockJobs.ofDisk(disk.target)?.record
+  if (record?.commit !== undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
+  if (record?.baseIndex === undefined) return
   throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' is being streamed down to a base; stop that first`)
 }
 

@@ -3,7 +3,7 @@ import type { DiskDef } from '../conf/domain-def.js'
 import type { BlockJob } from './blockjob.js'
 import { finalizeLater } from './finalize.js'
 import { baseProblem, isOutage } from './link-watch.js'
-import type { BlockJobInfo } from './monitor.js'
+import type { BlockJobInfo } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
 
@@ -47,7 +47,7 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
   for (const job of host.blockJobs.all) {
     const place = placeOf(job, infos)
     if (place === undefined || job.status === 'concluded') continue
-    if (job.advance(place.offset, place.size)) {
+    if (job.advance(place.offset, place.size) && job.record.commit === undefined) {
       const { offset, size, record } = job
       qemu.host.emit({ kind: 'stream-progress', domain: vm.ref, disk: record.disk, offset, size })
     }
@@ -55,6 +55,8 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
       finalizeLater(qemu, vm, host, job)
       continue
     }
+    // an error ends a commit, and it reads what is on this host
+    if (job.record.commit !== undefined) continue
     job.waiting = await obstacle(host, job, place.trouble)
     if (job.puller === undefined) await handleError(host, job, place)
   }

@@ -10,6 +10,7 @@ import { beginBootStreams } from './boot-streams.js'
 import { chainOf, cutConfigChain } from './block-graph.js'
 import type { BlockJobRecord } from './blockjob.js'
 import { catchUpWithJobs } from './catch-up.js'
+import { followCommit, hasEnded } from './commit-settle.js'
 import { saveConfig } from './config.js'
 import { headerEndsAt } from './detached.js'
 import { setState } from './events.js'
@@ -210,7 +211,9 @@ export async function followHeaders(qemu: Qemu, vm: Vm, status: DomainStatus): P
   for (const record of status.blockJobs) {
     const disk = status.def.disks.find((candidate) => candidate.target === record.disk)
     const base = disk && chainOf(disk).find((image) => image.index === record.baseIndex)
-    if (disk === undefined || !(await headerEndsAt(disk.source, base))) left.push(record)
+    if (record.commit !== undefined) {
+      if (disk !== undefined && (await hasEnded(status.def, record))) followCommit(qemu, vm, disk, record)
+    } else if (disk === undefined || !(await headerEndsAt(disk.source, base))) left.push(record)
     else if (cutConfigChain(vm.config, disk, base) && vm.config !== undefined) saveConfig(qemu.root, vm.config)
   }
   return left

@@ -8,10 +8,11 @@ import {
 import { messageOf } from '../error.js'
 import { addGuard, chainOf, cutChain, cutConfigChain, deleteNodes } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
+import { settleCommit } from './commit-settle.js'
 import { saveConfig } from './config.js'
 import { emitPull } from './emit.js'
 import { hasLetGo } from './detached.js'
-import type { JobInfo } from './monitor.js'
+import type { JobInfo } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus, saveStatusOrSay } from './status.js'
 import type { StreamHost, Vm } from './vm.js'
@@ -47,6 +48,7 @@ export async function settle(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob
   const info = (await host.monitor.queryJobs()).find((candidate) => candidate.id === job.record.id)
   const base = disk && chainOf(disk).find((image) => image.index === job.record.baseIndex && image !== disk.source)
   let end = resultOf(job, info)
+  if (job.record.commit !== undefined) return settleCommit(qemu, vm, host, job, end)
   let dropped: StorageSource[] = []
   if (end.status === 'completed' && disk !== undefined) {
     // never forget a backing image on a job's word alone

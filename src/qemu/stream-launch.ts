@@ -117,11 +117,13 @@ export function openBudget(qemu: Qemu): void {
 export async function setBandwidth(qemu: Qemu, host: StreamHost, job: BlockJob, bandwidth: number): Promise<void> {
   const before = job.record.bandwidth
   job.record.bandwidth = bandwidth
+  if (!job.budgeted) job.allotment.share = bandwidth
   qemu.budget.update()
   try {
     await tellSpeed(host, job)
   } catch (error) {
     job.record.bandwidth = before
+    if (!job.budgeted) job.allotment.share = before
     qemu.budget.update()
     throw error
   }

@@ -2,20 +2,12 @@
 import type { DiskDef, StorageSource } from '../conf/domain-def.js'
 import { readDomainWeight } from '../conf/stream-request.js'
 import { checkStreamable } from '../conf/streamable.js'
-import { VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC, VIR_DOMAIN_BLOCK_JOB_TYPE_PULL } from '../constants.gen.js'
-import type {
-  DomainBlockJobInfo,
-  DomainRef,
-  HypervisorOps,
-  StreamDiskState,
-  StreamEngine,
-  StreamOptions,
-} from '../driver.js'
+import type { DomainRef, HypervisorOps, StreamDiskState, StreamEngine, StreamOptions } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
 import { setBaseTimeout } from './base-timeout.js'
 import { addGuard, diskSize } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
-import { stopPull } from './engines.js'
+import { stopStream } from './job-control.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
 import { linksOf } from './link-watch.js'
@@ -27,20 +19,16 @@ import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import { follow, look } from './progress.js'
 import type { JobKind } from './jobs.js'
 import type { Qemu } from './qemu.js'
-import { endPull, settle } from './settle.js'
 import { saveStatus } from './status.js'
-import { askForSlot, launch, launchInThread, setBandwidth } from './stream-launch.js'
+import { askForSlot, launch, launchInThread } from './stream-launch.js'
 import { turnProblem } from './stream-turn.js'
 import { awaitUnit, streamUnit } from './unit.js'
 import { checkLinks, checkUnguarded, findBase } from './stream-checks.js'
-import { requireAtHome } from './vm-job.js'
+import { atHome } from './vm-job.js'
 import type { StreamHost, Vm } from './vm.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
-
-/** ms that a stop waits for the job's end; a request to a base that does not answer holds it up */
-const STOP_TIMEOUT = 10_000
 
 /** Under the domain's job: begins the stream of one disk; `position`: how far it was elsewhere. */
 export async function startStream(
@@ -137,60 +125,6 @@ function chooseEngine(disk: DiskDef, { engine = 'auto' }: StreamOptions): Stream
   return linksOf(disk) === 'curl' ? 'job' : 'pull'
 }
 
-type NoJob = 'VIR_ERR_OPERATION_INVALID' | 'VIR_ERR_INVALID_ARG'
-
-/** `code`: for the lack of a job; libvirt's calls on jobs have another one than our call on streams. */
-function requireJob(vm: Vm, name: string, code: NoJob): { host: StreamHost; job: BlockJob } {
-  const { host } = vm
-  const disk = findDisk(host?.def ?? vm.def, name)
-  const job = host?.blockJobs.ofDisk(disk.target)
-  if (host === undefined || job === undefined)
-    throw fail(
-      host === undefined ? 'VIR_ERR_OPERATION_INVALID' : code,
-      `disk '${disk.target}' does not have an active block job`,
-    )
-  return { host, job }
-}
-
-const hasConcluded = (job: BlockJob): boolean => job.status === 'concluded'
-
-/** Under the domain's job: stops a stream; what was copied stays. With `async`, its end comes as an event only. */
-async function stop(qemu: Qemu, vm: Vm, name: string, async: boolean, noJob: NoJob): Promise<void> {
-  const { host, job } = requireJob(vm, name, noJob)
-  if (job.record.queued === true) {
-    await endPull(qemu, vm, host, job, { status: 'canceled' })
-    return
-  }
-  if (job.record.phase === 'pull') {
-    await stopPull(qemu, vm, host, job)
-    return
-  }
-  const waiting = async ? undefined : host.blockJobs.wait(job, STOP_TIMEOUT)
-  try {
-    // a job that has ended already is settled below, or by whoever was told of its end
-    if (!hasConcluded(job)) await host.monitor.jobCancel(job.record.id)
-  } catch (error) {
-    // it may have ended while the command was under way: QEMU told of its end before it refused
-    if (!hasConcluded(job)) {
-      job.awaited = false
-      throw error
-    }
-  }
-  if (waiting === undefined) return
-  if (await waiting) {
-    await settle(qemu, vm, host, job)
-    return
-  }
-  const why = job.waiting === undefined ? '' : ` (${job.waiting})`
-  const text = `the stream of disk '${job.record.disk}' stops as soon as the request under way is answered${why}`
-  throw fail('VIR_ERR_OPERATION_TIMEOUT', text)
-}
-
-/** Under the domain's job: stops the stream of a disk, whoever moves the data. */
-export function stopStream(qemu: Qemu, vm: Vm, disk: string): Promise<void> {
-  return stop(qemu, vm, disk, false, 'VIR_ERR_OPERATION_INVALID')
-}
-
 function stateOf(qemu: Qemu, host: StreamHost, job: BlockJob): StreamDiskState {
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
   const waiting = job.waiting ?? turnProblem(qemu, job)
@@ -213,22 +147,12 @@ function stateOf(qemu: Qemu, host: StreamHost, job: BlockJob): StreamDiskState {
 
 type StreamOps = Pick<
   HypervisorOps,
-  | 'domainStreamDisk'
-  | 'domainStreamDiskInfo'
-  | 'domainStreamDiskSetBase'
-  | 'domainBlockPull'
-  | 'domainBlockRebase'
-  | 'domainGetBlockJobInfo'
-  | 'domainBlockJobAbort'
-  | 'domainBlockJobSetSpeed'
+  'domainStreamDisk' | 'domainStreamDiskInfo' | 'domainStreamDiskSetBase' | 'domainBlockPull' | 'domainBlockRebase'
 >
 
 export function streamOps(qemu: Qemu): StreamOps {
-  const run = <T>(ref: DomainRef, work: (vm: Vm) => Promise<T>, kind: JobKind = 'modify'): Promise<T> => {
-    const vm = qemu.require(ref)
-    requireAtHome(qemu, vm)
-    return vm.jobs.run(kind, () => work(qemu.require(ref)))
-  }
+  const run = <T>(ref: DomainRef, work: (vm: Vm) => Promise<T>, kind?: JobKind): Promise<T> =>
+    atHome(qemu, ref, work, kind)
   const begin = (ref: DomainRef, disk: string, options: StreamOptions): Promise<void> =>
     run(ref, (vm) => startStream(qemu, vm, disk, options))
 
@@ -239,8 +163,7 @@ export function streamOps(qemu: Qemu): StreamOps {
         return run(ref, (vm) => streamUnit(qemu, vm, disk, offset, options), 'stream')
       }
       if ((flags & VIR_STREAM_DISK_START) !== 0) await begin(ref, disk, options)
-      if ((flags & VIR_STREAM_DISK_STOP) !== 0)
-        await run(ref, (vm) => stop(qemu, vm, disk, false, 'VIR_ERR_OPERATION_INVALID'))
+      if ((flags & VIR_STREAM_DISK_STOP) !== 0) await run(ref, (vm) => stopStream(qemu, vm, disk))
       return 0
     },
 
@@ -249,7 +172,9 @@ export function streamOps(qemu: Qemu): StreamOps {
       const { host } = vm
       if (host === undefined) return []
       await look(qemu, vm, host)
-      return host.blockJobs.all.map((job) => stateOf(qemu, host, job))
+      return host.blockJobs.all
+        .filter(({ record }) => record.commit === undefined)
+        .map((job) => stateOf(qemu, host, job))
     },
 
     domainStreamDiskSetBase: (ref, disk, base, image) => run(ref, (vm) => setBase(qemu, vm, disk, base, image)),
@@ -260,29 +185,5 @@ export function streamOps(qemu: Qemu): StreamOps {
       checkFlags('domainBlockRebase', flags)
       await begin(ref, disk, base === undefined ? { bandwidth } : { bandwidth, base })
     },
-
-    async domainGetBlockJobInfo(ref, name): Promise<DomainBlockJobInfo | undefined> {
-      const vm = qemu.require(ref)
-      const { host } = vm
-      const disk = findDisk(host?.def ?? vm.def, name)
-      if (host === undefined) return undefined
-      await look(qemu, vm, host)
-      const job = host.blockJobs.ofDisk(disk.target)
-      if (job === undefined) return undefined
-      const { offset: cur, size: end, record } = job
-      return { type: VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, bandwidth: record.bandwidth, cur, end }
-    },
-
-    async domainBlockJobAbort(ref, disk, flags) {
-      checkFlags('domainBlockJobAbort', flags)
-      await run(ref, (vm) => stop(qemu, vm, disk, flags === VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC, 'VIR_ERR_INVALID_ARG'))
-    },
-
-    domainBlockJobSetSpeed: (ref, disk, bandwidth) =>
-      run(ref, async (vm) => {
-        const { host, job } = requireJob(vm, disk, 'VIR_ERR_INVALID_ARG')
-        await setBandwidth(qemu, host, job, bandwidth)
-        saveStatus(vm, host)
-      }),
   }
 }

@@ -23,6 +23,18 @@ export function modify<T>(
   })
 }
 
+/** The same on a domain that need not run. */
+export function atHome<T>(
+  qemu: Qemu,
+  ref: DomainRef,
+  work: (vm: Vm) => Promise<T>,
+  kind: JobKind = 'modify',
+): Promise<T> {
+  const vm = qemu.require(ref)
+  requireAtHome(qemu, vm)
+  return vm.jobs.run(kind, () => work(qemu.require(ref)))
+}
+
 /** VIR_ERR_OPERATION_INVALID while a migration away from here has begun: the other side counts on what it was told. */
 export function requireStaying(qemu: Qemu, vm: Vm): void {
   requireAtHome(qemu, vm)

@@ -129,6 +129,8 @@ export const calls: Calls = {
     domainOf(on, ref).blockPull(disk, bandwidth, c.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES),
   domainBlockRebase: (on, ref, disk, base, bandwidth, flags) =>
     domainOf(on, ref).blockRebase(disk, base, bandwidth, flags | c.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES),
+  domainBlockCommit: (on, ref, disk, base, top, bandwidth, flags) =>
+    domainOf(on, ref).blockCommit(disk, base, top, bandwidth, flags | c.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES),
   domainGetBlockJobInfo: (on, ref, disk) =>
     domainOf(on, ref).blockJobInfo(disk, c.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES),
   domainBlockJobAbort: (on, ref, ...args) => domainOf(on, ref).blockJobAbort(...args),

@@ -155,6 +155,8 @@ test('a command line that makes no sense is refused before anything is opened', 
   assert.match(await fails('blockresize', 'test', 'vda', '5X'), /size must be a number of KiB.*not '5X'/)
   assert.match(await fails('blockpull', 'test', 'vda', 'fast'), /bandwidth must be a number of MiB\/s.*not 'fast'/)
   assert.match(await fails('blockpull', 'test', 'vda', '--timeout', '3'), /--timeout requires --wait/)
+  assert.match(await fails('blockcommit', 'test', 'vda', '--verbose'), /--verbose requires --wait/)
+  assert.match(await fails('blockcommit', 'test', 'vda', '--pivot', '--keep-overlay'), /are mutually exclusive/)
   assert.match(
     await fails('blockjob', 'test', 'vda', '5', '--abort'),
     /conflict between abort, info, and bandwidth modes/,

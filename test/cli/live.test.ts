@@ -148,7 +148,8 @@ test('disks are attached and detached, and a base that has moved is told', async
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const sh = await shell(t)
   await definePlain(sh, 4 * MiB)
-  const image = await emptyImage(sh.folder, 'qcow2', MiB, 'data.qcow2')
+  const below = await emptyImage(sh.folder, 'qcow2', MiB, 'below.qcow2')
+  const image = await overlay(sh.folder, below, { name: 'data.qcow2', backingFormat: 'qcow2' })
   const targets = async (...options: string[]): Promise<string[]> => {
     const disks = JSON.parse(await sh.ok('domblklist', 'guest', '--json', ...options)) as { target: string }[]
     return disks.map(({ target }) => target)
@@ -178,6 +179,17 @@ test('disks are attached and detached, and a base that has moved is told', async
     (await sh.run('blockresize', 'guest', 'vdx', '3M')).stderr,
     /^error: Failed to resize block device 'vdx'\nerror: invalid path 'vdx'.* \(VIR_ERR_INVALID_ARG\)/,
   )
+  assert.match(
+    (await sh.run('blockcommit', 'guest', 'vdb')).stderr,
+    /^error: Failed to commit disk 'vdb' of domain 'guest'\nerror: commit of 'vdb' active layer requires active flag/,
+  )
+  const kept = await sh.ok('blockcommit', 'guest', 'vdb', '--keep-overlay')
+  assert.equal(kept, 'Commit complete, overlay image kept\n')
+  assert.equal(await sh.ok('blockcommit', 'guest', 'vdb', '--active', '--wait'), 'Now in synchronized phase\n')
+  assert.match(await sh.ok('blockjob', 'guest', 'vdb'), /^Active Block Commit: \[100 %\]/)
+  await sh.ok('blockjob', 'guest', 'vdb', '--abort')
+  assert.equal(await sh.ok('blockcommit', 'guest', 'vdb', '--pivot'), 'Successfully pivoted\n')
+  assert.match(await sh.ok('domblklist', 'guest'), /vdb +\S+\/below\.qcow2\n/)
   assert.equal(await sh.ok('detach-disk', 'guest', 'vdb', '--config'), 'Disk detached successfully\n\n')
   assert.deepEqual([await targets(), await targets('--inactive')], [['vda', 'vdb'], ['vda']])
   await sh.ok('destroy', 'guest')

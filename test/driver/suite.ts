@@ -2,6 +2,7 @@
 import { describe, test } from 'node:test'
 import { definitions, inspection, transients } from './suite-definitions.js'
 import { lifecycle, savedStates, wrongCalls } from './suite-lifecycle.js'
+import { commits } from './suite-commits.js'
 import { resizes } from './suite-resizes.js'
 import { streams } from './suite-streams.js'
 import type { Each, Open } from './support.js'
@@ -24,7 +25,9 @@ export function driverSuite(name: string, inMemory: boolean, open: Open): void {
     savedStates(each)
     wrongCalls(each)
     streams(each)
-    if (!inMemory) resizes(each)
     inspection(each)
+    if (inMemory) return
+    resizes(each)
+    commits(each)
   })
 }

@@ -53,6 +53,7 @@ const operations: Readonly<Partial<Record<keyof HypervisorOps, readonly string[]
   domainBlockResize: ['virDomainBlockResize'],
   domainBlockPull: ['virDomainBlockPull'],
   domainBlockRebase: ['virDomainBlockRebase'],
+  domainBlockCommit: ['virDomainBlockCommit'],
   domainGetBlockJobInfo: ['virDomainGetBlockJobInfo'],
   domainBlockJobAbort: ['virDomainBlockJobAbort'],
   domainBlockJobSetSpeed: ['virDomainBlockJobSetSpeed'],

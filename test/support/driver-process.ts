@@ -1,13 +1,19 @@
 /**
  * A process of its own that uses the driver, to be killed by a test: `node driver-process.js URI DOMAIN create BANDWIDTH ENGINE`
- * starts the domain and a stream of vda (BANDWIDTH bytes/s; 'none': no stream), `… open` only opens the root, `… save` saves the domain (managed save). It says
+ * starts the domain and a stream of vda (BANDWIDTH bytes/s; 'none': no stream), `… open` only opens the root, `… save` saves the domain (managed save),
+ * `… commit` commits the image below the own one of vda, slowly. It says
  * 'ready' when that is done, or 'error: …', and then stays.
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { createInterface } from 'node:readline'
-import { Connect, VIR_DOMAIN_START_PAUSED, VIR_STREAM_DISK_START } from '../../src/index.js'
+import {
+  Connect,
+  VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES,
+  VIR_DOMAIN_START_PAUSED,
+  VIR_STREAM_DISK_START,
+} from '../../src/index.js'
 import type { StreamEngine } from '../../src/driver.js'
 import type { Cleanup } from './images.js'
 
@@ -21,7 +27,7 @@ export interface DriverProcess {
 
 export type Task =
   | { name: string; do: 'create' | 'create-paused'; bandwidth?: number; engine?: StreamEngine }
-  | { name: string; do: 'open' | 'save' }
+  | { name: string; do: 'open' | 'save' | 'commit' }
   | Stream
 /** of a domain that does not run */
 interface Stream {
@@ -53,6 +59,10 @@ async function main(uri: string, name: string, what: string, bandwidth: string, 
   const dom = await conn.domainLookupByName(name)
   if (what === 'save') {
     await dom.managedSave()
+    return
+  }
+  if (what === 'commit') {
+    await dom.blockCommit('vda', undefined, 'vda[2]', 16 * 1024 * 1024, VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES)
     return
   }
   if (what !== 'stream') await dom.create(what === 'create-paused' ? VIR_DOMAIN_START_PAUSED : 0)
