@@ -148,6 +148,8 @@ export interface HypervisorOps {
   domainAttachDevice(domain: DomainRef, xml: string, flags: number): Promise<void>
   /** a disk is found by its target */
   domainDetachDevice(domain: DomainRef, xml: string, flags: number): Promise<void>
+  /** `flags` VIR_DOMAIN_DEVICE_MODIFY_*; a disk is found by its target */
+  domainUpdateDevice(domain: DomainRef, xml: string, flags: number): Promise<void>
 
   domainGetBlockInfo(domain: DomainRef, disk: string, flags: number): Promise<DomainBlockInfo>
   domainBlockStats(domain: DomainRef, disk: string): Promise<DomainBlockStats>

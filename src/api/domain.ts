@@ -254,6 +254,20 @@ export class Domain implements DomainRef {
     ])
   }
 
+  /**
+   * virDomainUpdateDeviceFlags: changes a disk to what `xml` says; `flags` as for attachDevice(). Of a running domain that is
+   * the medium of a CD-ROM or floppy drive (none: it is ejected) and its startupPolicy, anything else is
+   * VIR_ERR_OPERATION_UNSUPPORTED; in the definition it is all but the target. VIR_DOMAIN_DEVICE_MODIFY_FORCE: also where the
+   * guest has locked the tray.
+   */
+  async updateDevice(xml: string, flags = 0): Promise<void> {
+    return this.#session.call('domainUpdateDevice', (check) => [
+      this,
+      check.text('xml', xml),
+      check.flags(flags, affectFlags | c.VIR_DOMAIN_DEVICE_MODIFY_FORCE),
+    ])
+  }
+
   /** virDomainGetBlockInfo, bytes. */
   async blockInfo(disk: string, flags = 0): Promise<DomainBlockInfo> {
     return this.#session.call('domainGetBlockInfo', (check) => [this, check.text('disk', disk), check.flags(flags)])

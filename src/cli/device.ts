@@ -4,7 +4,12 @@ import type { Domain } from '../api/domain.js'
 import { formatDeviceXml, parseDeviceXml } from '../conf/device-xml.js'
 import type { DiskDef } from '../conf/domain-def.js'
 import { parseDomainXml } from '../conf/parse.js'
-import { VIR_DOMAIN_AFFECT_CONFIG, VIR_DOMAIN_AFFECT_LIVE, VIR_DOMAIN_XML_INACTIVE } from '../constants.gen.js'
+import {
+  VIR_DOMAIN_AFFECT_CONFIG,
+  VIR_DOMAIN_AFFECT_LIVE,
+  VIR_DOMAIN_DEVICE_MODIFY_FORCE,
+  VIR_DOMAIN_XML_INACTIVE,
+} from '../constants.gen.js'
 import { CommandError, type Context } from './context.js'
 import { readXmlFile } from './definition.js'
 import { domainArgument, jsonOption } from './spec.js'
@@ -70,6 +75,30 @@ function deviceCommand(attach: boolean): CommandSpec {
       return undefined
     },
   }
+}
+
+const updateDeviceCommand: CommandSpec = {
+  name: 'update-device',
+  group: 'Disks and streams',
+  summary: 'change a device to what a file with its XML says',
+  arguments: [domainArgument, fileArgument],
+  options: [...affectOptions, ['--force', 'also where the guest has locked the tray'], jsonOption],
+  description: [
+    'Reads the XML of a disk and changes the one with the same target. Of a running domain that is the medium of a CD-ROM or floppy drive, which is ejected where the XML has no source; everything else is changed in the definition only.',
+  ],
+  examples: [['update-device web1 cdrom.xml', 'another medium, now']],
+  seeAlso: ['attach-device', 'domblklist'],
+  async run(context, [what = '', file = ''], options) {
+    const xml = await readXmlFile(context, file)
+    const domain = await context.domain(what)
+    const force = options.flag('force') ? VIR_DOMAIN_DEVICE_MODIFY_FORCE : 0
+    await context.attempt(`Failed to update device from ${file}`, async () =>
+      domain.updateDevice(xml, (await flagsOf(domain, options)) | force),
+    )
+    if (options.flag('json')) context.printJson({ domain: domain.name, updated: true })
+    else context.say('Device updated successfully', '')
+    return undefined
+  },
 }
 
 const buses: Readonly<Record<string, string>> = { vd: 'virtio', sd: 'scsi', hd: 'ide', fd: 'fdc' }
@@ -155,6 +184,7 @@ const detachDiskCommand: CommandSpec = {
 export const deviceCommands: readonly CommandSpec[] = [
   deviceCommand(true),
   deviceCommand(false),
+  updateDeviceCommand,
   attachDiskCommand,
   detachDiskCommand,
 ]

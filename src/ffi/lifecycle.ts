@@ -21,6 +21,7 @@ type LifecycleOps = Pick<
   | 'domainSetAutostart'
   | 'domainAttachDevice'
   | 'domainDetachDevice'
+  | 'domainUpdateDevice'
   | 'domainAbortJob'
 >
 
@@ -67,6 +68,8 @@ export function lifecycleOps(conn: Connection): LifecycleOps {
       run(ref, (domain) => conn.call('virDomainAttachDeviceFlags', domain, xml, flags)),
     domainDetachDevice: (ref, xml, flags) =>
       run(ref, (domain) => conn.call('virDomainDetachDeviceFlags', domain, xml, flags)),
+    domainUpdateDevice: (ref, xml, flags) =>
+      run(ref, (domain) => conn.call('virDomainUpdateDeviceFlags', domain, xml, flags)),
     domainAbortJob: (ref, flags) => run(ref, (domain) => abortJob(conn, domain, flags)),
   }
 }

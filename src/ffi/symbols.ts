@@ -105,6 +105,7 @@ export const blocking = {
   virDomainBlockJobSetSpeed: int('address', 'text', 'ulong', 'uint'),
   virDomainAttachDeviceFlags: int('address', 'text', 'uint'),
   virDomainDetachDeviceFlags: int('address', 'text', 'uint'),
+  virDomainUpdateDeviceFlags: int('address', 'text', 'uint'),
   virDomainAbortJob: int('address'),
   virDomainAbortJobFlags: int('address', 'uint'),
   virDomainGetJobStats: int('address', 'bytes', 'bytes', 'bytes', 'uint'),

@@ -31,6 +31,7 @@ import { saveOps } from './save.js'
 import { watchLocks } from './lock-watch.js'
 import { openBudget } from './stream-launch.js'
 import { streamOps } from './stream.js'
+import { updateOps } from './update.js'
 import { Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -89,6 +90,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     ...commitOps(qemu),
     ...jobControlOps(qemu),
     ...hotplugOps(qemu),
+    ...updateOps(qemu),
     ...resizeOps(qemu),
     ...consoleOps(qemu),
     ...passthroughOps(qemu),

@@ -29,7 +29,7 @@ import type { Live, Vm } from './vm.js'
 const fail = failFrom('VIR_FROM_QEMU')
 
 /** What VIR_DOMAIN_AFFECT_* says; without either it is what there is: the running domain, or else its definition. */
-function affected(vm: Vm, flags: number): { live: boolean; config: boolean } {
+export function affected(vm: Vm, flags: number): { live: boolean; config: boolean } {
   const current = (flags & (VIR_DOMAIN_AFFECT_LIVE | VIR_DOMAIN_AFFECT_CONFIG)) === 0
   const live = current ? vm.live !== undefined : (flags & VIR_DOMAIN_AFFECT_LIVE) !== 0
   const config = current ? vm.live === undefined : (flags & VIR_DOMAIN_AFFECT_CONFIG) !== 0
@@ -60,7 +60,7 @@ function withDisk(def: DomainDef, disk: DiskDef, caps: QemuCapabilities): Domain
   return next
 }
 
-function writeConfig(qemu: Qemu, vm: Vm, next: DomainDef, undo: Undo): void {
+export function writeConfig(qemu: Qemu, vm: Vm, next: DomainDef, undo: Undo): void {
   const before = vm.requireConfig()
   undo.add(() => {
     vm.config = before

@@ -182,6 +182,21 @@ export class Monitor {
     return this.run('block_set_io_throttle', args, CONTROL)
   }
 
+  // --- media, by the alias of the drive ---
+
+  blockdevOpenTray(id: string, force: boolean): Promise<unknown> {
+    return this.run('blockdev-open-tray', { id, force }, CONTROL)
+  }
+  blockdevRemoveMedium(id: string): Promise<unknown> {
+    return this.run('blockdev-remove-medium', { id }, CONTROL)
+  }
+  blockdevInsertMedium(id: string, nodeName: string): Promise<unknown> {
+    return this.run('blockdev-insert-medium', { id, 'node-name': nodeName }, CONTROL)
+  }
+  blockdevCloseTray(id: string): Promise<unknown> {
+    return this.run('blockdev-close-tray', { id }, CONTROL)
+  }
+
   // --- block jobs ---
 
   queryJobs(): Promise<JobInfo[]> {

@@ -17,6 +17,7 @@ import { setState } from './events.js'
 import { makeHost, type Pending } from './image-host.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { keepLocks } from './lock-watch.js'
+import { settleMedia } from './medium.js'
 import { MigrationCommands } from './migration-commands.js'
 import { Monitor } from './monitor.js'
 import { type Departure, movedStream } from './moved-streams.js'
@@ -165,6 +166,7 @@ async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
       PAUSED_STATES[status]?.reason ?? c.VIR_DOMAIN_PAUSED_UNKNOWN,
     )
   if (live.saving !== undefined) await abandonSave(live, live.saving)
+  await settleMedia(qemu, vm, live)
   await catchUpWithJobs(qemu, vm, live)
   await forgetUnplugged(qemu, vm, live)
 }

@@ -121,6 +121,8 @@ export const calls: Calls = {
   domainAttachDevice: (on, ref, ...args) => domainOf(on, ref).attachDevice(...args),
   domainDetachDevice: (on, ref, ...args) => domainOf(on, ref).detachDevice(...args),
 
+  domainUpdateDevice: (on, ref, ...args) => domainOf(on, ref).updateDevice(...args),
+
   domainGetBlockInfo: (on, ref, ...args) => domainOf(on, ref).blockInfo(...args),
   domainBlockStats: (on, ref, disk) => domainOf(on, ref).blockStats(disk),
   domainBlockResize: (on, ref, disk, size) =>

@@ -128,6 +128,8 @@ test('every operation of a driver that changes something is refused on a connect
     () => dom.managedSaveRemove(),
     () => dom.setAutostart(true),
     () => dom.blockResize('vda', 1),
+    () => dom.blockCommit('vda'),
+    () => dom.updateDevice('<disk/>'),
     () => dom.blockPull('vda'),
     () => dom.blockRebase('vda'),
     () => dom.blockJobAbort('vda'),

@@ -201,6 +201,15 @@ test('disks are attached and detached, and a base that has moved is told', async
   assert.equal(await sh.ok('detach-device', 'guest', file, '--current'), 'Device detached successfully\n\n')
   assert.deepEqual(await targets(), ['vda'])
 
+  await writeFile(file, "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>")
+  assert.match(
+    (await sh.run('update-device', 'guest', file, '--config')).stderr,
+    /^error: Failed to update device from .*\nerror: target sda doesn't exist\. \(VIR_ERR_INVALID_ARG\)/,
+  )
+  await writeFile(file, diskXml('vda', join(sh.folder, 'overlay.qcow2'), { driver: "cache='none'" }))
+  assert.equal(await sh.ok('update-device', 'guest', file), 'Device updated successfully\n\n')
+  assert.match(await sh.ok('dumpxml', 'guest'), /cache='none'/)
+
   const moved = await patternImage(sh.folder, 4 * MiB, 8)
   assert.match(await sh.ok('stream-disk', 'guest', 'vda', '--new-base', moved.path), /^Disk 'vda' reads from base /)
   assert.equal(await backingOf(join(sh.folder, 'overlay.qcow2')), moved.path)

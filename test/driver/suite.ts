@@ -5,6 +5,7 @@ import { lifecycle, savedStates, wrongCalls } from './suite-lifecycle.js'
 import { commits } from './suite-commits.js'
 import { resizes } from './suite-resizes.js'
 import { streams } from './suite-streams.js'
+import { updates } from './suite-updates.js'
 import type { Each, Open } from './support.js'
 
 /**
@@ -29,5 +30,6 @@ export function driverSuite(name: string, inMemory: boolean, open: Open): void {
     if (inMemory) return
     resizes(each)
     commits(each)
+    updates(each)
   })
 }

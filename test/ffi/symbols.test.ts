@@ -70,6 +70,7 @@ const operations: Readonly<Partial<Record<keyof HypervisorOps, readonly string[]
   connectTunnel: { absent: OURS },
   domainStreamDiskSetBase: { absent: OURS },
   domainAttachDevice: ['virDomainAttachDeviceFlags'],
+  domainUpdateDevice: ['virDomainUpdateDeviceFlags'],
   domainDetachDevice: ['virDomainDetachDeviceFlags'],
   qemuMonitorCommand: ['virDomainQemuMonitorCommand'],
   domainOpenConsole: ['virDomainOpenConsole'],
