@@ -12,6 +12,7 @@ const kinds: readonly EventKind[] = [
   'stream-unit',
   'io-error',
   'job-completed',
+  'migration-iteration',
   'agent',
   'device-added',
   'device-removed',
