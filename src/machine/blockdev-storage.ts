@@ -22,7 +22,7 @@ type NetworkSource = Extract<StorageSource, { type: 'network' }>
  * Seconds that an NBD node goes on trying to reconnect: for ever. A node that gives up fails the guest's reads and stays
  * dead also when the server comes back; one that waits carries on where it was.
  */
-const nbdReconnectDelay = 4_000_000_000
+export const FOREVER = 4_000_000_000
 /** Seconds that an NBD node may wait for its server when it is added. */
 const nbdOpenTimeout = 10
 const nbdPort = 10809
@@ -50,7 +50,7 @@ function nbd(source: NetworkSource, options: StorageProtocolOptions): Protocol {
     driver: 'nbd',
     server: nbdServer(onlyHost(source)),
     ...(source.name !== undefined && source.name !== '' && { export: source.name }),
-    'reconnect-delay': source.reconnectDelay ?? options.reconnectDelay ?? nbdReconnectDelay,
+    'reconnect-delay': source.reconnectDelay ?? options.reconnectDelay ?? FOREVER,
     'open-timeout': nbdOpenTimeout,
     ...(source.tls === 'yes' && nbdTls(source, options.tlsCreds)),
   }

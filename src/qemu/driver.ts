@@ -156,10 +156,10 @@ function readIfThere(path: string): string | undefined {
 }
 
 /** Streams that our own requests move are left to QEMU. */
-async function handOverAll(vm: Vm): Promise<void> {
+async function handOverAll(qemu: Qemu, vm: Vm): Promise<void> {
   const { host } = vm
   for (const job of host?.blockJobs.all ?? [])
-    if (host !== undefined && job.puller !== undefined) await handOver(vm, host, job)
+    if (host !== undefined && job.puller !== undefined) await handOver(qemu, vm, host, job)
 }
 
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
@@ -167,7 +167,9 @@ async function close(qemu: Qemu): Promise<void> {
   qemu.stopWatchingLocks()
   qemu.budget.close()
   // as a job, so that who is in the middle of something gets to its end
-  const left = await Promise.allSettled(qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(vm), Infinity)))
+  const left = await Promise.allSettled(
+    qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(qemu, vm), Infinity)),
+  )
   for (const result of left) if (result.status === 'rejected') qemu.warn(messageOf(result.reason))
   await closeMigrations(qemu)
   await qemu.idle()

@@ -12,6 +12,7 @@ import { chainOf } from './block-graph.js'
 import { formatNodeName } from '../machine/blockdev.js'
 import type { BlockJob } from './blockjob.js'
 import { isOutage, isRemote, linksOf } from './link-watch.js'
+import { untilAllMoved, writesBack } from './migration-write-back.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { endPull, type JobEnd } from './settle.js'
@@ -83,8 +84,10 @@ async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller:
     () => undefined,
     (failure: unknown) => failure,
   )
+  if (puller.aborted) return
   // QEMU closes its NBD server when it ends, a while before it is gone: that is no failure of the stream
   if (isLost(error)) await Promise.race([host.ended, delay(ENDING, undefined, { ref: false })])
+  if (error === undefined) await untilAllMoved(qemu, vm, job.record.disk, () => puller.aborted)
   if (puller.aborted) return
   const end = async (): Promise<void> => {
     if (vm.host !== host || job.puller !== puller || puller.aborted) return
@@ -109,19 +112,19 @@ async function quiesce(host: StreamHost, job: BlockJob): Promise<boolean> {
   if (puller === undefined) return true
   puller.abort()
   const end = performance.now() + LAST_ANSWERS
-  while (puller.inFlight > 0 && performance.now() < end) await delay(20)
-  if (puller.inFlight === 0) return true
+  while (puller.isBusy && performance.now() < end) await delay(20)
+  if (!puller.isBusy) return true
   host.exports.abandon(job.record.disk)
   return false
 }
 
 /**
  * Under the domain's job, when our process lets go of the root: QEMU goes on alone with its own job. Where the base does
- * not answer the stream rests until the root is opened again.
+ * not answer, or where a mirror has the disk, the stream rests until the root is opened again.
  */
-export async function handOver(vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+export async function handOver(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
   job.resting = false // nobody would tell it when the guest is quiet
-  if (await quiesce(host, job)) await beginJob(vm, host, job)
+  if ((await quiesce(host, job)) && !writesBack(qemu, vm)) await beginJob(vm, host, job)
 }
 
 /** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */

@@ -10,6 +10,7 @@ import { listenPrivately, type UnixRelay } from '../tunnel/relay.js'
 import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './migration-record.js'
 import { JobStats } from './migration-stats.js'
 import type { MigrationWatch } from './migration-watch.js'
+import { watchWriteBack } from './migration-write-back.js'
 import type { Qemu } from './qemu.js'
 import type { Vm } from './vm.js'
 
@@ -27,6 +28,8 @@ export class Incoming {
   /** what QEMU said when it failed */
   reason = ''
   releasing = false
+  /** disks of which every block is here, while their writes still go to the source */
+  readonly pulled = new Set<string>()
   /** it is being ended */
   cancelling: Promise<void> | undefined
   readonly #qemu: Qemu
@@ -64,10 +67,17 @@ export class Incoming {
     saveRecord(this.#qemu.root, this.record)
   }
 
+  /** The guest's writes stay here. */
+  endWriteBack(): void {
+    this.record.writeBack = 'over'
+    saveRecord(this.#qemu.root, this.record)
+  }
+
   /** Tells the source once a second where the disks are. */
   #tell(): void {
     clearInterval(this.#telling)
-    this.#telling = setInterval(() => void tellProgress(this).catch(() => undefined), 1_000).unref()
+    const look = (): Promise<void> => tellProgress(this).then(() => watchWriteBack(this.#qemu, this))
+    this.#telling = setInterval(() => void look().catch(() => undefined), 1_000).unref()
   }
 
   /** Without a source a guest that has not arrived yet never will. */

@@ -14,6 +14,7 @@ import { sharedDisks } from './migration-disks.js'
 import { leaveToHeaders, remainsOf } from './migration-guestless.js'
 import { type MigrationRecord } from './migration-record.js'
 import { beginStreams, closeDisks, disksLeft } from './migration-target-disks.js'
+import { beginWriteBack } from './migration-write-back.js'
 import { killHard } from './process.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus } from './status.js'
@@ -35,6 +36,7 @@ export async function finish(qemu: Qemu, incoming: Incoming, locks?: LockCookie)
     if (isStreaming(record)) return
     if (record.phase !== 'loaded')
       throw fail('VIR_ERR_OPERATION_FAILED', `the state of domain '${vm.name}' has not arrived`)
+    await beginWriteBack(qemu, incoming, live)
     if (storageOf(record.flags) === 'shared') await live.access.setDiskLocks(sharedDisks(live), 'held', locks)
     if ((record.flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0) keepDefinition(qemu, incoming, live)
     // who called it off was told that it would not run here

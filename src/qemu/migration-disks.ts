@@ -6,6 +6,7 @@ import { joinUnix } from '../tunnel/join.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import { isDeviceOf } from './block-graph.js'
 import { findDisk } from './disk-names.js'
+import { closeBack, openBack, requireWhole } from './migration-back-nodes.js'
 import { storageOf } from './migration-flags.js'
 import { mirrored } from './migration-mirror.js'
 import type { MigratedDisk } from '../migration/cookie.js'
@@ -22,6 +23,8 @@ export interface SourceStorage {
   before(): Promise<void>
   /** the guest stands still, and will run elsewhere next */
   atSwitch(): Promise<void>
+  /** all of its state has gone over, it runs nowhere yet; may be called again */
+  switched(): Promise<void>
   /** the guest stays */
   undo(): Promise<void>
   /** a reader of a disk has come from the destination */
@@ -56,18 +59,26 @@ export function sourceStorage(qemu: Qemu, outgoing: Outgoing, live: Live | undef
 
 /** Its QEMU serves what the destination reads, and goes on with that when the guest is gone. */
 function streamed(qemu: Qemu, outgoing: Outgoing, live: Live | undefined): SourceStorage {
-  const { vm, migrated } = outgoing
+  const { vm, migrated, record } = outgoing
+  const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
   return {
     async before() {
+      if (record.params.writeBack === true) migrated.forEach(requireWhole)
       for (const disk of migrated) await live?.exports.serve(disk)
     },
     async atSwitch() {
-      await live?.access.setDiskLocks(migrated, 'shared')
+      // what is written to from afar stays locked as it is
+      if (record.params.writeBack !== true) await live?.access.setDiskLocks(migrated, 'shared')
+    },
+    async switched() {
+      if (record.params.writeBack === true && live !== undefined) await openBack(live, migrated)
     },
     async undo() {
-      await live?.access.setDiskLocks(migrated, 'held')
+      if (live === undefined) return
+      await live.access.setDiskLocks(migrated, 'held')
+      await closeBack(live, migrated, warn)
       for (const { target } of migrated)
-        await live?.exports.unserve(target).catch((error: unknown) => qemu.warn(messageOf(error)))
+        await live.exports.unserve(target).catch((error: unknown) => warn(messageOf(error)))
     },
     async serve(request) {
       const { host } = vm
@@ -84,6 +95,7 @@ export const sharedDisks = ({ def }: Live): DiskDef[] => def.disks.filter(movesA
 function shared(_qemu: Qemu, outgoing: Outgoing, live: Live | undefined): SourceStorage {
   return {
     before: () => Promise.resolve(),
+    switched: () => Promise.resolve(),
     async atSwitch() {
       if (live !== undefined) outgoing.record.locks = await live.access.setDiskLocks(sharedDisks(live), 'released')
     },

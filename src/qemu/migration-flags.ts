@@ -33,8 +33,11 @@ export function checkMigrationFlags(params: MigrateParams, flags: number): void 
   for (const key of ['diskStreamBandwidth', 'diskStreamEngine', 'writeBack', 'serve'] as const)
     if (params[key] !== undefined && !streams)
       throw fail('VIR_ERR_INVALID_ARG', `parameter '${key}' needs the flag VIR_MIGRATE_STREAM_DISKS`)
-  if (params.writeBack === true || params.serve === 'external')
-    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "this driver does not offer 'writeBack' and serve 'external'")
+  if (params.writeBack === true && params.diskStreamEngine === 'job')
+    throw fail(
+      'VIR_ERR_INVALID_ARG',
+      "parameter 'writeBack' needs diskStreamEngine 'pull': QEMU has no two jobs on a disk",
+    )
   if (params.compression !== undefined && params.compression !== 'xbzrle')
     throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `compression is 'xbzrle', not '${params.compression}'`)
   if (params.releaseRam === true && (flags & c.VIR_MIGRATE_POSTCOPY) === 0)

@@ -7,10 +7,11 @@ import type { Incoming } from './incoming.js'
 import { removeMade } from './migration-arrive.js'
 import { MigrationCommands, seeThrough, sendMemory } from './migration-commands.js'
 import { SERVICE } from '../migration/link.js'
-import { beginMirror, endMirrors, mirrorsReady } from './migration-mirror.js'
+import { beginMirror, endMirrors, jobsOf, mirrorsReady } from './migration-mirror.js'
 import { disksSocket } from './migration-record.js'
 import { beginStreams } from './migration-target-disks.js'
 import { MigrationWatch } from './migration-watch.js'
+import { keepWriteBack } from './migration-write-back.js'
 import { backName } from './nbd-exports.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
@@ -38,8 +39,10 @@ export async function prepareReturn(qemu: Qemu, incoming: Incoming): Promise<voi
 export async function mirrorBack(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { live, record, migrated } = requireReturning(incoming)
   const socket = disksSocket(qemu.root, record.id)
-  for (const disk of migrated)
-    await beginMirror(live.monitor, disk, { socket, sync: 'top', synchronous: true, name: backName(disk.target) })
+  for (const [disk, job] of await jobsOf(live.monitor, migrated))
+    // one that was there all the time has nothing left to copy
+    if (job === undefined)
+      await beginMirror(live.monitor, disk, { socket, sync: 'top', synchronous: true, name: backName(disk.target) })
   await mirrorsReady(live.monitor, migrated, () => {
     if (incoming.messages === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'the source cannot be reached')
   })
@@ -87,14 +90,14 @@ export async function sendBack(incoming: Incoming): Promise<void> {
 
 /** 'return-failed': it stays here after all. */
 export async function keepAfterAll(qemu: Qemu, incoming: Incoming): Promise<void> {
-  const { vm, record, migrated } = incoming
+  const { vm, record } = incoming
   if (record.phase !== 'returning') return
   await vm.jobs.run('migrate', async () => {
     const { live } = vm
     if (live !== undefined) {
       const commands = new MigrationCommands(live.monitor)
       await commands.cancel()
-      await endMirrors(live.monitor, migrated, true)
+      await keepWriteBack(incoming, live)
       const wasRunning = vm.state.state === c.VIR_DOMAIN_RUNNING || vm.state.reason === c.VIR_DOMAIN_PAUSED_MIGRATION
       if (wasRunning && !(await live.monitor.queryStatus()).running) await live.monitor.cont()
     }

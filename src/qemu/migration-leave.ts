@@ -141,6 +141,9 @@ function answer(qemu: Qemu, outgoing: Outgoing, method: string, params: unknown)
     case 'progress':
       outgoing.stats.takeDisks(params)
       return {}
+    case 'write-back-over':
+      outgoing.endWriteBack()
+      return {}
     case 'return-closing':
       return closeBack(outgoing)
     case 'released':
@@ -229,7 +232,7 @@ export async function resolveSwitched(qemu: Qemu, outgoing: Outgoing, forward: b
   try {
     if (link === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'there is no link')
     if (!link.isUp) await link.connect()
-    phase = await decide(link, forward, record)
+    phase = await decide(link, record, forward ? () => sourceStorage(qemu, outgoing, live).switched() : undefined)
   } catch (error) {
     if (!(error instanceof UnknownThereError)) {
       link?.last()
@@ -243,13 +246,18 @@ export async function resolveSwitched(qemu: Qemu, outgoing: Outgoing, forward: b
 }
 
 /** Whether the guest runs there ('streaming'), or never will. */
-async function decide(link: MigrationLink, forward: boolean, { locks }: MigrationRecord): Promise<unknown> {
+async function decide(
+  link: MigrationLink,
+  { locks }: MigrationRecord,
+  prepare: (() => Promise<void>) | undefined,
+): Promise<unknown> {
   const ask = async (method: string, params: object = {}, timeout?: number): Promise<unknown> =>
     ((await link.request(method, params, timeout)) as { phase?: unknown }).phase
   const phase = await ask('phase')
   if (phase === 'streaming') return phase
-  if (forward) {
+  if (prepare !== undefined) {
     try {
+      await prepare()
       return await ask('finish', { locks }, FINISHING)
     } catch (error) {
       // it has to be known that it does not run there

@@ -6,6 +6,7 @@ import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import { UnixRelay } from '../tunnel/relay.js'
 import { formatNodeName } from '../machine/blockdev.js'
+import { FOREVER } from '../machine/blockdev-storage.js'
 import type { SourceStorage } from './migration-disks.js'
 import { SERVICE } from '../migration/link.js'
 import { migrationDir } from './migration-record.js'
@@ -27,12 +28,14 @@ export const mirrorName = ({ target }: Pick<DiskDef, 'target'>): string => `mirr
 export interface MirrorOptions {
   /** unix socket where the target's export is */
   socket: string
-  /** 'full': all of it; 'top': what the disk's own image holds */
-  sync: 'full' | 'top'
+  /** 'full': all of it; 'top': what the disk's own image holds; 'none': what the guest writes from now on */
+  sync: 'full' | 'top' | 'none'
   /** every write of the guest waits for the target, so that the mirror cannot fall behind */
   synchronous?: boolean
   /** of the export; default: as the disk's own is called */
   name?: string
+  /** while the export is away writes wait for it, instead of ending the mirror */
+  lasting?: boolean
 }
 
 /** Begins to mirror a disk to the export of the same name. */
@@ -43,6 +46,7 @@ export async function beginMirror(monitor: Monitor, disk: DiskDef, options: Mirr
   await monitor.blockdevAdd({
     ...{ driver: 'nbd', 'node-name': name, server: { type: 'unix', path: options.socket } },
     ...{ export: options.name ?? exportName(target), discard: 'unmap' },
+    ...(options.lasting === true && { 'reconnect-delay': FOREVER }),
   })
   try {
     await monitor.run('blockdev-mirror', {
@@ -57,7 +61,7 @@ export async function beginMirror(monitor: Monitor, disk: DiskDef, options: Mirr
   }
 }
 
-async function jobsOf(monitor: Monitor, disks: readonly DiskDef[]): Promise<Map<DiskDef, JobInfo | undefined>> {
+export async function jobsOf(monitor: Monitor, disks: readonly DiskDef[]): Promise<Map<DiskDef, JobInfo | undefined>> {
   const all = await monitor.queryJobs()
   return new Map(disks.map((disk) => [disk, all.find(({ id }) => id === mirrorName(disk))]))
 }
@@ -136,6 +140,7 @@ export function mirrored(qemu: Qemu, outgoing: Outgoing, live: Live | undefined)
       await closeRelay()
       await live.access.setDiskLocks(migrated, 'released')
     },
+    switched: () => Promise.resolve(),
     async undo() {
       if (live === undefined) return
       await endMirrors(live.monitor, migrated, true).catch((error: unknown) => qemu.warn(messageOf(error)))

@@ -91,10 +91,7 @@ async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> 
     outgoing.forget()
     return
   }
-  if (record.phase === 'memory') {
-    if (live !== undefined) record.def = live.def
-    outgoing.enter('switched')
-  }
+  if (record.phase === 'memory' && live !== undefined) outgoing.enterSwitched(live.def)
   if (record.phase === 'returning') outgoing.enter('serving')
   if (record.phase === 'returned' && live !== undefined && vm.state.state === c.VIR_DOMAIN_PAUSED)
     await vm.jobs.run('migrate', () => runAgain(qemu, outgoing, live))

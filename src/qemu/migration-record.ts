@@ -58,6 +58,11 @@ export interface MigrationRecord {
   locks?: LockCookie
   /** at the destination: the domain was not defined there before */
   defined?: boolean
+  /**
+   * with the parameter of that name, since the switch. 'on': the images of the source have every write of the guest that it
+   * has been told is done; 'over': not any more, the disks have moved, or one could not be written
+   */
+  writeBack?: 'on' | 'over'
   /** the live definition: at the source once the guest has gone, at the destination while disks are pulled */
   def?: DomainDef
   /** at the destination: the definition to keep there */

@@ -43,7 +43,7 @@ export async function bringBack(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     const watch = new MigrationWatch(live)
     for (const disk of outgoing.migrated) {
       await live.exports.serve(disk)
-      await live.exports.serveBack(disk)
+      await live.exports.serveBack(disk, { writethrough: record.writeBack === 'on' })
     }
     await new MigrationCommands(live.monitor).setCapabilities({ events: true, 'return-path': true })
     await link.request('return-mirror', {}, COPYING)

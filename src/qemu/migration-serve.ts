@@ -37,7 +37,10 @@ async function serve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   try {
     for (const { disk: target } of record.disks) {
       const disk = def.disks.find((candidate) => candidate.target === target)
-      if (disk !== undefined) await (await openOffline(qemu, vm, def, disk)).exports.serve(disk)
+      if (disk === undefined) continue
+      const { exports } = await openOffline(qemu, vm, def, disk)
+      await exports.serve(disk)
+      if (record.writeBack === 'on') await exports.serveBack(disk, { writethrough: true })
     }
   } catch (error) {
     await stopServing(qemu, outgoing)

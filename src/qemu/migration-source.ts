@@ -85,8 +85,8 @@ export async function perform(
     await storage.before()
     await transfer(outgoing, live, storage)
     vm.requireSame(live)
-    record.def = live.def
-    outgoing.enter('switched')
+    await storage.switched()
+    outgoing.enterSwitched(live.def)
     outgoing.link.last()
     outgoing.expectConfirmation(CONFIRMATION, () => resolveLater(qemu, outgoing))
   } catch (error) {

@@ -21,9 +21,10 @@ const QUERY = 10_000
 /** ms for commands that may have to wait for the guest's I/O (a drain) */
 const CONTROL = 30_000
 
-/** Of an export: may clients write; the I/O thread that serves it. */
+/** Of an export: may clients write; is what they write flushed before they are answered; the I/O thread that serves it. */
 export interface ExportOptions {
   writable?: boolean
+  writethrough?: boolean
   iothread?: string | undefined
 }
 
@@ -244,10 +245,11 @@ export class Monitor {
     await this.run('nbd-server-start', { addr: { type: 'fd', data: { str: 'vs-nbd' } } }, QUERY)
   }
   /** With an I/O thread the node goes there, and stays there as long as the export does. */
-  blockExportAdd(id: string, nodeName: string, { writable = false, iothread }: ExportOptions = {}): Promise<unknown> {
+  blockExportAdd(id: string, nodeName: string, options: ExportOptions = {}): Promise<unknown> {
+    const { writable = false, writethrough, iothread } = options
     const args = { type: 'nbd', id, 'node-name': nodeName, name: id, writable, 'allocation-depth': true }
     const thread = iothread === undefined ? {} : { iothread, 'fixed-iothread': true }
-    return this.run('block-export-add', { ...args, ...thread }, CONTROL)
+    return this.run('block-export-add', { ...args, ...(writethrough && { writethrough }), ...thread }, CONTROL)
   }
   blockExportDel(id: string): Promise<unknown> {
     return this.run('block-export-del', { id, mode: 'hard' }, CONTROL)

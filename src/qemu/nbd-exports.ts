@@ -34,7 +34,11 @@ export class NotInThread extends VirError {
 }
 
 interface ExportWay {
+  /** default: the format node of the disk's own image */
+  node?: string
   writable?: boolean
+  /** each write is on the host's storage before it is answered */
+  writethrough?: boolean
   /** also before the disk is in its I/O thread: who connects does so while the guest stands still */
   anyThread?: boolean
 }
@@ -74,7 +78,7 @@ export class NbdExports {
     const { target } = disk
     const known = this.#clients.get(target)
     if (known?.connected === true) return known
-    const id = await this.#export(disk)
+    const id = await this.#export(exportName(target), disk)
     const fd = native.connectUnix(this.#socket)
     await this.#keep(target, fd)
     const socket = new Socket({ fd, readable: true, writable: true })
@@ -103,25 +107,34 @@ export class NbdExports {
   }
 
   /** Exports the disk for others, who connect to the socket themselves; `writable` while no guest runs on it. */
-  async serve(disk: DiskDef, { writable = false } = {}): Promise<void> {
-    await this.#export(disk, { writable, anyThread: true })
+  async serve(disk: DiskDef, way: Pick<ExportWay, 'node' | 'writable'> = {}): Promise<void> {
+    await this.#export(exportName(disk.target), disk, { ...way, anyThread: true })
   }
 
   /** A second export of a disk, under another name, that may be written: until the guest runs on it. */
-  async serveBack(disk: DiskDef): Promise<void> {
-    await this.#add(disk, backName(disk.target), { writable: true, anyThread: true })
+  async serveBack(disk: DiskDef, way: Pick<ExportWay, 'node' | 'writethrough'> = {}): Promise<void> {
+    await this.#export(backName(disk.target), disk, { ...way, writable: true, anyThread: true })
   }
   async unserveBack(target: string): Promise<void> {
-    await this.#monitor.blockExportDel(backName(target))
+    await this.#takeAway(backName(target))
+  }
+  servesBack(target: string): Promise<boolean> {
+    return this.#isThere(backName(target))
   }
 
   /** Takes back what `serve` gave; whoever is connected loses the connection. */
   async unserve(target: string): Promise<void> {
-    await this.#monitor.blockExportDel(exportName(target))
+    await this.#takeAway(exportName(target))
   }
 
-  async #export(disk: DiskDef, way: ExportWay = {}): Promise<string> {
-    const id = exportName(disk.target)
+  /** Nothing when it is not there. QEMU does it in the background, and until it is done the name is taken. */
+  async #takeAway(id: string): Promise<void> {
+    if (!(await this.#isThere(id))) return
+    await this.#monitor.blockExportDel(id)
+    for (let tries = 0; tries < GONE_TRIES && (await this.#isThere(id)); tries++) await delay(GONE_INTERVAL)
+  }
+
+  async #export(id: string, disk: DiskDef, way: ExportWay = {}): Promise<string> {
     if (!(await this.#isThere(id))) await this.#add(disk, id, way)
     return id
   }
@@ -146,16 +159,18 @@ export class NbdExports {
    * driver, or firmware, lets go of the device, and back; with a client connected 7.2 aborts when the second move comes soon
    * after the first, as it does while a guest boots. Who has the device lets nobody else bring the disk to its thread.
    */
-  async #addTo(disk: DiskDef, id: string, { writable = false, anyThread }: ExportWay): Promise<void> {
+  async #addTo(disk: DiskDef, id: string, { node, anyThread, ...how }: ExportWay): Promise<void> {
     const { source, target } = disk
     if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
-    const iothread = this.#threadOf(disk)
+    // a node of its own is not in the guest's thread
+    const iothread = node === undefined ? this.#threadOf(disk) : undefined
+    const name = node ?? formatNodeName(source)
     try {
-      await this.#monitor.blockExportAdd(id, formatNodeName(source), { writable, iothread })
+      await this.#monitor.blockExportAdd(id, name, { ...how, iothread })
     } catch (error) {
       if (iothread === undefined || !/Cannot change iothread/.test(messageOf(error))) throw error
       if (anyThread !== true) throw new NotInThread(target, error)
-      await this.#monitor.blockExportAdd(id, formatNodeName(source), { writable })
+      await this.#monitor.blockExportAdd(id, name, how)
     }
   }
 
@@ -191,8 +206,7 @@ export class NbdExports {
     if (client === undefined && (this.#abandoned.has(target) || !(await this.#isThere(id)))) return
     this.#clients.delete(target)
     // QEMU's side first, see #keep
-    await this.#monitor.blockExportDel(id)
-    for (let tries = 0; tries < GONE_TRIES && (await this.#isThere(id)); tries++) await delay(GONE_INTERVAL)
+    await this.#takeAway(id)
     client?.destroy()
     const kept = this.#kept.get(target)
     this.#kept.delete(target)

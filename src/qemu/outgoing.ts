@@ -1,5 +1,5 @@
 /** A migration away from here, as long as it lasts. */
-import type { DiskDef } from '../conf/domain-def.js'
+import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { failFrom } from '../error.js'
 import type { MigrationCommands } from './migration-commands.js'
@@ -52,6 +52,19 @@ export class Outgoing {
   /** Both sides stand still: when nobody says within `ms` what is to become of that, `work` finds out. */
   expectConfirmation(ms: number, work: () => void): void {
     this.#confirmation = setTimeout(work, ms).unref()
+  }
+
+  /** The guest has gone, and what it had here is written down. */
+  enterSwitched(def: DomainDef): void {
+    this.record.def = def
+    if (this.record.params.writeBack === true) this.record.writeBack = 'on'
+    this.enter('switched')
+  }
+
+  /** From now on the guest's writes do not come here any more. */
+  endWriteBack(): void {
+    this.record.writeBack = 'over'
+    saveRecord(this.#qemu.root, this.record)
   }
 
   /** Over, one way or the other. */

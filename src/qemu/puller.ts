@@ -38,6 +38,7 @@ export class Puller {
   #failure: unknown
   #wait: AbortController | undefined
   #resting: { promise: Promise<void>; end: () => void } | undefined
+  #walking = false
   /** the disk is full: requests are tried again until there is room */
   full = false
   /** the base is away: requests fail, and are tried again until it is back */
@@ -55,9 +56,9 @@ export class Puller {
   get position(): number {
     return Math.min(this.#cursor, ...this.#flying)
   }
-  /** requests that QEMU has not answered yet */
-  get inFlight(): number {
-    return this.#flying.size
+  /** something that QEMU was asked is not answered yet, or is about to be asked */
+  get isBusy(): boolean {
+    return this.#walking || this.#flying.size > 0
   }
   get aborted(): boolean {
     return this.#abort.signal.aborted
@@ -84,6 +85,15 @@ export class Puller {
 
   /** Resolves when all is pulled, or to nothing done after `abort`. Rejects with the NbdError of a base that cannot be read. */
   async run(): Promise<void> {
+    this.#walking = true
+    try {
+      await this.#walk()
+    } finally {
+      this.#walking = false
+    }
+  }
+
+  async #walk(): Promise<void> {
     const workers = new Set<Promise<void>>()
     const { maxDepth, unit: size = DEFAULT_UNIT } = this.#options
     for await (const unit of unitsOf(this.#client, { offset: this.#cursor, maxDepth, unit: size })) {

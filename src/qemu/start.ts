@@ -20,6 +20,7 @@ import { makeVariableStore } from '../machine/firmware.js'
 import { makeHost, Pending } from './image-host.js'
 import { carryStreams } from './moved-streams.js'
 import type { Monitor } from './monitor.js'
+import { leaveWriteBack } from './migration-write-back.js'
 import { prepareLive } from './prepare-live.js'
 import { freeVncPorts } from './ports.js'
 import { killHard, launch, qemuDir } from './process.js'
@@ -69,6 +70,7 @@ function watchLoss(qemu: Qemu, vm: Vm, live: Live): void {
 /** Under the domain's job: starts `source` as the live self of `vm`. Streams that ran without it go on in it. */
 export async function startVm(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOptions): Promise<void> {
   requireAtHome(qemu, vm)
+  await leaveWriteBack(qemu, vm)
   await carryStreams(qemu, vm, () => startQemu(qemu, vm, source, options))
 }
 

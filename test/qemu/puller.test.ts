@@ -113,7 +113,7 @@ test('an abort is obeyed although a request is never answered', async () => {
   const puller = new Puller(disk.client, { window: 4, bandwidth: 0 })
   const done = puller.run()
   await delay(10)
-  assert.equal(puller.inFlight, 4)
+  assert.equal(puller.isBusy, true)
   puller.abort()
   await done
   assert.equal(disk.asked.length, 4)
@@ -128,7 +128,7 @@ test('a pull that is aborted while it waits for its bandwidth has nothing left u
   puller.abort()
   await done
   await delay(40)
-  assert.equal(puller.inFlight, 0)
+  assert.equal(puller.isBusy, false)
 })
 
 test('a limit holds, and a higher one wakes a pull that waits for the lower', async () => {
