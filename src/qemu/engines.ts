@@ -80,17 +80,18 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
 }
 
 async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller: Puller): Promise<void> {
+  const isAborted = (): boolean => puller.aborted
   const error: unknown = await puller.run().then(
     () => undefined,
     (failure: unknown) => failure,
   )
-  if (puller.aborted) return
+  if (isAborted()) return
   // QEMU closes its NBD server when it ends, a while before it is gone: that is no failure of the stream
   if (isLost(error)) await Promise.race([host.ended, delay(ENDING, undefined, { ref: false })])
-  if (error === undefined) await untilAllMoved(qemu, vm, job.record.disk, () => puller.aborted)
-  if (puller.aborted) return
+  if (error === undefined) await untilAllMoved(qemu, vm, job.record.disk, isAborted)
+  if (isAborted()) return
   const end = async (): Promise<void> => {
-    if (vm.host !== host || job.puller !== puller || puller.aborted) return
+    if (vm.host !== host || job.puller !== puller || isAborted()) return
     job.puller = undefined
     const refusal = error === undefined ? await beginJob(vm, host, job).then(() => undefined, messageOf) : reason(error)
     if (refusal !== undefined) await endPull(qemu, vm, host, job, { status: 'failed', error: refusal })

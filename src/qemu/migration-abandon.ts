@@ -18,7 +18,7 @@ const PAUSING = 60_000
 
 /**
  * Under the domain's job. Before it was known whether the guest ran there it goes on here; after that the domain is shut
- * off, with its images as they were at the switch.
+ * off, with its images as they were at the switch, or as the guest left them if it wrote back.
  */
 export async function abandon(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm, record } = outgoing
@@ -48,7 +48,8 @@ export async function finishAbandoning(qemu: Qemu, outgoing: Outgoing): Promise<
     vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_DESTROYED }
   }
   outgoing.enter('abandoned')
-  stats.fail(fail('VIR_ERR_OPERATION_ABORTED', `'${record.peer}' was given up, with what the guest wrote there`))
+  const lost = record.writeBack === 'on' ? 'what the guest wrote there is here' : 'with what the guest wrote there'
+  stats.fail(fail('VIR_ERR_OPERATION_ABORTED', `'${record.peer}' was given up, ${lost}`))
   qemu.finishedJobs.set(vm.uuid, stats.now)
 }
 

@@ -16,6 +16,7 @@ import type { Incoming } from './incoming.js'
 import { cancel } from './migration-arrive.js'
 import { disksSocket } from './migration-record.js'
 import { exportName } from './nbd-exports.js'
+import { stopWritingBack } from './migration-write-back.js'
 import type { Qemu } from './qemu.js'
 import { stopJob } from './job-control.js'
 
@@ -41,6 +42,7 @@ export async function settleAbandoned(qemu: Qemu, incoming: Incoming): Promise<v
   const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}', given up by its source: ${messageOf(error)}`)
   await incoming.refuseReads()
   const { live } = vm
+  if (live !== undefined) await stopWritingBack(incoming, live)
   if (live !== undefined) {
     // QEMU answers when the reads that wait have failed
     live.pauseReason = c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED

@@ -7,6 +7,7 @@ import type { ChannelRequest } from '../tunnel/requests.js'
 import { isDeviceOf } from './block-graph.js'
 import { findDisk } from './disk-names.js'
 import { closeBack, openBack, requireWhole } from './migration-back-nodes.js'
+import { haveAgain, serveLeaving } from './inactive-images.js'
 import { storageOf } from './migration-flags.js'
 import { mirrored } from './migration-mirror.js'
 import type { MigratedDisk } from '../migration/cookie.js'
@@ -64,14 +65,16 @@ function streamed(qemu: Qemu, outgoing: Outgoing, live: Live | undefined): Sourc
   return {
     async before() {
       if (record.params.writeBack === true) migrated.forEach(requireWhole)
-      for (const disk of migrated) await live?.exports.serve(disk)
+      if (live !== undefined) await serveLeaving(live, migrated, await qemu.capabilities.get(live.def.emulator))
     },
     async atSwitch() {
       // what is written to from afar stays locked as it is
       if (record.params.writeBack !== true) await live?.access.setDiskLocks(migrated, 'shared')
     },
     async switched() {
-      if (record.params.writeBack === true && live !== undefined) await openBack(live, migrated)
+      if (live === undefined) return
+      if (record.params.writeBack === true) await openBack(live, migrated)
+      else await haveAgain(live, migrated, await qemu.capabilities.get(live.def.emulator), warn)
     },
     async undo() {
       if (live === undefined) return

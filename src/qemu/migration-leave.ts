@@ -11,7 +11,7 @@ import type { Outgoing } from './outgoing.js'
 import { isOver, outgoingOf, requireOutgoing } from './outgoing.js'
 import { sharedDisks, sourceStorage } from './migration-disks.js'
 import { MigrationLink, SERVICE, UnknownThereError } from '../migration/link.js'
-import { stopServing } from './migration-serve.js'
+import { serveAside, stopServing } from './migration-serve.js'
 import { terminate } from './process.js'
 import type { MigrationRecord } from './migration-record.js'
 import type { Qemu } from './qemu.js'
@@ -87,6 +87,7 @@ async function leave(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   if (live === undefined) return
   setState(qemu, vm, live, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_PAUSED_POSTCOPY)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY)
+  await serveAside(qemu, outgoing)
 }
 
 /** Under the domain's job: nothing of the domain is needed here any more. */

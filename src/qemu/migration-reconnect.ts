@@ -6,7 +6,7 @@ import { MigrationCommands } from './migration-commands.js'
 import { sourceStorage } from './migration-disks.js'
 import { closeListener, listenForMigrations } from './migration-listener.js'
 import { loadRecords, type MigrationRecord } from './migration-record.js'
-import { serveAgainLater } from './migration-serve.js'
+import { serveAgainLater, serveAside } from './migration-serve.js'
 import { beginStreams, openRelay } from './migration-target-disks.js'
 import type { Qemu } from './qemu.js'
 import { type Live, Vm } from './vm.js'
@@ -95,6 +95,7 @@ async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> 
   if (record.phase === 'returning') outgoing.enter('serving')
   if (record.phase === 'returned' && live !== undefined && vm.state.state === c.VIR_DOMAIN_PAUSED)
     await vm.jobs.run('migrate', () => runAgain(qemu, outgoing, live))
+  await vm.jobs.run('migrate', () => serveAside(qemu, outgoing))
   serveAgainLater(qemu, outgoing)
   outgoing.link = linkFor(qemu, outgoing)
   qemu.inBackground(`the migration of domain '${vm.name}'`, () => resume(qemu, outgoing))

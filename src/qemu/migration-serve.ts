@@ -28,6 +28,21 @@ export function serveAgainLater(qemu: Qemu, outgoing: Outgoing): void {
   })
 }
 
+/**
+ * Under the domain's job, the guest has gone: with `serve: 'external'` its QEMU ends at once, and a storage daemon is in its
+ * place from now on.
+ */
+export async function serveAside(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { vm, record } = outgoing
+  if (record.params.serve !== 'external' || record.phase !== 'serving') return
+  if (vm.live !== undefined) {
+    vm.live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
+    await terminate(vm.live.process, vm.live.ended, false)
+  }
+  // what fails now is tried again until it succeeds: the end of QEMU has begun that
+  if (vm.host === undefined) await serve(qemu, outgoing).catch((error: unknown) => qemu.warn(messageOf(error)))
+}
+
 /** Under the domain's job. */
 async function serve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm, record } = outgoing
@@ -46,7 +61,8 @@ async function serve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     await stopServing(qemu, outgoing)
     throw error
   }
-  qemu.warn(`the QEMU of domain '${vm.name}' is gone: a storage daemon serves its disks to '${record.peer}'`)
+  if (record.params.serve !== 'external')
+    qemu.warn(`the QEMU of domain '${vm.name}' is gone: a storage daemon serves its disks to '${record.peer}'`)
 }
 
 /** The disks have gone over, or are not to any more. */

@@ -118,3 +118,10 @@ export async function keepWriteBack(incoming: Incoming, live: Live): Promise<voi
   }
   await endMirrors(live.monitor, migrated, true)
 }
+
+/** Under the domain's job: the source has given this side up, and knows what its images are. Writes that wait for it are let go. */
+export async function stopWritingBack(incoming: Incoming, live: Live): Promise<void> {
+  if (incoming.record.writeBack !== 'on') return
+  await endMirrors(live.monitor, incoming.migrated, true)
+  incoming.endWriteBack()
+}

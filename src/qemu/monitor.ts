@@ -21,10 +21,15 @@ const QUERY = 10_000
 /** ms for commands that may have to wait for the guest's I/O (a drain) */
 const CONTROL = 30_000
 
-/** Of an export: may clients write; is what they write flushed before they are answered; the I/O thread that serves it. */
+/**
+ * Of an export: may clients write; is what they write flushed before they are answered; may its node become inactive; the I/O
+ * thread that serves it.
+ */
 export interface ExportOptions {
   writable?: boolean
   writethrough?: boolean
+  /** QEMU 10.0 */
+  allowInactive?: boolean
   iothread?: string | undefined
 }
 
@@ -246,10 +251,14 @@ export class Monitor {
   }
   /** With an I/O thread the node goes there, and stays there as long as the export does. */
   blockExportAdd(id: string, nodeName: string, options: ExportOptions = {}): Promise<unknown> {
-    const { writable = false, writethrough, iothread } = options
-    const args = { type: 'nbd', id, 'node-name': nodeName, name: id, writable, 'allocation-depth': true }
-    const thread = iothread === undefined ? {} : { iothread, 'fixed-iothread': true }
-    return this.run('block-export-add', { ...args, ...(writethrough && { writethrough }), ...thread }, CONTROL)
+    const { writable = false, writethrough, allowInactive, iothread } = options
+    const args = {
+      ...{ type: 'nbd', id, 'node-name': nodeName, name: id, writable, 'allocation-depth': true },
+      ...(writethrough === true && { writethrough }),
+      ...(allowInactive === true && { 'allow-inactive': true }),
+      ...(iothread !== undefined && { iothread, 'fixed-iothread': true }),
+    }
+    return this.run('block-export-add', args, CONTROL)
   }
   blockExportDel(id: string): Promise<unknown> {
     return this.run('block-export-del', { id, mode: 'hard' }, CONTROL)

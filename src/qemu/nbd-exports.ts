@@ -39,6 +39,8 @@ interface ExportWay {
   writable?: boolean
   /** each write is on the host's storage before it is answered */
   writethrough?: boolean
+  /** QEMU may let go of the image meanwhile, see inactive-images.ts */
+  allowInactive?: boolean
   /** also before the disk is in its I/O thread: who connects does so while the guest stands still */
   anyThread?: boolean
 }
@@ -107,7 +109,7 @@ export class NbdExports {
   }
 
   /** Exports the disk for others, who connect to the socket themselves; `writable` while no guest runs on it. */
-  async serve(disk: DiskDef, way: Pick<ExportWay, 'node' | 'writable'> = {}): Promise<void> {
+  async serve(disk: DiskDef, way: Pick<ExportWay, 'node' | 'writable' | 'allowInactive'> = {}): Promise<void> {
     await this.#export(exportName(disk.target), disk, { ...way, anyThread: true })
   }
 

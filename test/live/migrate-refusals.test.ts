@@ -58,7 +58,7 @@ test('flags and parameters that make no sense are refused by name', async (t) =>
   await refused({}, STREAM | VIR_MIGRATE_NON_SHARED_DISK, 'VIR_ERR_INVALID_ARG', /mutually exclusive/)
   await refused({}, VIR_MIGRATE_OFFLINE | VIR_MIGRATE_LIVE, 'VIR_ERR_INVALID_ARG', /mutually exclusive/)
   await refused({}, STREAM | VIR_MIGRATE_PARALLEL, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /VIR_MIGRATE_PARALLEL/)
-  await refused({ writeBack: true }, STREAM, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /'writeBack'/)
+  await refused({ writeBack: true, diskStreamEngine: 'job' }, STREAM, 'VIR_ERR_INVALID_ARG', /'writeBack' needs/)
   await refused({ writeBack: true }, VIR_MIGRATE_LIVE, 'VIR_ERR_INVALID_ARG', /'writeBack' needs/)
   await refused({ bandwith: 1 }, STREAM, 'VIR_ERR_INVALID_ARG', /no migration parameter 'bandwith'/)
   await refused({ migrateDisks: ['vdz'] }, STREAM, 'VIR_ERR_INVALID_ARG', /'vdz'/)

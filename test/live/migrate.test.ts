@@ -1,6 +1,6 @@
 /** Migration of a guest that checks every block it reads, between two roots. */
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import {
@@ -14,6 +14,8 @@ import {
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_NON_SHARED_DISK,
   VIR_MIGRATE_PERSIST_DEST,
+  VIR_MIGRATE_STREAM_DISKS,
+  type Domain,
 } from '../../src/index.js'
 import {
   agentOf,
@@ -25,11 +27,14 @@ import {
   testRoot,
   until,
   virError,
+  type TestRoot,
 } from '../support/domain.js'
-import { backingOf, patternImage } from '../support/images.js'
-import { migrationsIn, moveGuest, STREAM } from '../support/migrate.js'
+import type { Guest } from '../support/guest.js'
+import { backingOf, type Cleanup, patternImage } from '../support/images.js'
 import { run } from '../../src/util/run.js'
 import { requires } from '../support/requires.js'
+
+const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
 
 test('a guest runs at the destination at once, and its disk follows while it writes', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
@@ -60,14 +65,14 @@ test('a guest runs at the destination at once, and its disk follows while it wri
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
   assert.equal(await backingOf(to), undefined)
   assert.ok(existsSync(from))
-  await until('nothing is left of it', () => migrationsIn(here).length + migrationsIn(there).length === 0)
+  await until('nothing is left of it', () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0)
   assert.ok(events.some(({ kind }) => kind === 'job-completed'))
 })
 
 test('whoever dies while disks follow is replaced: both drivers, and the QEMU that serves', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon')) return
   const [here, there] = [await testRoot(t), await testRoot(t)]
-  const { moved, guest } = await moveGuest(t, here, there, { diskStreamBandwidth: 2 << 20 })
+  const { moved, guest } = await moveGuest(t, here, there, 2 << 20)
   await guest.work('vda')
   await reopen(there)
   const again = await there.conn.domainLookupByName('guest')
@@ -81,7 +86,11 @@ test('whoever dies while disks follow is replaced: both drivers, and the QEMU th
   await until('it is gone', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
   await assert.rejects(dom.create(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
   await again.blockJobSetSpeed('vda', 0)
-  await until('nothing is left of it', () => migrationsIn(here).length + migrationsIn(there).length === 0, 120_000)
+  await until(
+    'nothing is left of it',
+    () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0,
+    120_000,
+  )
   await guest.stop('vda')
   const { bad, err } = await guest.verify('vda')
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
@@ -92,7 +101,7 @@ test('whoever dies while disks follow is replaced: both drivers, and the QEMU th
 test('a guest comes back with what it wrote elsewhere, while its disk was still on its way', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const [here, there] = [await testRoot(t), await testRoot(t)]
-  const { dom, moved, guest } = await moveGuest(t, here, there, { diskStreamBandwidth: 4 << 20 })
+  const { dom, moved, guest } = await moveGuest(t, here, there, 4 << 20)
   await guest.work('vda')
   await until('a part of it is there', async () => ((await moved.streamDiskInfo())[0]?.offset ?? 0) > 4 << 20)
   await dom.abortJob()
@@ -101,7 +110,7 @@ test('a guest comes back with what it wrote elsewhere, while its disk was still 
   await agent.stop('vda')
   const { bad, err } = await agent.verify('vda')
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
-  await until('nothing is left of it', () => migrationsIn(here).length + migrationsIn(there).length === 0)
+  await until('nothing is left of it', () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0)
   assert.deepEqual(await there.conn.listAllDomains(), [])
   assert.equal(existsSync(join(there.folder, 'disk.qcow2')), false)
 })
@@ -124,3 +133,24 @@ test('mirrored disks are all there when the guest arrives', async (t) => {
   const { bad, err } = await agent.verify('vda')
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
 })
+
+/** A guest with a disk of 64 MiB, on its way: it runs there, its disk follows with `bandwidth` bytes/s. */
+async function moveGuest(
+  t: Cleanup,
+  here: TestRoot,
+  there: TestRoot,
+  bandwidth: number,
+): Promise<{ dom: Domain; moved: Domain; guest: Guest }> {
+  const { path: base, size, seed } = await patternImage(here.folder)
+  await run('qemu-img', ['convert', '-O', 'qcow2', base, join(here.folder, 'disk.qcow2')])
+  const { dom, guest } = await startGuest(t, here, { devices: diskXml('vda', join(here.folder, 'disk.qcow2')) })
+  await guest.base('vda', seed, size)
+  const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+  const params = { destinationXML: xml, diskStreamBandwidth: bandwidth }
+  const moved = await dom.migrate(there.conn, params, STREAM | VIR_MIGRATE_PERSIST_DEST)
+  return { dom, moved, guest: await agentOf(t, there.folder) }
+}
+
+function migrationsIn(folder: string): string[] {
+  return readdirSync(join(folder, 'root/run/migration')).filter((name) => name !== 'tunnel.sock')
+}

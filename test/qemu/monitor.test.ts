@@ -1,54 +1,14 @@
 import assert from 'node:assert/strict'
 import { closeSync, openSync } from 'node:fs'
-import { createServer, type Socket } from 'node:net'
-import { join } from 'node:path'
-import { test, type TestContext } from 'node:test'
+import { test } from 'node:test'
 import { VirError } from '../../src/error.js'
 import { QemuCapabilities } from '../../src/machine/capabilities.js'
 import { MigrationCommands } from '../../src/qemu/migration-commands.js'
 import { Monitor } from '../../src/qemu/monitor.js'
+import { agreeable } from '../support/agreeable.js'
 import { QmpSchema } from '../support/qmp-schema.js'
 import { temporaryFolder } from '../support/images.js'
 import { findProgram, requires } from '../support/requires.js'
-
-interface Command {
-  execute: string
-  arguments?: object
-  id: string
-}
-
-/** A QMP server that agrees to everything and remembers what it was asked. */
-async function agreeable(t: TestContext): Promise<{ monitor: Monitor; commands: Command[]; drop: () => void }> {
-  const path = join(await temporaryFolder(t), 'mon.sock')
-  const commands: Command[] = []
-  let connection: Socket | undefined
-  const server = createServer((socket) => {
-    connection = socket
-    socket.write(
-      '{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}\r\n',
-    )
-    let rest = ''
-    socket.on('data', (chunk) => {
-      const lines = (rest + chunk.toString()).split('\n')
-      rest = lines.pop() ?? ''
-      for (const line of lines) {
-        const command = JSON.parse(line) as Command
-        commands.push(command)
-        if (command.execute === 'never') continue
-        const value = command.execute.startsWith('query-') ? [] : {}
-        socket.write(JSON.stringify({ return: value, id: command.id }) + '\r\n')
-      }
-    })
-  })
-  await new Promise<void>((resolve) => server.listen(path, resolve))
-  const quiet = { onEvent: () => undefined, onClose: () => undefined, onAnomaly: () => undefined }
-  const monitor = await Monitor.connect(path, 'guest', quiet, 5_000)
-  t.after(() => {
-    monitor.close()
-    server.close()
-  })
-  return { monitor, commands, drop: () => connection?.destroy() }
-}
 
 test('every command that the driver sends is one that QEMU takes, by its own schema', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64')) return
@@ -80,6 +40,7 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     blockdevReopen: () => monitor.blockdevReopen({ driver: 'qcow2', 'node-name': 'n', file: 'm', backing: null }),
     blockSetIoThrottle: () =>
       monitor.blockSetIoThrottle({ id: 'x', bps: 1, bps_rd: 0, bps_wr: 0, iops: 0, iops_rd: 0, iops_wr: 0 }),
+    blockResize: () => monitor.blockResize('n', 4096),
     setLink: () => monitor.setLink('net0', false),
     queryJobs: () => monitor.queryJobs(),
     queryBlockJobs: () => monitor.queryBlockJobs(),

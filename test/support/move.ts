@@ -6,6 +6,7 @@ import {
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_STREAM_DISKS,
   type Domain,
+  type MigrateParams,
   type OpenOptions,
 } from '../../src/index.js'
 import { run } from '../../src/util/run.js'
@@ -31,6 +32,8 @@ export interface MoveOptions {
   /** bytes/s of its disk */
   bandwidth?: number
   here?: OpenOptions
+  /** besides the definition and the bandwidth */
+  params?: MigrateParams
 }
 
 /** A guest whose disk holds the pattern of a seed has moved. */
@@ -42,7 +45,7 @@ export async function moveGuest(t: Cleanup, options: MoveOptions = {}): Promise<
   await run('qemu-img', ['convert', '-O', 'qcow2', base, disk])
   const { dom } = await startGuest(t, root, { devices: diskXml('vda', disk) })
   const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(root.folder, there.folder)
-  const params = { destinationXML, persistXML: destinationXML, diskStreamBandwidth: bandwidth }
+  const params = { destinationXML, persistXML: destinationXML, diskStreamBandwidth: bandwidth, ...options.params }
   const moved = await dom.migrate(there.conn, params, VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS | flags)
   const here = Object.assign(root, { size, seed })
   return { here, there, dom, moved, guest: await agentOf(t, there.folder) }
