@@ -124,7 +124,7 @@ export class BlockJob {
 export const isMoving = (job: BlockJob): boolean => job.status !== 'pending' && job.status !== 'concluded'
 
 export interface BlockJobListener {
-  /** a job has nothing to do but to keep up with the guest */
+  /** a job has nothing to do but to keep up with the guest, until it is told to take the disk over */
   ready(job: BlockJob): void
   /** a job has done its work and waits to be finalized */
   pending(job: BlockJob): void

@@ -7,7 +7,7 @@ import { commitReady, settleCommit } from './commit-settle.js'
 import { hasLetGo } from './detached.js'
 import { findDisk } from './disk-names.js'
 import { beginJob, beginPull } from './engines.js'
-import { finalizeLater } from './finalize.js'
+import { completeLater, finalizeLater } from './finalize.js'
 import { watchIdleness } from './idle.js'
 import { follow } from './progress.js'
 import type { Qemu } from './qemu.js'
@@ -69,6 +69,7 @@ async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJ
     .open(disk)
     .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
   if (job.status === 'pending') finalizeLater(qemu, vm, host, job)
+  else if (job.ready) completeLater(qemu, host, job)
 }
 
 /** It has not begun; its export says how large the disk is. */
@@ -96,7 +97,7 @@ async function beginAgain(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): 
   try {
     const client = await host.exports.open(disk)
     if (job.record.engine === 'pull') beginPull(qemu, vm, host, job, client)
-    else await beginJob(vm, host, job)
+    else await beginJob(qemu, vm, host, job)
   } catch (error) {
     await endPull(qemu, vm, host, job, { status: 'failed', error: messageOf(error) })
   }

@@ -12,6 +12,7 @@ import { chainOf } from './block-graph.js'
 import { formatNodeName } from '../machine/blockdev.js'
 import type { BlockJob } from './blockjob.js'
 import { isOutage, isRemote, linksOf } from './link-watch.js'
+import { beginFinal } from './migration-final.js'
 import { untilAllMoved, writesBack } from './migration-write-back.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
@@ -34,7 +35,7 @@ const ENDING = 10_000
 const LAST_ANSWERS = 1_000
 
 /** Under the domain's job: hands a registered stream to QEMU. When it is refused the stream is forgotten. */
-export async function beginJob(vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+export async function beginJob(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
   const { id, disk: target, baseIndex } = job.record
   const disk = host.def.disks.find((candidate) => candidate.target === target)
   const base = disk && chainOf(disk).find((image) => image.index === baseIndex && image !== disk.source)
@@ -43,14 +44,14 @@ export async function beginJob(vm: Vm, host: StreamHost, job: BlockJob): Promise
     saveStatus(vm, host)
     if (disk?.source === undefined) throw new Error(`disk '${target}' is gone`)
     job.told = speedOf(job)
+    // an outage of a remote base is no reason to end: see progress.ts
+    const onError = chainOf(disk).some(isRemote) ? ('stop' as const) : ('enospc' as const)
+    const args = { 'job-id': id, speed: job.told, 'on-error': onError, 'filter-node-name': id }
+    if (await beginFinal(qemu, vm, host, disk, args)) return
     await host.monitor.blockStream({
-      'job-id': id,
+      ...args,
       device: formatNodeName(disk.source),
       ...(base && { 'base-node': formatNodeName(base), 'backing-file': formatBackingString(base) }),
-      speed: job.told,
-      // an outage of a remote base is no reason to end: see progress.ts
-      'on-error': chainOf(disk).some(isRemote) ? 'stop' : 'enospc',
-      'filter-node-name': id,
     })
   } catch (error) {
     host.blockJobs.forget(job)
@@ -93,7 +94,8 @@ async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller:
   const end = async (): Promise<void> => {
     if (vm.host !== host || job.puller !== puller || isAborted()) return
     job.puller = undefined
-    const refusal = error === undefined ? await beginJob(vm, host, job).then(() => undefined, messageOf) : reason(error)
+    const refusal =
+      error === undefined ? await beginJob(qemu, vm, host, job).then(() => undefined, messageOf) : reason(error)
     if (refusal !== undefined) await endPull(qemu, vm, host, job, { status: 'failed', error: refusal })
   }
   await vm.jobs.run('settle', end, Infinity)
@@ -125,7 +127,7 @@ async function quiesce(host: StreamHost, job: BlockJob): Promise<boolean> {
  */
 export async function handOver(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
   job.resting = false // nobody would tell it when the guest is quiet
-  if ((await quiesce(host, job)) && !writesBack(qemu, vm)) await beginJob(vm, host, job)
+  if ((await quiesce(host, job)) && !writesBack(qemu, vm)) await beginJob(qemu, vm, host, job)
 }
 
 /** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */

@@ -7,7 +7,7 @@ import { ioThreadOf } from '../machine/alias.js'
 import type { Guards } from './block-graph.js'
 import { BlockJobs } from './blockjob.js'
 import { commitReady } from './commit-settle.js'
-import { finalizeLater } from './finalize.js'
+import { completeLater, finalizeLater } from './finalize.js'
 import type { Monitor, MonitorEvents } from './monitor.js'
 import { NbdExports } from './nbd-exports.js'
 import { settleLater } from './settle.js'
@@ -93,7 +93,8 @@ export function makeHost(
     ...parts,
     ...own,
     blockJobs: new BlockJobs({
-      ready: (job) => commitReady(qemu, vm, host, job),
+      ready: (job) =>
+        job.record.commit === undefined ? completeLater(qemu, host, job) : commitReady(qemu, vm, host, job),
       pending: (job) => finalizeLater(qemu, vm, host, job),
       concluded: (job) => settleLater(qemu, vm, host, job),
     }),

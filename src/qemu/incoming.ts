@@ -1,6 +1,6 @@
 /** A migration to here, as long as it lasts. */
 import { setTimeout as delay } from 'node:timers/promises'
-import type { DiskDef } from '../conf/domain-def.js'
+import type { DiskDef, StorageSource } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { Refusal } from './migration-abandoned.js'
 import { cancel, releaseWhenDone, tellProgress } from './migration-arrive.js'
@@ -30,6 +30,8 @@ export class Incoming {
   releasing = false
   /** disks of which every block is here, while their writes still go to the source */
   readonly pulled = new Set<string>()
+  /** what disks ran on that have become raw images, by target */
+  readonly formers = new Map<string, StorageSource>()
   /** it is being ended */
   cancelling: Promise<void> | undefined
   readonly #qemu: Qemu

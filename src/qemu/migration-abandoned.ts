@@ -15,7 +15,7 @@ import { setState } from './events.js'
 import type { Incoming } from './incoming.js'
 import { cancel } from './migration-arrive.js'
 import { disksSocket } from './migration-record.js'
-import { exportName } from './nbd-exports.js'
+import { backName, exportName } from './nbd-exports.js'
 import { stopWritingBack } from './migration-write-back.js'
 import type { Qemu } from './qemu.js'
 import { stopJob } from './job-control.js'
@@ -42,13 +42,13 @@ export async function settleAbandoned(qemu: Qemu, incoming: Incoming): Promise<v
   const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}', given up by its source: ${messageOf(error)}`)
   await incoming.refuseReads()
   const { live } = vm
-  if (live !== undefined) await stopWritingBack(incoming, live)
   if (live !== undefined) {
     // QEMU answers when the reads that wait have failed
     live.pauseReason = c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED
     await live.monitor.stop()
     delete live.pauseReason
     setState(qemu, vm, live, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+    await stopWritingBack(incoming, live).catch(warn)
   }
   for (const job of vm.host?.blockJobs.all ?? []) await stopJob(qemu, vm, job.record.disk).catch(warn)
   vm.remains = undefined
@@ -67,7 +67,7 @@ export function forgetAbandoned(qemu: Qemu, incoming: Incoming): void {
   )
 }
 
-/** Stands where the source's disks were: every read fails at once. */
+/** Stands where the source's disks were: every read fails at once, and every write that was to go back. */
 export class Refusal {
   readonly #server: Server
   readonly #path: string
@@ -91,7 +91,13 @@ export class Refusal {
   ): Promise<Refusal> {
     const path = disksSocket(qemu.root, record.id)
     const read = (): Promise<never> => Promise.reject(Object.assign(new Error('given up'), { code: 'EIO' }))
-    const exports = new Map(record.disks.map(({ disk, size }) => [exportName(disk), { size, read }]))
+    const written = { read, write: read, flush: read, trim: read, writeZeroes: read }
+    const exports = new Map<string, NbdServed>(
+      record.disks.flatMap(({ disk, size }) => [
+        [exportName(disk), { size, read }],
+        [backName(disk), { size, ...written }],
+      ]),
+    )
     const server = createServer()
     const refusal = new Refusal(server, path, exports)
     await removeDeadSocket(path)

@@ -9,6 +9,7 @@ import type { LockCookie } from '../locking/lock-driver.js'
 import { saveConfig } from './config.js'
 import { forgetIfNothing } from './define.js'
 import { emitLifecycle } from './emit.js'
+import { nameOverlays, removeFinals } from './migration-final.js'
 import { storageOf } from './migration-flags.js'
 import { sharedDisks } from './migration-disks.js'
 import { leaveToHeaders, remainsOf } from './migration-guestless.js'
@@ -75,6 +76,7 @@ export async function run(qemu: Qemu, incoming: Incoming, live: Live): Promise<v
 function keepDefinition(qemu: Qemu, { vm, record }: Incoming, live: Live): void {
   const def = record.persistentXml === undefined ? structuredClone(live.def) : parseDomainXml(record.persistentXml)
   def.name = vm.name
+  nameOverlays(def, record)
   if (storageOf(record.flags) === 'stream') leaveToHeaders(def, record)
   const known = vm.config !== undefined
   record.defined = !known
@@ -143,6 +145,7 @@ async function done(qemu: Qemu, incoming: Incoming): Promise<void> {
   if (!qemu.incoming.has(incoming.record.id)) return
   stats.complete()
   qemu.finishedJobs.set(vm.uuid, stats.now)
+  removeFinals(incoming.record, false)
   await incoming.forget()
   vm.remains = undefined
   forgetIfNothing(qemu, vm)
@@ -150,6 +153,7 @@ async function done(qemu: Qemu, incoming: Incoming): Promise<void> {
   qemu.host.emit({ kind: 'job-completed', domain: vm.ref, operation, stats: stats.now })
 }
 /** The images that were made for a guest that will not come. */
-export function removeMade({ made = [] }: MigrationRecord): void {
-  for (const path of made) rmSync(path, { force: true })
+export function removeMade(record: MigrationRecord): void {
+  for (const path of record.made ?? []) rmSync(path, { force: true })
+  removeFinals(record, true)
 }

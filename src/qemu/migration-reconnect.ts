@@ -4,6 +4,7 @@ import { messageOf } from '../error.js'
 import { setState } from './events.js'
 import { MigrationCommands } from './migration-commands.js'
 import { sourceStorage } from './migration-disks.js'
+import { applyFinals } from './migration-final.js'
 import { closeListener, listenForMigrations } from './migration-listener.js'
 import { loadRecords, type MigrationRecord } from './migration-record.js'
 import { serveAgainLater, serveAside } from './migration-serve.js'
@@ -31,6 +32,7 @@ export async function reopenRelays(qemu: Qemu): Promise<void> {
       qemu.add(vm)
     }
     const incoming = new Incoming(qemu, vm, record)
+    applyFinals(qemu, incoming)
     qemu.incoming.set(record.id, incoming)
     if (record.phase === 'abandoned')
       await incoming.refuseReads().catch((error: unknown) => qemu.warn(messageOf(error)))

@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { MigrateParams } from '../driver.js'
-import type { DiskDef, DomainDef } from '../conf/domain-def.js'
+import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
 import { messageOf } from '../error.js'
 import type { LockCookie } from '../locking/lock-driver.js'
 import { chainOf } from './block-graph.js'
@@ -29,6 +29,17 @@ export type MigrationPhase =
   | 'incoming'
   | 'loaded'
   | 'streaming'
+
+/** At the destination: a disk that will be a raw image. */
+export interface FinalImage {
+  /** target dev */
+  disk: string
+  image: StorageSource
+  /** path of the overlay that the guest runs on until then */
+  overlay: string
+  /** it is that image now, the overlay is worth nothing any more */
+  done?: boolean
+}
 
 export interface MigrationRecord {
   version: 1
@@ -67,6 +78,8 @@ export interface MigrationRecord {
   def?: DomainDef
   /** at the destination: the definition to keep there */
   persistentXml?: string
+  /** disks that end as raw images */
+  finals?: FinalImage[]
   /** images that were made for it at the destination */
   made?: string[]
 }

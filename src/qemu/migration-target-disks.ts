@@ -14,6 +14,7 @@ import { formatNode, formatNodeName, imageOptions, storageNode, storageNodeName 
 import { headerEndsAt } from './detached.js'
 import { emitPull } from './emit.js'
 import { type MigrationCookie, thisHost } from '../migration/cookie.js'
+import { isRaw, makeFinal } from './migration-final.js'
 import { storageOf } from './migration-flags.js'
 import { SERVICE } from '../migration/link.js'
 import { disksSocket, isFromMigration, saveRecord } from './migration-record.js'
@@ -50,7 +51,7 @@ export async function makeDisks(qemu: Qemu, incoming: Incoming, def: DomainDef):
     )
   for (const { disk: target, size } of record.disks) {
     const disk = def.disks.find((candidate) => candidate.target === target)
-    const { path, format } = placeFor(disk, target)
+    const { path, format } = await placeFor(qemu, record, disk, { target, size })
     if (existsSync(path)) throw fail('VIR_ERR_OPERATION_FAILED', `image '${path}' for disk '${target}' exists already`)
     record.made?.push(path)
     saveRecord(qemu.root, record)
@@ -132,17 +133,24 @@ export function requireShared(def: DomainDef, { host }: MigrationCookie, flags: 
   }
 }
 
-function placeFor(disk: DiskDef | undefined, target: string): { path: string; format: 'qcow2' | 'qed' } {
+async function placeFor(
+  qemu: Qemu,
+  record: Incoming['record'],
+  disk: DiskDef | undefined,
+  { target, size }: { target: string; size: number },
+): Promise<{ path: string; format: 'qcow2' | 'qed' }> {
   const source = disk?.source
   if (source === undefined)
     throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `the definition for the destination has no disk '${target}' with a source`)
+  if (disk !== undefined && isRaw(source))
+    return { path: await makeFinal(qemu, record, disk, source, size), format: 'qcow2' }
   if (source.type !== 'file')
     throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `disk '${target}' must be a file at the destination, not '${source.type}'`)
   const format = OVERLAY_FORMATS.find((known) => known === source.format)
   if (format === undefined)
     throw fail(
       'VIR_ERR_CONFIG_UNSUPPORTED',
-      `disk '${target}' has format '${source.format ?? 'raw'}' at the destination; a disk that is streamed needs one with backing images: ${OVERLAY_FORMATS.join(', ')}`,
+      `disk '${target}' has format '${source.format ?? 'raw'}' at the destination; a disk that is streamed ends as one of ${OVERLAY_FORMATS.join(', ')}, raw`,
     )
   return { path: source.path, format }
 }
@@ -210,6 +218,7 @@ export async function disksLeft({ vm, record }: Incoming): Promise<string[]> {
   if (storageOf(record.flags) !== 'stream') return []
   const left: string[] = []
   for (const [index, { disk: target }] of record.disks.entries()) {
+    if (record.finals?.some((final) => final.disk === target && final.done === true) === true) continue
     const path = record.made?.[index]
     const open = openDisk(vm, target)
     const isOpen = open?.source?.type === 'file' && open.source.path === path

@@ -119,7 +119,7 @@ export async function keepWriteBack(incoming: Incoming, live: Live): Promise<voi
   await endMirrors(live.monitor, migrated, true)
 }
 
-/** Under the domain's job: the source has given this side up, and knows what its images are. Writes that wait for it are let go. */
+/** Under the domain's job, the guest stands still: the source has given this side up, and knows what its images are. */
 export async function stopWritingBack(incoming: Incoming, live: Live): Promise<void> {
   if (incoming.record.writeBack !== 'on') return
   await endMirrors(live.monitor, incoming.migrated, true)

@@ -1,7 +1,7 @@
 /** Follows the streams of a running domain: where they are, what they wait for, what is safe on disk. */
 import type { DiskDef } from '../conf/domain-def.js'
 import type { BlockJob } from './blockjob.js'
-import { finalizeLater } from './finalize.js'
+import { completeLater, finalizeLater } from './finalize.js'
 import { baseProblem, isOutage } from './link-watch.js'
 import type { BlockJobInfo } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
@@ -57,6 +57,10 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
     }
     // an error ends a commit, and it reads what is on this host
     if (job.record.commit !== undefined) continue
+    if (job.status === 'ready') {
+      completeLater(qemu, host, job)
+      continue
+    }
     job.waiting = await obstacle(host, job, place.trouble)
     if (job.puller === undefined) await handleError(host, job, place)
   }

@@ -62,6 +62,7 @@ export class Root {
         root.migrationDir,
         root.saveDir,
         root.nvramDir,
+        root.overlayDir,
         root.logDir,
         root.cacheDir,
       ])
@@ -84,6 +85,10 @@ export class Root {
   }
   get saveDir(): string {
     return join(this.path, 'lib/qemu/save')
+  }
+  /** overlays of guests whose disks are block devices, while those are filled */
+  get overlayDir(): string {
+    return join(this.path, 'lib/overlay')
   }
   get nvramDir(): string {
     return join(this.path, 'lib/qemu/nvram')

@@ -12,6 +12,7 @@ import { settleCommit } from './commit-settle.js'
 import { saveConfig } from './config.js'
 import { emitPull } from './emit.js'
 import { hasLetGo } from './detached.js'
+import { settleFinal } from './migration-final.js'
 import type { JobInfo } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus, saveStatusOrSay } from './status.js'
@@ -68,6 +69,7 @@ export async function settle(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob
   if (disk !== undefined) {
     await deleteNodes(host.monitor, host.guards, disk, dropped, warn)
     await host.access.revokeImages(disk, dropped)
+    await settleFinal(qemu, vm, host, disk)
     await addGuard(host.monitor, host.guards, disk).catch((error: unknown) => warn(messageOf(error)))
   }
   if (vm.host === host) saveStatusOrSay(vm, host, warn)

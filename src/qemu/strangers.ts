@@ -4,6 +4,7 @@
  */
 import { messageOf } from '../error.js'
 import { chainOf, guardName } from './block-graph.js'
+import { finalIndexes } from './migration-final.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
 
@@ -16,7 +17,8 @@ export async function dropStrangers(qemu: Qemu, vm: Vm, host: StreamHost): Promi
   const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`)
   const hasStream = (target: string): boolean => host.blockJobs.ofDisk(target) !== undefined
   const disks = host.def.disks.filter(({ target }) => host.mode === 'full' || hasStream(target))
-  const known = new Set(disks.flatMap((disk) => chainOf(disk).map(({ index }) => index)))
+  const images = disks.flatMap((disk) => chainOf(disk).map(({ index }) => index))
+  const known = new Set([...images, ...finalIndexes(qemu, vm)])
   const guards = new Set([...host.guards.values()].map(guardName))
   const nodes = (await host.monitor.queryNodeNames())
     .flatMap((name) => {

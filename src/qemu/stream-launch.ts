@@ -40,7 +40,7 @@ export async function launch(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob
   saveStatus(vm, host)
   restAtFirst(host, job)
   if (engine === 'pull') beginPull(qemu, vm, host, job, client)
-  else await beginJob(vm, host, job)
+  else await beginJob(qemu, vm, host, job)
   watchIdleness(qemu, vm, host)
 }
 

@@ -11,6 +11,7 @@ import { stopStream } from './job-control.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
 import { linksOf } from './link-watch.js'
+import { becomesRaw } from './migration-final.js'
 import { isFromMigration } from './migration-record.js'
 import { setBase } from './new-base.js'
 import type { Position } from './moved-streams.js'
@@ -50,6 +51,8 @@ export async function startStream(
   checkStreamable(disk)
   const base = options.base === undefined ? undefined : findBase(disk, options.base)
   if (base !== undefined) checkUnguarded(disk, base)
+  if (base !== undefined && becomesRaw(qemu, vm, disk.target))
+    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' becomes a raw image, which has no base`)
   await checkLinks(disk)
   if (vm.live !== undefined && options.baseTimeout !== undefined)
     await setBaseTimeout(qemu, vm, vm.live, disk, options.baseTimeout)
@@ -79,7 +82,7 @@ async function begin(
 ): Promise<void> {
   const opened = await openUnlessTooEarly(host, disk)
   vm.requireSame(host)
-  const engine = chooseEngine(disk, options)
+  const engine = becomesRaw(qemu, vm, disk.target) ? 'job' : chooseEngine(disk, options)
   const weight = options.weight ?? readDomainWeight(host.def)
   const job = host.blockJobs.register({
     id: `stream-${disk.target}`,

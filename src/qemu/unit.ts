@@ -12,6 +12,8 @@ import { addGuard, clusterSize } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { findDisk } from './disk-names.js'
 import { beginJob } from './engines.js'
+import { becomesRaw } from './migration-final.js'
+import { writesBack } from './migration-write-back.js'
 import { NotInThread } from './nbd-exports.js'
 import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import type { Qemu } from './qemu.js'
@@ -48,13 +50,18 @@ export async function streamUnit(
   checkOptions(options)
   if (vm.live === undefined) await resolveOffline(def, disk)
   checkStreamable(disk)
+  if (becomesRaw(qemu, vm, disk.target) || writesBack(qemu, vm))
+    throw fail(
+      'VIR_ERR_OPERATION_INVALID',
+      `disk '${disk.target}' follows its guest whole: it becomes raw, or is written back`,
+    )
   await checkLinks(disk)
   const host = vm.live ?? (await openOffline(qemu, vm, def, disk))
   let open = host.mode === 'offline'
   try {
     const { next, size } = await pullUnit(qemu, vm, host, disk, offset, options)
     if (next !== undefined) return next
-    const job = await dropLink(vm, host, disk)
+    const job = await dropLink(qemu, vm, host, disk)
     open = false // the end of a job closes what it had
     await settleLink(qemu, vm, host, job)
     return size
@@ -138,7 +145,7 @@ async function unitAt(client: NbdClient, offset: number, unit: number, cluster: 
 }
 
 /** Everything is in the disk's own image: QEMU's job has nothing to copy and drops the link. Answers the job, ended. */
-async function dropLink(vm: Vm, host: StreamHost, disk: DiskDef): Promise<BlockJob> {
+async function dropLink(qemu: Qemu, vm: Vm, host: StreamHost, disk: DiskDef): Promise<BlockJob> {
   const { target } = disk
   await addGuard(host.monitor, host.guards, disk)
   const job = host.blockJobs.register({
@@ -150,7 +157,7 @@ async function dropLink(vm: Vm, host: StreamHost, disk: DiskDef): Promise<BlockJ
   })
   job.budgeted = false
   const ended = host.blockJobs.wait(job, LINK_TIMEOUT)
-  await beginJob(vm, host, job)
+  await beginJob(qemu, vm, host, job)
   if (await ended) return job
   throw fail(
     'VIR_ERR_OPERATION_TIMEOUT',

@@ -39,7 +39,12 @@ test('what cannot be run at the destination is refused there, and the guest stay
     'VIR_ERR_CONFIG_UNSUPPORTED',
     /'memory'/,
   )
-  await refused(xml.replace("type='qcow2'", "type='raw'"), 'VIR_ERR_CONFIG_UNSUPPORTED', /'vda' has format 'raw'/)
+  await refused(xml.replace("type='qcow2'", "type='vmdk'"), 'VIR_ERR_CONFIG_UNSUPPORTED', /'vda' has format 'vmdk'/)
+  const raw = xml.replace("type='qcow2'", "type='raw'")
+  const writingBack = dom.migrate(there.conn, { destinationXML: raw, writeBack: true }, STREAM)
+  await assert.rejects(writingBack, virError('VIR_ERR_CONFIG_UNSUPPORTED', /'vda' is raw at the destination/))
+  await assertStays(here, there, dom)
+  await refused(raw.replaceAll(there.folder, here.folder), 'VIR_ERR_OPERATION_FAILED', /exists already/)
   await refused(xml.replaceAll(there.folder, here.folder), 'VIR_ERR_OPERATION_FAILED', /exists already/)
   await refused('<domain', 'VIR_ERR_XML_DETAIL', /./)
   const foreign = { uri: 'virstream+unix:///nowhere/at/all' }

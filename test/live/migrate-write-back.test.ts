@@ -76,7 +76,9 @@ test('a guest whose writes wait for a source that has given it up is paused when
   await reopen(there)
   const again = await there.conn.domainLookupByName('guest')
   await until('it is paused', async () => (await again.getState()).reason === VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
-  assert.deepEqual(await mirrorsOf(again), [])
+  await until('nothing is streamed', async () => (await again.streamDiskInfo()).length === 0)
+  await again.destroy()
+  await until('nothing is left of it', () => leftOf(there).length === 0)
 })
 
 /** It writes at the destination, and its disk follows slowly. */

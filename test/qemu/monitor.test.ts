@@ -69,7 +69,6 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     blockdevRemoveMedium: () => monitor.blockdevRemoveMedium('sata0-0-0'),
     blockdevInsertMedium: () => monitor.blockdevInsertMedium('sata0-0-0', 'node-1-format'),
     blockdevCloseTray: () => monitor.blockdevCloseTray('sata0-0-0'),
-    blockResize: () => monitor.blockResize('node-1-format', 512),
     flushNode: () => monitor.flushNode('node-1-format').catch(() => undefined),
     jobComplete: () => monitor.jobComplete('j'),
     jobCancel: () => monitor.jobCancel('j'),

@@ -34,17 +34,20 @@ export interface MoveOptions {
   here?: OpenOptions
   /** besides the definition and the bandwidth */
   params?: MigrateParams
+  /** of the definition for the destination */
+  change?: (xml: string) => string
 }
 
 /** A guest whose disk holds the pattern of a seed has moved. */
 export async function moveGuest(t: Cleanup, options: MoveOptions = {}): Promise<Moved> {
-  const { flags = 0, size = 32 << 20, bandwidth = 1 << 20 } = options
+  const { flags = 0, size = 32 << 20, bandwidth = 1 << 20, change = (xml: string) => xml } = options
   const [root, there] = [await testRoot(t, options.here), await testRoot(t)]
   const { path: base, seed } = await patternImage(root.folder, size)
   const disk = join(root.folder, 'disk.qcow2')
   await run('qemu-img', ['convert', '-O', 'qcow2', base, disk])
   const { dom } = await startGuest(t, root, { devices: diskXml('vda', disk) })
-  const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(root.folder, there.folder)
+  const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(root.folder, there.folder)
+  const destinationXML = change(xml)
   const params = { destinationXML, persistXML: destinationXML, diskStreamBandwidth: bandwidth, ...options.params }
   const moved = await dom.migrate(there.conn, params, VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS | flags)
   const here = Object.assign(root, { size, seed })
