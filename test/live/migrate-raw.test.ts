@@ -1,6 +1,7 @@
 /** Disks that are streamed after their guest, and are raw images in the end. */
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
+import { truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import {
@@ -12,7 +13,8 @@ import {
 } from '../../src/index.js'
 import { agentOf, qemuPid, reopen, until } from '../support/domain.js'
 import type { Guest } from '../support/guest.js'
-import type { Cleanup } from '../support/images.js'
+import { type Cleanup, temporaryFolder } from '../support/images.js'
+import { run } from '../../src/util/run.js'
 import { leftOf, type Moved, moveGuest } from '../support/move.js'
 import { checkRawPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
@@ -70,6 +72,41 @@ test('a disk becomes raw without its guest, too', async (t) => {
   await again.base('vda', here.seed, here.size)
   const { bad, err } = await again.adopt('vda')
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+})
+
+test('a block device takes the disk of a guest in', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'root', 'program:losetup')) return
+  const file = join(await temporaryFolder(t), 'device.raw')
+  await writeFile(file, '')
+  await truncate(file, 32 << 20)
+  const device = await run('losetup', ['--find', '--show', file]).then(
+    ({ stdout }) => stdout.trim(),
+    () => undefined,
+  )
+  if (device === undefined) {
+    t.skip('loop devices cannot be had here')
+    return
+  }
+  t.after(() => run('losetup', ['--detach', device]))
+  const { here, there, moved, guest } = await moveGuest(t, {
+    flags: VIR_MIGRATE_PERSIST_DEST,
+    bandwidth: 16 << 20,
+    change: (xml) =>
+      xml
+        .replace("<disk type='file'", "<disk type='block'")
+        .replace("type='qcow2'", "type='raw'")
+        .replace(/<source file='[^']*disk\.qcow2'/, `<source dev='${device}'`),
+  })
+  await guest.base('vda', here.seed, here.size)
+  await guest.work('vda')
+  await until('all has come', () => leftOf(here).length === 0 && leftOf(there).length === 1)
+  assert.ok((await moved.getXMLDesc()).includes(`<source dev='${device}'`))
+  assert.deepEqual(readdirSync(join(there.folder, 'root/lib/overlay')), [])
+  await guest.stop('vda')
+  const digest = await guest.digest('vda')
+  await moved.destroy()
+  const found = await checkRawPattern(device, here.seed)
+  assert.deepEqual({ bad: found.bad, digest: found.digest }, { bad: 0, digest })
 })
 
 async function rawGuest(t: Cleanup): Promise<Moved> {
