@@ -39,10 +39,10 @@ export function streamOps(
   }
 }
 
-/** A domain that does not run is libvirt's all the same, and nobody can tell it that its images are in use. */
+/** A domain that does not run is libvirt's all the same, and its definition is nothing that a storage daemon goes by. */
 async function requireRunning(conn: Connection, domain: bigint): Promise<void> {
   if ((await conn.call('virDomainIsActive', domain)) === 1) return
-  const why = 'libvirt streams disks of running domains only and would not know that another process has its images'
+  const why = 'libvirt streams disks of running domains only; define it in a root of this host too, and stream there'
   throw fail('VIR_ERR_OPERATION_UNSUPPORTED', `domain is not running: ${why}`)
 }
 

@@ -8,7 +8,7 @@ import type { TestContext } from 'node:test'
 import * as c from '../../src/index.js'
 import { Connect } from '../../src/index.js'
 import type { Domain } from '../../src/index.js'
-import { diskXml, plainXml, virError } from '../support/domain.js'
+import { diskXml, plainXml, testRoot, until, virError } from '../support/domain.js'
 import { checkImage, overlay, patternImage } from '../support/images.js'
 import { run } from '../../src/util/run.js'
 import { daemonFor } from './support.js'
@@ -108,6 +108,27 @@ test('what libvirt cannot do is said, with the reason', async (t) => {
   await dom.destroy()
   await assert.rejects(
     dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_START),
-    virError('VIR_ERR_OPERATION_UNSUPPORTED', /domain is not running: libvirt streams/),
+    virError('VIR_ERR_OPERATION_UNSUPPORTED', /domain is not running: libvirt streams .* in a root of this host/),
   )
+})
+
+test('a disk of a domain that does not run is streamed by a root beside libvirtd, which keeps off it meanwhile', async (t) => {
+  const started = await startDomain(t)
+  if (started === undefined) return
+  const { dom, top, base, virsh } = started
+  await dom.destroy()
+  const root = await testRoot(t)
+  const own = await root.conn.domainDefineXML(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE))
+  const stream = await own.stream('vda', { bandwidth: 4096 })
+  await assert.rejects(dom.create(), /lock/)
+  assert.match(await virsh('domstate', 'units'), /shut off/)
+  await own.blockJobSetSpeed('vda', 0)
+  await stream.finished
+  await until('the image is free', async () => (await own.streamDiskInfo()).length === 0)
+  await own.undefine()
+  await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  assert.doesNotMatch(await dom.getXMLDesc(), /<backingStore type/)
+  await dom.destroy()
+  await checkImage(top)
+  await run('qemu-img', ['compare', '-q', '-f', 'qcow2', '-F', 'raw', top, base])
 })
