@@ -8,10 +8,8 @@ import type { Logger } from 'pino'
 import type { DomainBlockInfo, DomainBlockJobInfo, DomainBlockStats } from './block-types.js'
 import type { CloseEvent, DomainEvent, OverflowEvent } from './domain-events.js'
 import type { LockDriver } from './locking/lock-driver.js'
-import type { DomainJobStats, MigrateParams } from './migrate-params.js'
+import type { MigrationOps } from './migrate-params.js'
 import type { SecurityDriver } from './security/security-driver.js'
-import type { ChannelRequest } from './tunnel/requests.js'
-import type { Tunnel } from './tunnel/tunnel.js'
 
 export type * from './block-types.js'
 export type * from './domain-events.js'
@@ -98,7 +96,7 @@ export interface StreamOptions {
 }
 
 /** Every operation that a driver may have. */
-export interface HypervisorOps {
+export interface HypervisorOps extends MigrationOps {
   connectClose(): Promise<void>
   connectGetType(): Promise<string>
   connectGetHostname(): Promise<string>
@@ -193,57 +191,6 @@ export interface HypervisorOps {
     image: string | undefined,
     flags: number,
   ): Promise<void>
-
-  /**
-   * The five phases of a migration (libvirt's protocol version 3), each with a cookie of the other side: begin, perform and
-   * confirm at the source, prepare and finish at the destination. Whoever calls them may be anywhere. Cookies are opaque
-   * text of at most 256 KiB. `params.bandwidth` is in bytes/s here.
-   */
-  domainMigrateBegin(domain: DomainRef, params: MigrateParams, flags: number): Promise<{ xml: string; cookie: string }>
-  /**
-   * Refuses what cannot be run there, else waits for the guest. `uri`: where `domainMigratePerform` finds it; '' means
-   * the way that the caller has come (a daemon listens on one port for everything).
-   */
-  domainMigratePrepare(
-    params: MigrateParams,
-    flags: number,
-    cookie: string,
-    xml: string,
-  ): Promise<{ cookie: string; uri: string }>
-  /**
-   * Resolves when the destination has the guest; it stands still on both sides then. When it rejects it runs on here.
-   */
-  domainMigratePerform(
-    domain: DomainRef,
-    params: MigrateParams,
-    flags: number,
-    cookie: string,
-    uri: string,
-    tunnel?: Tunnel,
-  ): Promise<{ cookie: string }>
-  /** Lets the guest run at the destination; `cancelled`: ends what was prepared there, and answers undefined. */
-  domainMigrateFinish(
-    params: MigrateParams,
-    flags: number,
-    cookie: string,
-    cancelled: boolean,
-  ): Promise<DomainRef | undefined>
-  /** The source lets go of the guest, or of all but its disks; `cancelled`: it runs on here. */
-  domainMigrateConfirm(
-    domain: DomainRef,
-    params: MigrateParams,
-    flags: number,
-    cookie: string,
-    cancelled: boolean,
-  ): Promise<void>
-  /** A channel that a migration's source has opened on a tunnel that is not the driver's own (`DriverHost.tunnels`). */
-  migrationChannel(request: ChannelRequest, tunnel: Tunnel): Promise<void>
-  /** The tunnel that the connection goes through; of drivers whose hypervisor is elsewhere. */
-  connectTunnel(): Promise<Tunnel>
-  /** Ends a migration: before the guest has moved it stays, afterwards it comes back (`flags` VIR_DOMAIN_ABORT_JOB_*). */
-  domainAbortJob(domain: DomainRef, flags: number): Promise<void>
-  /** `flags` VIR_DOMAIN_JOB_STATS_* */
-  domainGetJobStats(domain: DomainRef, flags: number): Promise<DomainJobStats>
 
   qemuMonitorCommand(domain: DomainRef, command: string, flags: number): Promise<string>
   /** `device`: alias of a console, serial port or channel; undefined: the first one. Ends when either side closes. */

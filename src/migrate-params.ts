@@ -1,5 +1,7 @@
 /** What is said about a migration, and what it says about itself. */
-import type { StreamEngine } from './driver.js'
+import type { DomainRef, StreamEngine } from './driver.js'
+import type { ChannelRequest } from './tunnel/requests.js'
+import type { Tunnel } from './tunnel/tunnel.js'
 
 /** How a domain is moved to another host: libvirt's typed parameters (VIR_MIGRATE_PARAM_*), and what we add to them. */
 export interface MigrateParams {
@@ -63,4 +65,66 @@ export interface DomainJobStats {
   /** where each disk is that moves with the domain */
   disks: { disk: string; offset: number; size: number }[]
   error?: string
+}
+
+/** The operations of a driver that are about migration. */
+export interface MigrationOps {
+  /**
+   * The five phases of a migration (libvirt's protocol version 3), each with a cookie of the other side: begin, perform and
+   * confirm at the source, prepare and finish at the destination. Whoever calls them may be anywhere. Cookies are opaque
+   * text of at most 256 KiB. `params.bandwidth` is in bytes/s here.
+   */
+  domainMigrateBegin(domain: DomainRef, params: MigrateParams, flags: number): Promise<{ xml: string; cookie: string }>
+  /**
+   * Refuses what cannot be run there, else waits for the guest. `uri`: where `domainMigratePerform` finds it; '' means
+   * the way that the caller has come (a daemon listens on one port for everything).
+   */
+  domainMigratePrepare(
+    params: MigrateParams,
+    flags: number,
+    cookie: string,
+    xml: string,
+  ): Promise<{ cookie: string; uri: string }>
+  /**
+   * Resolves when the destination has the guest; it stands still on both sides then. When it rejects it runs on here.
+   */
+  domainMigratePerform(
+    domain: DomainRef,
+    params: MigrateParams,
+    flags: number,
+    cookie: string,
+    uri: string,
+    tunnel?: Tunnel,
+  ): Promise<{ cookie: string }>
+  /** Lets the guest run at the destination; `cancelled`: ends what was prepared there, and answers undefined. */
+  domainMigrateFinish(
+    params: MigrateParams,
+    flags: number,
+    cookie: string,
+    cancelled: boolean,
+  ): Promise<DomainRef | undefined>
+  /** The source lets go of the guest, or of all but its disks; `cancelled`: it runs on here. */
+  domainMigrateConfirm(
+    domain: DomainRef,
+    params: MigrateParams,
+    flags: number,
+    cookie: string,
+    cancelled: boolean,
+  ): Promise<void>
+  /** A channel that a migration's source has opened on a tunnel that is not the driver's own (`DriverHost.tunnels`). */
+  migrationChannel(request: ChannelRequest, tunnel: Tunnel): Promise<void>
+  /** The tunnel that the connection goes through; of drivers whose hypervisor is elsewhere. */
+  connectTunnel(): Promise<Tunnel>
+  /** Memory of a domain that is on its way follows it from now on (virDomainMigrateStartPostCopy); `flags`: 0. */
+  domainMigrateStartPostCopy(domain: DomainRef, flags: number): Promise<void>
+  /** ms that the guest of a migration may stand still; also while one is under way */
+  domainMigrateSetMaxDowntime(domain: DomainRef, downtime: number, flags: number): Promise<void>
+  domainMigrateGetMaxDowntime(domain: DomainRef, flags: number): Promise<number>
+  /** MiB/s that its memory may take, in the post-copy phase by VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY; also while one is under way */
+  domainMigrateSetMaxSpeed(domain: DomainRef, speed: number, flags: number): Promise<void>
+  domainMigrateGetMaxSpeed(domain: DomainRef, flags: number): Promise<number>
+  /** Ends a migration: before the guest has moved it stays, afterwards it comes back (`flags` VIR_DOMAIN_ABORT_JOB_*). */
+  domainAbortJob(domain: DomainRef, flags: number): Promise<void>
+  /** `flags` VIR_DOMAIN_JOB_STATS_* */
+  domainGetJobStats(domain: DomainRef, flags: number): Promise<DomainJobStats>
 }

@@ -423,6 +423,50 @@ export class Domain implements DomainRef {
   }
 
   /**
+   * virDomainMigrateStartPostCopy: a migration with VIR_MIGRATE_POSTCOPY that is under way lets its guest run at the
+   * destination now, what is missing of its memory follows. VIR_ERR_OPERATION_INVALID when there is no such migration. From
+   * then on it cannot be aborted. `flags`: 0.
+   */
+  async migrateStartPostCopy(flags = 0): Promise<void> {
+    return this.#session.call('domainMigrateStartPostCopy', (check) => [this, check.flags(flags, 0)])
+  }
+
+  /**
+   * virDomainMigrateSetMaxDowntime: ms that the guest may stand still at the end of a migration, of the one that is under
+   * way and those to come in this run of the domain; QEMU's default is 300.
+   */
+  async migrateSetMaxDowntime(downtime: number, flags = 0): Promise<void> {
+    return this.#session.call('domainMigrateSetMaxDowntime', (check) => [
+      this,
+      check.count('downtime', downtime),
+      check.flags(flags, 0),
+    ])
+  }
+
+  /** virDomainMigrateGetMaxDowntime: ms. */
+  async migrateGetMaxDowntime(flags = 0): Promise<number> {
+    return this.#session.call('domainMigrateGetMaxDowntime', (check) => [this, check.flags(flags, 0)])
+  }
+
+  /**
+   * virDomainMigrateSetMaxSpeed: MiB/s that memory may take in migrations to come which do not say so themselves, and in
+   * one that is under way; `flags` VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY: in its post-copy phase.
+   */
+  async migrateSetMaxSpeed(bandwidth: number, flags = 0): Promise<void> {
+    return this.#session.call('domainMigrateSetMaxSpeed', (check) => [
+      this,
+      check.count('bandwidth', bandwidth),
+      check.flags(flags, c.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY),
+    ])
+  }
+
+  /** virDomainMigrateGetMaxSpeed: MiB/s; a very large number where there is no limit, with the flag 0. */
+  async migrateGetMaxSpeed(flags = 0): Promise<number> {
+    const known = c.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY
+    return this.#session.call('domainMigrateGetMaxSpeed', (check) => [this, check.flags(flags, known)])
+  }
+
+  /**
    * virDomainAbortJobFlags: ends a migration. Before the guest has moved it goes on here; while its disks are still being
    * streamed it comes back, with all that it has written since. `flags` VIR_DOMAIN_ABORT_JOB_*. With our own
    * VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST nothing comes back: the domain is shut off here, its images as they were when the

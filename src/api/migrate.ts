@@ -23,8 +23,8 @@ export function checkMigrateFlags(check: Arguments, flags: unknown): number {
   pair('VIR_MIGRATE_STREAM_DISKS', 'VIR_MIGRATE_NON_SHARED_INC')
   pair('VIR_MIGRATE_OFFLINE', 'VIR_MIGRATE_LIVE')
   pair('VIR_MIGRATE_OFFLINE', 'VIR_MIGRATE_POSTCOPY')
-  if ((given & c.VIR_MIGRATE_OFFLINE) !== 0 && (given & c.VIR_MIGRATE_PERSIST_DEST) === 0)
-    throw fail('VIR_ERR_INVALID_ARG', 'VIR_MIGRATE_OFFLINE moves a definition, so it needs VIR_MIGRATE_PERSIST_DEST')
+  if ((given & c.VIR_MIGRATE_POSTCOPY_RESUME) !== 0 && (given & c.VIR_MIGRATE_POSTCOPY) === 0)
+    throw fail('VIR_ERR_INVALID_ARG', 'flag VIR_MIGRATE_POSTCOPY_RESUME needs the flag VIR_MIGRATE_POSTCOPY')
   return given
 }
 
@@ -105,6 +105,10 @@ export async function migrateDomain(
     checked = checkMigrateParams(check, params)
     return [domain, checked, checkMigrateFlags(check, flags)]
   })
+  if ((flags & c.VIR_MIGRATE_POSTCOPY_RESUME) !== 0) {
+    await source.call('domainMigrateConfirm', () => [domain, checked, flags, begun.cookie, false])
+    return destination.call('domainLookupByUUID', () => [domain.uuid])
+  }
   const prepared = await destination
     .call('domainMigratePrepare', () => [checked, flags, begun.cookie, begun.xml])
     .catch(async (error: unknown) => {

@@ -31,6 +31,8 @@ const readOperations: ReadonlySet<keyof HypervisorOps> = new Set<keyof Hyperviso
   'domainGetBlockJobInfo',
   'domainStreamDiskInfo',
   'domainGetJobStats',
+  'domainMigrateGetMaxDowntime',
+  'domainMigrateGetMaxSpeed',
 ])
 
 /** libvirt functions whose name is not that of the operation with `vir` before it. */

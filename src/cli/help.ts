@@ -83,7 +83,7 @@ export const programDescription: readonly string[] = [
 export function programHelp(specs: readonly CommandSpec[], groups: readonly string[]): string {
   const commands = groups.flatMap((group) => [
     `  ${group}`,
-    ...specs.filter((spec) => spec.group === group).map(({ name, summary }) => `    ${name.padEnd(22)}${summary}`),
+    ...specs.filter((spec) => spec.group === group).map(({ name, summary }) => `    ${name.padEnd(24)}${summary}`),
     '',
   ])
   return [

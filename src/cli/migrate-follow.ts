@@ -7,6 +7,7 @@ import type { MigrateParams, StreamDiskState } from '../driver.js'
 import { VirError } from '../error.js'
 import { CommandError } from './context.js'
 import type { Context } from './context.js'
+import { hasten, type Haste } from './migrate-switch.js'
 import type { MigrationView } from './migrate-view.js'
 
 /** ms between two questions how far it is */
@@ -17,13 +18,12 @@ interface Move {
   destination: Connect
   params: MigrateParams
   flags: number
-  /** ms after which the guest is suspended, so that it changes no more memory */
-  timeout: number | undefined
+  haste: Haste
 }
 
 /** Moves the guest. Ctrl-C aborts that, and the guest goes on where it is. */
 export async function move(context: Context, how: Move, view: MigrationView | undefined): Promise<Domain> {
-  const { domain, destination, params, flags, timeout } = how
+  const { domain, destination, params, flags, haste } = how
   const aborted = new AbortController()
   const over = new AbortController()
   const interrupt = (): void => {
@@ -32,15 +32,13 @@ export async function move(context: Context, how: Move, view: MigrationView | un
   }
   process.once('SIGINT', interrupt)
   const watching = view === undefined ? undefined : watchMove(domain, view, over.signal)
-  const timer =
-    timeout === undefined ? undefined : setTimeout(() => void domain.suspend().catch(() => undefined), timeout)
+  hasten(context, await context.connection(), domain, haste, over.signal)
   try {
     return await context.attempt(`Failed to migrate domain '${domain.name}'`, () =>
       domain.migrate(destination, { ...params, signal: aborted.signal }, flags),
     )
   } finally {
     process.off('SIGINT', interrupt)
-    clearTimeout(timer)
     over.abort()
     await watching
   }

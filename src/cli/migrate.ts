@@ -10,6 +10,7 @@ import { CommandError } from './context.js'
 import type { Context } from './context.js'
 import { DETACHED } from './follow.js'
 import { followDisks, move } from './migrate-follow.js'
+import type { Haste } from './migrate-switch.js'
 import { makeMigrationView } from './migrate-view.js'
 import { domainArgument } from './spec.js'
 import type { CommandSpec } from './spec.js'
@@ -35,6 +36,7 @@ const flagOptions: Readonly<Record<string, number>> = {
   'auto-converge': c.VIR_MIGRATE_AUTO_CONVERGE,
   compressed: c.VIR_MIGRATE_COMPRESSED,
   postcopy: c.VIR_MIGRATE_POSTCOPY,
+  'postcopy-resume': c.VIR_MIGRATE_POSTCOPY_RESUME,
   tls: c.VIR_MIGRATE_TLS,
 }
 
@@ -85,13 +87,32 @@ function checkUsage(options: Values): void {
   const timeout = options.seconds('timeout')
   if (timeout !== undefined && !options.flag('live'))
     throw new UsageError('migrate: Unexpected timeout for offline migration')
-  if (options.flag('timeout-suspend') && timeout === undefined)
-    throw new UsageError('option --timeout-suspend requires --timeout')
+  options.exclusive('timeout-suspend', 'timeout-postcopy')
+  options.exclusive('postcopy-after-precopy', 'timeout-postcopy')
+  for (const name of ['timeout-suspend', 'timeout-postcopy'] as const)
+    if (options.flag(name) && timeout === undefined) throw new UsageError(`option --${name} requires --timeout`)
+  for (const name of [
+    'postcopy-after-precopy',
+    'postcopy-resume',
+    'timeout-postcopy',
+    'release-ram',
+    'postcopy-bandwidth',
+  ] as const)
+    if ((options.flag(name) || options.text(name) !== undefined) && !options.flag('postcopy'))
+      throw new UsageError(`option --${name} requires --postcopy`)
   const streams = options.flag('stream-disks')
   const streaming = ['wait', 'write-back', 'external', 'disk-bandwidth', 'disk-engine'] as const
   for (const name of streaming)
     if (!streams && (options.flag(name) || options.text(name) !== undefined))
       throw new UsageError(`option --${name} requires --stream-disks`)
+}
+
+function hasteOf(options: Values): Haste {
+  return {
+    timeout: options.seconds('timeout'),
+    onTimeout: options.flag('timeout-postcopy') ? 'postcopy' : 'suspend',
+    postcopyAfterPass: options.flag('postcopy-after-precopy'),
+  }
 }
 
 /** What goes on without this process needs one that stays: a daemon on each root of this host. */
@@ -113,14 +134,15 @@ async function migrate(context: Context, what: string, uri: string, options: Val
   let arrived: Domain
   let end: 'interrupted' | undefined
   try {
-    arrived = await move(context, { domain, destination, params, flags, timeout: options.seconds('timeout') }, view)
+    arrived = await move(context, { domain, destination, params, flags, haste: hasteOf(options) }, view)
     if (options.flag('wait')) end = await followDisks(context, { source: domain, arrived }, view)
   } finally {
     view?.end()
   }
   const goesOn = end === undefined && options.flag('wait') ? undefined : await followers(domain)
   if (goesOn === undefined) {
-    context.say(`Domain '${arrived.name}' runs at '${uri}'`, '')
+    const becomes = (flags & c.VIR_MIGRATE_OFFLINE) === 0 ? 'runs' : 'is defined'
+    context.say(`Domain '${arrived.name}' ${becomes} at '${uri}'`, '')
     return undefined
   }
   const lines = hints(context, { name: domain.name, arrived: arrived.name, uri, disks: goesOn })
@@ -180,7 +202,12 @@ export const migrateCommand: CommandSpec = {
     ['--offline', 'move the definition of a domain that does not run; needs --persistent'],
     ['--p2p', 'taken for the sake of virsh'],
     ['--tunnelled', 'everything in one connection between the hosts; a daemon does so anyway'],
-    ['--postcopy', 'memory may follow, too'],
+    ['--postcopy', 'memory may follow its guest: from --timeout on, by migrate-postcopy, or as the next option says'],
+    ['--postcopy-after-precopy', 'with --postcopy: as soon as all memory has gone over once'],
+    [
+      '--postcopy-resume',
+      'with --postcopy: go on with a migration that was interrupted in that phase, and wait for its end',
+    ],
     ['--postcopy-bandwidth <rate>', 'MiB/s for memory that follows; default: no limit'],
     ['--release-ram', 'with --postcopy: free memory here as soon as it has gone over'],
     ['--unsafe', 'even where the caches of disks make it unsafe'],
@@ -201,6 +228,7 @@ export const migrateCommand: CommandSpec = {
     ['--downtime <ms>', 'how long the guest may stand still; default: 300'],
     ['--timeout <seconds>', 'with --live: suspend the guest if it has not moved after so long, so that it does'],
     ['--timeout-suspend', 'that is what --timeout does anyway'],
+    ['--timeout-postcopy', 'with --postcopy: after --timeout let it run there, its memory follows'],
     ['--migrateuri <uri>', 'where the hosts find each other, if not at <desturi>'],
     ['--listen-address <address>', 'where the destination listens, if not at its usual place'],
     ['--xml <file>', 'definition for the destination, with other paths; the same hardware'],
@@ -219,6 +247,6 @@ export const migrateCommand: CommandSpec = {
     ['migrate web1 virstream+tls://host2/ --live', 'move a guest whose images are shared'],
   ],
   exit: [[String(DETACHED), 'Ctrl-C after the guest has moved; its disks go on']],
-  seeAlso: ['domjobinfo', 'domjobabort', 'migrate-rollback', 'stream-info'],
+  seeAlso: ['domjobinfo', 'domjobabort', 'migrate-postcopy', 'migrate-setspeed', 'migrate-rollback', 'stream-info'],
   run: (context, [what = '', uri = ''], options) => migrate(context, what, uri, options),
 }

@@ -16,6 +16,7 @@ import { infoCommands } from './info.js'
 import { jobCommands } from './job.js'
 import { lifecycleCommands } from './lifecycle.js'
 import { listCommand } from './list.js'
+import { migrateControlCommands } from './migrate-control.js'
 import { migrateCommand } from './migrate.js'
 import { saveCommands } from './save.js'
 import { groups } from './spec.js'
@@ -37,6 +38,7 @@ export const specs: readonly CommandSpec[] = [
   ...blockCommands,
   ...deviceCommands,
   migrateCommand,
+  ...migrateControlCommands,
   ...jobCommands,
   ...saveCommands,
   ...hostCommands,

@@ -5,6 +5,7 @@ import { Connection } from './connection.js'
 import { consoleOps } from './console.js'
 import { hearEvents } from './events.js'
 import { lifecycleOps } from './lifecycle.js'
+import { limitOps } from './migration-limits.js'
 import { migrationOps } from './migration.js'
 import { queryOps } from './queries.js'
 import { passthroughOps } from './passthrough.js'
@@ -23,6 +24,7 @@ export const ffiDriver: HypervisorDriver = {
     return {
       ...queryOps(connection),
       ...lifecycleOps(connection),
+      ...limitOps(connection),
       ...blockOps(connection),
       ...streamOps(connection, streams),
       ...consoleOps(connection),

@@ -35,6 +35,8 @@ export interface CommandContext {
   nbdTlsDir?: string
   /** 'defer': the guest's state comes over the monitor's `migrate-incoming` */
   incoming?: 'defer'
+  /** path at which a second monitor listens, for what must get through while the first one does not */
+  recoverySocket?: string
   /** the time that the guest's clock is reckoned from; default: now */
   now?: Date
 }
@@ -64,6 +66,7 @@ export function buildCommand(def: DomainDef, context: CommandContext): string[] 
     ...(def.graphics.length === 0 ? ['-display', 'none'] : []),
     ...['-no-user-config', '-nodefaults'],
     ...monitor(context.monitorFd),
+    ...(context.recoverySocket === undefined ? [] : recoveryMonitor(context.recoverySocket)),
     ...clockCommand(def, caps, context.now ?? new Date()),
     ...powerCommand(def, caps),
     ...bootCommand(def),
@@ -92,6 +95,11 @@ const sandbox = 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecont
 const monitor = (fd: number): string[] => [
   ...['-chardev', `socket,id=charmonitor,fd=${fd},server=on,wait=off`],
   ...['-mon', 'chardev=charmonitor,id=monitor,mode=control'],
+]
+
+const recoveryMonitor = (path: string): string[] => [
+  ...['-chardev', `socket,id=charrecovery,path=${escapeComma(path)},server=on,wait=off`],
+  ...['-mon', 'chardev=charrecovery,id=recovery,mode=control'],
 ]
 
 const nbdTls = (caps: CommandCaps, dir: string | undefined): string[] =>

@@ -53,7 +53,8 @@ export function requireStill(qemu: Qemu, def: DomainDef, vm: Vm): void {
     throw fail('VIR_ERR_OPERATION_FAILED', `domain '${def.name}' was defined anew meanwhile`)
 }
 
-async function define(qemu: Qemu, xml: string, flags: number): Promise<DomainRef> {
+/** virDomainDefineXMLFlags */
+export async function define(qemu: Qemu, xml: string, flags: number): Promise<DomainRef> {
   checkFlags('domainDefineXML', flags)
   const def = await readDefinition(qemu, xml, (flags & c.VIR_DOMAIN_DEFINE_VALIDATE) !== 0)
   const known = match(qemu, def)
@@ -111,7 +112,7 @@ export function forgetIfNothing(qemu: Qemu, vm: Vm): void {
   if (config === undefined && live === undefined && remains === undefined && qemu.find(vm.uuid) === vm) qemu.remove(vm)
 }
 
-function undefine(qemu: Qemu, vm: Vm, flags: number): void {
+export function undefine(qemu: Qemu, vm: Vm, flags: number): void {
   const config = vm.config
   if (config === undefined) throw fail('VIR_ERR_OPERATION_INVALID', 'cannot undefine transient domain')
   if (vm.offline !== undefined)

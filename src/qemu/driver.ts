@@ -17,6 +17,7 @@ import { hotplugOps } from './hotplug.js'
 import { jobControlOps } from './job-control.js'
 import { createVm, lifecycleOps } from './lifecycle.js'
 import { migrationOps } from './migration.js'
+import { limitOps } from './migration-limits.js'
 import { closeMigrations, reconnectMigrations, reopenRelays } from './migration-reconnect.js'
 import { passthroughOps } from './passthrough.js'
 import { resumeStreams } from './moved-streams.js'
@@ -95,6 +96,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     ...consoleOps(qemu),
     ...passthroughOps(qemu),
     ...migrationOps(qemu),
+    ...limitOps(qemu),
     connectClose: () => close(qemu),
   }
 }

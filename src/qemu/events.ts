@@ -40,6 +40,7 @@ const onStop: Handler = (qemu, vm, live) => {
   setState(qemu, vm, live, c.VIR_DOMAIN_PAUSED, reason)
   const detail = PAUSE_DETAILS[reason] ?? c.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, detail)
+  if (reason === c.VIR_DOMAIN_PAUSED_IOERROR) live.onIoPause?.()
 }
 
 const onResume: Handler = (qemu, vm, live) => {

@@ -1,5 +1,6 @@
 /** A migration to here, as long as it lasts. */
 import { setTimeout as delay } from 'node:timers/promises'
+import type { Duplex } from 'node:stream'
 import type { DiskDef, StorageSource } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { Refusal } from './migration-abandoned.js'
@@ -12,6 +13,7 @@ import { JobStats } from './migration-stats.js'
 import type { MigrationWatch } from './migration-watch.js'
 import { watchWriteBack } from './migration-write-back.js'
 import type { Qemu } from './qemu.js'
+import type { RecoveryMonitor } from './recovery-monitor.js'
 import type { Vm } from './vm.js'
 
 /** ms that a destination waits for its source to come after prepare, or back while memory goes over */
@@ -25,6 +27,8 @@ export class Incoming {
   #refusal: Refusal | undefined
   messages: Messages | undefined
   watch: MigrationWatch | undefined
+  /** what it comes over */
+  readonly memory: { channel?: Duplex | undefined; recovery?: RecoveryMonitor } = {}
   /** what QEMU said when it failed */
   reason = ''
   releasing = false
@@ -113,6 +117,9 @@ export class Incoming {
   async close(): Promise<void> {
     clearTimeout(this.#patience)
     clearInterval(this.#telling)
+    this.watch?.close()
+    this.memory.channel?.destroy()
+    this.memory.recovery?.close()
     this.messages?.close()
     await this.relay?.close().catch((error: unknown) => this.#qemu.warn(messageOf(error)))
     this.relay = undefined
@@ -123,8 +130,9 @@ export class Incoming {
   /** Over, one way or the other. */
   async forget(): Promise<void> {
     this.#qemu.incoming.delete(this.record.id)
-    await this.close()
+    // at once: who finds it gone from the list takes it for over
     removeRecord(this.#qemu.root, this.record.id)
+    await this.close()
   }
 }
 

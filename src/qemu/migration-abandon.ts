@@ -5,7 +5,7 @@
 import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import { sourceStorage } from './migration-disks.js'
-import { comeBack } from './migration-leave.js'
+import { comeBack, keptNothing } from './migration-leave.js'
 import { stopServing } from './migration-serve.js'
 import type { Outgoing } from './outgoing.js'
 import { terminate } from './process.js'
@@ -24,7 +24,8 @@ export async function abandon(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm, record } = outgoing
   if (record.phase !== 'switched' && record.phase !== 'serving')
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' has no migration whose destination could be given up`)
-  if (record.phase === 'switched') record.goesOn = true
+  // of memory that was given back as it went nobody has all
+  if (record.phase === 'switched' && !keptNothing(record)) record.goesOn = true
   outgoing.enter('abandoning')
   const heard = await tell(outgoing)
   await finishAbandoning(qemu, outgoing)
@@ -37,6 +38,7 @@ export async function finishAbandoning(qemu: Qemu, outgoing: Outgoing): Promise<
   const { vm, record, stats } = outgoing
   const { live } = vm
   if (record.goesOn === true && live !== undefined) {
+    await outgoing.memory?.stop()
     await sourceStorage(qemu, outgoing, live).undo()
     if (record.running) await comeBack(qemu, outgoing, live)
   } else {

@@ -14,6 +14,7 @@ import { storageOf } from './migration-flags.js'
 import { sharedDisks } from './migration-disks.js'
 import { leaveToHeaders, remainsOf } from './migration-guestless.js'
 import { type MigrationRecord } from './migration-record.js'
+import { allIsHere } from './migration-postcopy-target.js'
 import { beginStreams, closeDisks, disksLeft } from './migration-target-disks.js'
 import { beginWriteBack } from './migration-write-back.js'
 import { killHard } from './process.js'
@@ -47,10 +48,16 @@ export async function finish(qemu: Qemu, incoming: Incoming, locks?: LockCookie)
     vm.remains = record.def
     await run(qemu, incoming, live)
   })
+  // what the guest waits for in its memory goes before what it may never read of its disks
+  if (record.memoryFollows !== true) await followDisks(qemu, incoming)
+  return vm.ref
+}
+
+/** All of its memory is here. */
+export async function followDisks(qemu: Qemu, incoming: Incoming): Promise<void> {
   await beginStreams(qemu, incoming)
   // without a disk that follows the source is told at once
   incoming.streamEnded()
-  return vm.ref
 }
 
 const isReleasing = ({ releasing }: Incoming): boolean => releasing
@@ -66,9 +73,13 @@ export async function run(qemu: Qemu, incoming: Incoming, live: Live): Promise<v
     vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_USER }
     emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED)
   } else {
-    vm.state = { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_MIGRATED }
+    const [reason, detail] =
+      record.memoryFollows === true
+        ? [c.VIR_DOMAIN_RUNNING_POSTCOPY, c.VIR_DOMAIN_EVENT_RESUMED_POSTCOPY]
+        : [c.VIR_DOMAIN_RUNNING_MIGRATED, c.VIR_DOMAIN_EVENT_RESUMED_MIGRATED]
+    vm.state = { state: c.VIR_DOMAIN_RUNNING, reason }
     await live.monitor.cont()
-    emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_RESUMED, c.VIR_DOMAIN_EVENT_RESUMED_MIGRATED)
+    emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_RESUMED, detail)
   }
   saveStatus(vm, live)
 }
@@ -97,15 +108,17 @@ export function cancel(qemu: Qemu, incoming: Incoming, why: string): Promise<voi
 async function end(qemu: Qemu, incoming: Incoming, why: string): Promise<void> {
   const { vm, record } = incoming
   incoming.reason ||= why
-  const { live } = vm
-  if (live !== undefined) {
-    live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_FAILED, detail: c.VIR_DOMAIN_EVENT_STOPPED_FAILED }
-    killHard(live.process)
-    await live.ended
-  }
+  if (vm.live !== undefined) await endWaiting(vm.live)
   removeMade(record)
   await incoming.forget()
   forgetIfNothing(qemu, vm)
+}
+
+/** A QEMU that waits for a guest which will not come. */
+export async function endWaiting(live: Live): Promise<void> {
+  live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_FAILED, detail: c.VIR_DOMAIN_EVENT_STOPPED_FAILED }
+  killHard(live.process)
+  await live.ended
 }
 
 /** Where the disks are, for those who ask at the source. */
@@ -121,6 +134,7 @@ export async function tellProgress({ vm, record, messages, stats }: Incoming): P
 export async function releaseWhenDone(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { record, messages } = incoming
   if (record.phase !== 'streaming' || messages === undefined || incoming.releasing) return
+  if (record.memoryFollows === true && incoming.vm.live !== undefined) return
   if ((await disksLeft(incoming)).length > 0) return
   // while that was looked at the guest may have been wanted back
   if (!isStreaming(record) || isReleasing(incoming)) return
@@ -135,11 +149,13 @@ export async function releaseWhenDone(qemu: Qemu, incoming: Incoming): Promise<v
 
 /** 'let-go': the source has ended its part. */
 export async function letGoOf(qemu: Qemu, incoming: Incoming): Promise<void> {
+  await allIsHere(incoming)
   if (!isStreaming(incoming.record) || (await disksLeft(incoming)).length > 0)
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${incoming.record.name}' still needs its source`)
   await done(qemu, incoming)
 }
 
+/** Nothing of it is needed from its source any more. */
 async function done(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { vm, stats } = incoming
   if (!qemu.incoming.has(incoming.record.id)) return

@@ -33,6 +33,7 @@ export type MigrationStatus =
   | 'active'
   | 'postcopy-active'
   | 'postcopy-paused'
+  | 'postcopy-recover'
   | 'pre-switchover'
   | 'device'
   | 'wait-unplug'
@@ -57,6 +58,10 @@ export class MigrationCommands {
   setParameters(parameters: Readonly<Record<string, number | string | boolean>>): Promise<unknown> {
     return this.#monitor.run('migrate-set-parameters', parameters, QUERY)
   }
+  /** What of query-migrate-parameters can be set by itself: ms, bytes/s. */
+  queryParameters(): Promise<{ 'downtime-limit': number; 'max-bandwidth': number; 'max-postcopy-bandwidth': number }> {
+    return this.#monitor.run('query-migrate-parameters', undefined, QUERY) as ReturnType<this['queryParameters']>
+  }
   setUnlimited(): Promise<unknown> {
     return this.setParameters({ 'max-bandwidth': 2 ** 53 - 1 })
   }
@@ -69,6 +74,16 @@ export class MigrationCommands {
   async receive(fd: number): Promise<void> {
     await this.#monitor.getfd('vs-incoming', fd)
     await this.#monitor.run('migrate-incoming', { uri: 'fd:vs-incoming' })
+  }
+  /** Goes on sending over another descriptor what was cut off in the post-copy phase; QEMU gets a copy of it. */
+  async resume(fd: number): Promise<void> {
+    await this.#monitor.getfd('vs-migrate', fd)
+    await this.#monitor.run('migrate', { uri: 'fd:vs-migrate', resume: true })
+  }
+  /** Goes on reading it. */
+  async recover(fd: number): Promise<void> {
+    await this.#monitor.getfd('vs-incoming', fd)
+    await this.#monitor.run('migrate-recover', { uri: 'fd:vs-incoming' })
   }
   cancel(): Promise<unknown> {
     return this.#monitor.run('migrate_cancel', undefined)
@@ -86,7 +101,7 @@ export class MigrationCommands {
 }
 
 /** QEMU gets one end of a pair of sockets, the channel is joined to the other. */
-async function lend(channel: Duplex, use: (fd: number) => Promise<void>): Promise<void> {
+export async function lend(channel: Duplex, use: (fd: number) => Promise<void>): Promise<void> {
   const { fd, joined } = descriptorFor(channel)
   joined.catch(() => undefined)
   try {
@@ -102,12 +117,29 @@ export function sendMemory(commands: MigrationCommands, channel: Duplex): Promis
 }
 
 /** The guest's memory comes over a channel that the other side opens; `live` is undefined where nobody waits for it. */
-export async function takeMemory(request: ChannelRequest, live: Live | undefined): Promise<void> {
-  if (live === undefined) request.refuse('nobody waits for memory')
-  else await lend(request.accept(), (fd) => new MigrationCommands(live.monitor).receive(fd))
+export async function takeMemory(
+  request: ChannelRequest,
+  live: Live | undefined,
+  how: 'receive' | 'recover' = 'receive',
+): Promise<Duplex | undefined> {
+  if (live === undefined) {
+    request.refuse('nobody waits for memory')
+    return undefined
+  }
+  const channel = request.accept()
+  try {
+    await lend(channel, (fd) => new MigrationCommands(live.monitor)[how](fd))
+    return channel
+  } catch (error) {
+    channel.destroy()
+    throw error
+  }
 }
 
-/** How a migration that has been begun ends; `atSwitch` is called while the guest stands still on both sides. */
+/**
+ * How a migration that has been begun ends, or 'postcopy-active' when its memory follows the guest; `atSwitch` is called
+ * while the guest stands still on both sides.
+ */
 export async function seeThrough(
   commands: MigrationCommands,
   watch: MigrationWatch,
@@ -117,5 +149,5 @@ export async function seeThrough(
   if (seen !== 'pre-switchover') return seen
   await atSwitch()
   await commands.continueFrom('pre-switchover')
-  return watch.until([])
+  return watch.until(['postcopy-active'])
 }

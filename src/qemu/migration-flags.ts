@@ -2,6 +2,7 @@
 import * as c from '../constants.gen.js'
 import type { MigrateParams } from '../driver.js'
 import { failFrom } from '../error.js'
+import { checkOfflineFlags } from './migration-offline.js'
 import { VIR_MIGRATE_STREAM_DISKS } from '../stream-flags.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -16,17 +17,14 @@ export function storageOf(flags: number): StorageMode {
 
 /** Flags that would be ignored, with what they are called. */
 const UNSUPPORTED = {
-  VIR_MIGRATE_OFFLINE: c.VIR_MIGRATE_OFFLINE,
-  VIR_MIGRATE_POSTCOPY: c.VIR_MIGRATE_POSTCOPY,
-  VIR_MIGRATE_ABORT_ON_ERROR: c.VIR_MIGRATE_ABORT_ON_ERROR,
   VIR_MIGRATE_RDMA_PIN_ALL: c.VIR_MIGRATE_RDMA_PIN_ALL,
   VIR_MIGRATE_PARALLEL: c.VIR_MIGRATE_PARALLEL,
   VIR_MIGRATE_ZEROCOPY: c.VIR_MIGRATE_ZEROCOPY,
-  VIR_MIGRATE_POSTCOPY_RESUME: c.VIR_MIGRATE_POSTCOPY_RESUME,
 } as const
 
 /** VIR_ERR_ARGUMENT_UNSUPPORTED for what cannot be had, VIR_ERR_INVALID_ARG for parameters without their flag. */
 export function checkMigrationFlags(params: MigrateParams, flags: number): void {
+  checkOfflineFlags(flags)
   for (const [name, flag] of Object.entries(UNSUPPORTED))
     if ((flags & flag) !== 0) throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `this driver does not offer ${name}`)
   const streams = (flags & VIR_MIGRATE_STREAM_DISKS) !== 0
@@ -38,10 +36,14 @@ export function checkMigrationFlags(params: MigrateParams, flags: number): void 
       'VIR_ERR_INVALID_ARG',
       "parameter 'writeBack' needs diskStreamEngine 'pull': QEMU has no two jobs on a disk",
     )
+  const postcopy = (flags & c.VIR_MIGRATE_POSTCOPY) !== 0
+  if (postcopy && (params.writeBack === true || params.serve === 'external'))
+    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "'writeBack' and serve 'external' do not go with VIR_MIGRATE_POSTCOPY")
   if (params.compression !== undefined && params.compression !== 'xbzrle')
     throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `compression is 'xbzrle', not '${params.compression}'`)
-  if (params.releaseRam === true && (flags & c.VIR_MIGRATE_POSTCOPY) === 0)
-    throw fail('VIR_ERR_INVALID_ARG', "parameter 'releaseRam' needs the flag VIR_MIGRATE_POSTCOPY")
+  for (const key of ['releaseRam', 'bandwidthPostcopy'] as const)
+    if (params[key] !== undefined && !postcopy)
+      throw fail('VIR_ERR_INVALID_ARG', `parameter '${key}' needs the flag VIR_MIGRATE_POSTCOPY`)
 }
 
 /** QEMU's MigrationCapability, alike on both sides. */
@@ -52,18 +54,33 @@ export function capabilitiesFor(flags: number, params: MigrateParams): Record<st
     'return-path': true,
     xbzrle,
     'auto-converge': (flags & c.VIR_MIGRATE_AUTO_CONVERGE) !== 0,
+    'postcopy-ram': (flags & c.VIR_MIGRATE_POSTCOPY) !== 0,
+    'release-ram': params.releaseRam === true,
   }
 }
 
-/** QEMU's MigrateSetParameters. */
-export function parametersFor({
-  bandwidth = 0,
-  bandwidthPostcopy = 0,
-  downtime,
-}: MigrateParams): Record<string, number> {
+/** Of a guest that is saved: a file answers nothing. Whatever an earlier migration has set is taken back. */
+export const FILE_CAPABILITIES = {
+  ...{ 'return-path': false, 'pause-before-switchover': false, 'postcopy-ram': false, 'release-ram': false },
+  ...{ xbzrle: false, 'auto-converge': false },
+} as const
+
+/** Of a guest that comes back: whatever it went by, all of its memory comes before it does. */
+export const RETURN_CAPABILITIES = {
+  events: true,
+  'return-path': true,
+  'postcopy-ram': false,
+  'release-ram': false,
+} as const
+
+/** QEMU's MigrateSetParameters; `usual`: bytes/s where the migration says nothing of it. */
+export function parametersFor(
+  { bandwidth = 0, bandwidthPostcopy, downtime }: MigrateParams,
+  usual = 2 ** 53 - 1,
+): Record<string, number> {
   return {
-    'max-bandwidth': bandwidth === 0 ? 2 ** 53 - 1 : bandwidth,
-    'max-postcopy-bandwidth': bandwidthPostcopy,
+    'max-bandwidth': bandwidth === 0 ? usual : bandwidth,
+    ...(bandwidthPostcopy !== undefined && { 'max-postcopy-bandwidth': bandwidthPostcopy }),
     ...(downtime !== undefined && { 'downtime-limit': downtime }),
   }
 }

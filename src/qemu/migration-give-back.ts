@@ -10,6 +10,7 @@ import { SERVICE } from '../migration/link.js'
 import { beginMirror, endMirrors, jobsOf, mirrorsReady } from './migration-mirror.js'
 import { disksSocket } from './migration-record.js'
 import { beginStreams } from './migration-target-disks.js'
+import { RETURN_CAPABILITIES } from './migration-flags.js'
 import { MigrationWatch } from './migration-watch.js'
 import { keepWriteBack } from './migration-write-back.js'
 import { backName } from './nbd-exports.js'
@@ -67,7 +68,7 @@ export async function sendBack(incoming: Incoming): Promise<void> {
   const commands = new MigrationCommands(live.monitor)
   const watch = new MigrationWatch(live)
   try {
-    await commands.setCapabilities({ events: true, 'return-path': true, 'pause-before-switchover': true })
+    await commands.setCapabilities({ ...RETURN_CAPABILITIES, 'pause-before-switchover': true })
     await commands.setUnlimited()
     const { id, key } = record
     const channel = await incoming.relay?.tunnel?.open(SERVICE.memory, { id, key })

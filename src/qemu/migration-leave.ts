@@ -54,6 +54,8 @@ export async function routeOutgoing(qemu: Qemu, request: ChannelRequest): Promis
 const isGivenUp = ({ record: { phase } }: Outgoing): boolean => phase === 'abandoning' || phase === 'abandoned'
 
 export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promise<void> {
+  // it would only meet the same error again
+  if (vm.state.state === c.VIR_DOMAIN_PAUSED && vm.state.reason === c.VIR_DOMAIN_PAUSED_IOERROR) return
   if (!(await live.monitor.queryStatus()).running) await live.monitor.cont()
   setState(qemu, vm, live, c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_RUNNING_MIGRATION_CANCELED)
 }
@@ -75,16 +77,19 @@ export async function confirm(qemu: Qemu, vm: Vm, isCancelled: boolean): Promise
   await leave(qemu, outgoing)
 }
 
+const postcopyReasons: readonly number[] = [c.VIR_DOMAIN_PAUSED_POSTCOPY, c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED]
+
 /** The guest runs elsewhere: its QEMU ends, or serves its disks until they have gone over too. */
 async function leave(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm } = outgoing
-  if (storageOf(outgoing.record.flags) !== 'stream') {
+  if (storageOf(outgoing.record.flags) !== 'stream' && outgoing.record.memoryFollows !== true) {
     await letGo(qemu, outgoing)
     return
   }
   outgoing.enter('serving')
+  outgoing.memory?.serve()
   const live = vm.live
-  if (live === undefined) return
+  if (live === undefined || postcopyReasons.includes(vm.state.reason)) return
   setState(qemu, vm, live, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_PAUSED_POSTCOPY)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY)
   await serveAside(qemu, outgoing)
@@ -145,6 +150,9 @@ function answer(qemu: Qemu, outgoing: Outgoing, method: string, params: unknown)
     case 'write-back-over':
       outgoing.endWriteBack()
       return {}
+    case 'memory-lost':
+      outgoing.memory?.lost('its QEMU there has ended')
+      return {}
     case 'return-closing':
       return closeBack(outgoing)
     case 'released':
@@ -203,6 +211,7 @@ export function resolveLater(qemu: Qemu, outgoing: Outgoing): void {
 async function resolveUnknown(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { phase } = outgoing.record
   if (phase === 'switched') await resolve(qemu, outgoing)
+  else if (phase === 'serving') outgoing.memory?.lost('it knows nothing of it any more')
   else if (phase === 'returned' || isOver(outgoing.record)) outgoing.forget()
 }
 
@@ -213,8 +222,10 @@ async function resolve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     async () => {
       const { record, link, vm } = outgoing
       if (record.phase === 'switched') await resolveSwitched(qemu, outgoing, true)
-      else if (record.phase === 'serving') await link?.request('return-failed', {})
-      else if (record.phase === 'returned' && vm.live !== undefined) await tellReturned(qemu, outgoing)
+      else if (record.phase === 'serving') {
+        outgoing.memory?.recover()
+        await link?.request('return-failed', {})
+      } else if (record.phase === 'returned' && vm.live !== undefined) await tellReturned(qemu, outgoing)
       else if (record.phase === 'abandoned') await tellAbandoned(qemu, outgoing)
       else if (record.phase === 'released') await tellReleased(qemu, outgoing)
     },
@@ -233,7 +244,8 @@ export async function resolveSwitched(qemu: Qemu, outgoing: Outgoing, forward: b
   try {
     if (link === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'there is no link')
     if (!link.isUp) await link.connect()
-    phase = await decide(link, record, forward ? () => sourceStorage(qemu, outgoing, live).switched() : undefined)
+    const onward = forward || keptNothing(record)
+    phase = await decide(link, record, onward ? () => sourceStorage(qemu, outgoing, live).switched() : undefined)
   } catch (error) {
     if (!(error instanceof UnknownThereError)) {
       link?.last()
@@ -245,6 +257,10 @@ export async function resolveSwitched(qemu: Qemu, outgoing: Outgoing, forward: b
   if (phase === 'streaming') await leave(qemu, outgoing)
   else if (live !== undefined) await returnHome(qemu, outgoing, live)
 }
+
+/** The guest could not go on here, whoever wants it to. */
+export const keptNothing = ({ memoryFollows, params }: MigrationRecord): boolean =>
+  memoryFollows === true && params.releaseRam === true
 
 /** Whether the guest runs there ('streaming'), or never will. */
 async function decide(
@@ -270,6 +286,14 @@ async function decide(
 
 /** Under the domain's job: the guest never ran elsewhere, it goes on here. */
 async function returnHome(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void> {
+  const { memory, record } = outgoing
+  if (memory !== undefined && keptNothing(record)) {
+    memory.lost(
+      `'${record.peer}' does not have it any more, and what had gone over was given back at once (releaseRam)`,
+    )
+    return
+  }
+  await memory?.stop()
   await sourceStorage(qemu, outgoing, live).undo()
   if (outgoing.record.running) await comeBack(qemu, outgoing, live)
   outgoing.forget()

@@ -2,7 +2,8 @@
 import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { setState } from './events.js'
-import { MigrationCommands } from './migration-commands.js'
+import { MigrationCommands, type MigrationInfo } from './migration-commands.js'
+import { storageOf } from './migration-flags.js'
 import { sourceStorage } from './migration-disks.js'
 import { applyFinals } from './migration-final.js'
 import { closeListener, listenForMigrations } from './migration-listener.js'
@@ -18,6 +19,9 @@ import { settleAbandoned } from './migration-abandoned.js'
 import { cancel, run } from './migration-arrive.js'
 import { finishAbandoning } from './migration-abandon.js'
 import { runAgain } from './migration-return.js'
+import { FollowingMemory, guestHasGone } from './migration-postcopy.js'
+import { watchRest } from './migration-postcopy-target.js'
+import { MigrationWatch } from './migration-watch.js'
 
 /** Before QEMUs are taken over: those that read from a source find their way to it again. */
 export async function reopenRelays(qemu: Qemu): Promise<void> {
@@ -71,12 +75,24 @@ async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> 
     await cancel(qemu, incoming, 'the process that waited for it ended')
     return
   }
+  if (record.memoryFollows === true && live !== undefined) watchRest(qemu, incoming, live)
   if (record.phase !== 'streaming') return
   // the process that was to let it run died just before
   const { state, reason } = vm.state
   if (live !== undefined && state === c.VIR_DOMAIN_PAUSED && reason === c.VIR_DOMAIN_PAUSED_MIGRATION)
     await vm.jobs.run('migrate', () => run(qemu, incoming, live))
-  await beginStreams(qemu, incoming)
+  // its disks when all of its memory is here
+  if (record.memoryFollows === true && live !== undefined) return
+  if (record.memoryFollows === true && storageOf(record.flags) !== 'stream') await incoming.forget()
+  else await beginStreams(qemu, incoming)
+}
+
+/** Memory follows the guest still, by what QEMU says. */
+function followLeft(qemu: Qemu, outgoing: Outgoing, live: Live, { status = 'none' }: MigrationInfo): void {
+  const watch = new MigrationWatch(live)
+  watch.now(status)
+  outgoing.memory = new FollowingMemory(qemu, outgoing, live, watch)
+  outgoing.stats.follow(new MigrationCommands(live.monitor))
 }
 
 async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> {
@@ -87,13 +103,20 @@ async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> 
     await vm.jobs.run('migrate', () => letGo(qemu, outgoing))
     return
   }
+  const asks = live !== undefined && (record.phase === 'memory' || record.memoryFollows === true)
+  const status = asks ? await new MigrationCommands(live.monitor).query() : {}
+  if (record.memoryFollows === true && live !== undefined) followLeft(qemu, outgoing, live, status)
   if (record.phase === 'abandoning') await vm.jobs.run('migrate', () => finishAbandoning(qemu, outgoing))
-  if (record.phase === 'memory' && (live === undefined || !(await hasGone(live)))) {
+  if (record.phase === 'memory' && !guestHasGone(status)) {
     if (live !== undefined) await vm.jobs.run('migrate', () => callOff(qemu, outgoing, live))
     outgoing.forget()
     return
   }
-  if (record.phase === 'memory' && live !== undefined) outgoing.enterSwitched(live.def)
+  if (record.phase === 'memory' && live !== undefined) {
+    record.memoryFollows = status.status !== 'completed'
+    outgoing.enterSwitched(live.def)
+    if (record.memoryFollows) followLeft(qemu, outgoing, live, status)
+  }
   if (record.phase === 'returning') outgoing.enter('serving')
   if (record.phase === 'returned' && live !== undefined && vm.state.state === c.VIR_DOMAIN_PAUSED)
     await vm.jobs.run('migrate', () => runAgain(qemu, outgoing, live))
@@ -101,11 +124,6 @@ async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> 
   serveAgainLater(qemu, outgoing)
   outgoing.link = linkFor(qemu, outgoing)
   qemu.inBackground(`the migration of domain '${vm.name}'`, () => resume(qemu, outgoing))
-}
-
-/** The last byte of its state went out, though nobody lived to write it down. */
-async function hasGone(live: Live): Promise<boolean> {
-  return (await new MigrationCommands(live.monitor).query()).status === 'completed'
 }
 
 /** Under the domain's job: the connection that its memory went over died with our process. */
@@ -119,7 +137,10 @@ async function callOff(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void
 
 /** The connections end; what goes on goes on when the root is opened again. */
 export async function closeMigrations(qemu: Qemu): Promise<void> {
-  for (const { link } of qemu.outgoing.values()) link?.destroy()
+  for (const { link, memory } of qemu.outgoing.values()) {
+    memory?.close()
+    link?.destroy()
+  }
   for (const incoming of qemu.incoming.values()) await incoming.close()
   await closeListener(qemu)
 }

@@ -61,6 +61,10 @@ export interface MigrationRecord {
   ended?: boolean
   /** at the source, 'abandoning': the guest goes on here */
   goesOn?: boolean
+  /** post-copy: the guest has moved, or is about to run there, and memory of it has still to go over */
+  memoryFollows?: boolean
+  /** at the destination: names the monitor that QEMU keeps for the case that the connection breaks */
+  recovery?: number
   /** the guest ran when it began */
   running: boolean
   /** ms since 1970 */

@@ -10,6 +10,7 @@ import { readDefinition } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { MigrationCommands } from './migration-commands.js'
 import { stopServing, serveAgainLater } from './migration-serve.js'
+import { RETURN_CAPABILITIES } from './migration-flags.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Outgoing } from './outgoing.js'
 import { killHard, terminate } from './process.js'
@@ -45,7 +46,7 @@ export async function bringBack(qemu: Qemu, outgoing: Outgoing): Promise<void> {
       await live.exports.serve(disk)
       await live.exports.serveBack(disk, { writethrough: record.writeBack === 'on' })
     }
-    await new MigrationCommands(live.monitor).setCapabilities({ events: true, 'return-path': true })
+    await new MigrationCommands(live.monitor).setCapabilities(RETURN_CAPABILITIES)
     await link.request('return-mirror', {}, COPYING)
     await arrive(outgoing, watch)
     watch.close()
@@ -78,7 +79,7 @@ async function replaceQemu(qemu: Qemu, outgoing: Outgoing): Promise<Live> {
   }
   await stopServing(qemu, outgoing)
   qemu.add(vm) // a transient one is none without its QEMU
-  return startIncoming(qemu, vm, await readDefinition(qemu, xml, false), [])
+  return startIncoming(qemu, vm, await readDefinition(qemu, xml, false))
 }
 
 /** The last of it comes over; whether it did is what our own QEMU says. */

@@ -1,6 +1,7 @@
 /** The QEMU of a guest that has moved on is gone before its disks were: a storage daemon serves them in its place. */
 import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
+import { storageOf } from './migration-flags.js'
 import { openOffline } from './offline.js'
 import type { Outgoing } from './outgoing.js'
 import { terminate } from './process.js'
@@ -14,7 +15,15 @@ const isServing = ({ record }: Outgoing): boolean => record.phase === 'serving' 
 /** Whatever ended the QEMU: the guest at the destination only waits for its blocks meanwhile. */
 export function serveAgainLater(qemu: Qemu, outgoing: Outgoing): void {
   const { vm, record } = outgoing
-  if (!isServing(outgoing) || record.def === undefined || record.disks.length === 0) return
+  // the rest of the guest's memory went with it, and nothing else is served
+  if (storageOf(record.flags) !== 'stream' && record.phase === 'serving') outgoing.forget()
+  if (
+    storageOf(record.flags) !== 'stream' ||
+    !isServing(outgoing) ||
+    record.def === undefined ||
+    record.disks.length === 0
+  )
+    return
   const attempt = async (): Promise<void> => {
     if (isServing(outgoing) && qemu.outgoing.has(record.id) && vm.host === undefined) await serve(qemu, outgoing)
   }

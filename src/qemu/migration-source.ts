@@ -5,7 +5,7 @@ import * as c from '../constants.gen.js'
 import type { MigrateParams } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
-import { capabilitiesFor, checkMigrationFlags, parametersFor } from './migration-flags.js'
+import { capabilitiesFor, parametersFor } from './migration-flags.js'
 import { MigrationCommands, seeThrough, sendMemory } from './migration-commands.js'
 import { newId, newKey, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
 import { chooseDisks, type SourceStorage, sourceStorage } from './migration-disks.js'
@@ -17,6 +17,7 @@ import { requireAtHome } from './vm-job.js'
 import type { Live, Vm } from './vm.js'
 import { Outgoing, outgoingOf, requireOutgoing } from './outgoing.js'
 import { comeBack, linkFor, resolveLater } from './migration-leave.js'
+import { FollowingMemory, refusePostcopyAbort, switchToPostcopy } from './migration-postcopy.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -32,7 +33,6 @@ export async function begin(
   params: MigrateParams,
   flags: number,
 ): Promise<{ xml: string; cookie: string }> {
-  checkMigrationFlags(params, flags)
   const live = vm.requireLive()
   const known = outgoingOf(qemu, vm)
   // one that was begun and not gone on with: whoever began it is gone
@@ -79,24 +79,46 @@ export async function perform(
   const storage = sourceStorage(qemu, outgoing, live)
   try {
     outgoing.enter('memory')
+    heedErrors(outgoing, live)
     outgoing.link = linkFor(qemu, outgoing, tunnel)
     await connect(outgoing)
     await outgoing.link.request('disks')
     await storage.before()
-    await transfer(outgoing, live, storage)
+    await transfer(qemu, outgoing, live, storage)
     vm.requireSame(live)
     await storage.switched()
     outgoing.enterSwitched(live.def)
     outgoing.link.last()
     outgoing.expectConfirmation(CONFIRMATION, () => resolveLater(qemu, outgoing))
-  } catch (error) {
+  } catch (thrown) {
+    const error = outgoing.ioError ? ioError(vm) : thrown
     outgoing.stats.fail(error)
     await stay(qemu, outgoing, live, storage)
     throw error
+  } finally {
+    delete live.onIoPause
   }
   const { key } = record
   const { locks } = record
   return { cookie: writeCookie({ version: 1, id, key, host: thisHost(), ...(locks && { locks }) }) }
+}
+
+const ioError = (vm: Vm): Error =>
+  fail('VIR_ERR_OPERATION_FAILED', `migration of domain '${vm.name}' failed due to I/O error`)
+
+/** VIR_MIGRATE_ABORT_ON_ERROR: a guest that an I/O error has paused, or pauses now, stays here. */
+function heedErrors(outgoing: Outgoing, live: Live): void {
+  const { vm, record } = outgoing
+  if ((record.flags & c.VIR_MIGRATE_ABORT_ON_ERROR) === 0) return
+  const { state, reason } = vm.state
+  if (state === c.VIR_DOMAIN_PAUSED && reason === c.VIR_DOMAIN_PAUSED_IOERROR) throw ioError(vm)
+  live.onIoPause = () => {
+    // memory that follows its guest already can't stay
+    if (outgoing.switching || outgoing.record.memoryFollows === true) return
+    outgoing.ioError = true
+    outgoing.aborted = true
+    void outgoing.commands?.cancel().catch(() => undefined)
+  }
 }
 
 async function connect({ link, record }: Outgoing): Promise<void> {
@@ -108,8 +130,8 @@ async function connect({ link, record }: Outgoing): Promise<void> {
   }
 }
 
-/** The guest goes over, stands still on both sides then. */
-async function transfer(outgoing: Outgoing, live: Live, storage: SourceStorage): Promise<void> {
+/** The guest goes over, with all of its memory or what is needed first; it stands still on both sides then. */
+async function transfer(qemu: Qemu, outgoing: Outgoing, live: Live, storage: SourceStorage): Promise<void> {
   const { record, link, vm } = outgoing
   const { flags, params } = record
   const commands = new MigrationCommands(live.monitor)
@@ -120,7 +142,7 @@ async function transfer(outgoing: Outgoing, live: Live, storage: SourceStorage):
     live.pauseReason = c.VIR_DOMAIN_PAUSED_MIGRATION
     await link?.request('incoming', { capabilities })
     await commands.setCapabilities({ ...capabilities, 'pause-before-switchover': true })
-    await commands.setParameters(parametersFor(params))
+    await commands.setParameters(parametersFor(params, vm.migrationSpeed))
     const channel = await link?.open(SERVICE.memory)
     if (channel === undefined || outgoing.aborted) throw aborted(vm)
     await sendMemory(commands, channel)
@@ -128,13 +150,24 @@ async function transfer(outgoing: Outgoing, live: Live, storage: SourceStorage):
     outgoing.stats.follow(commands)
     // by who could not see it yet a moment ago
     if (isAborted(outgoing)) await commands.cancel()
-    const seen = await seeThrough(commands, watch, () => storage.atSwitch())
+    await switchToPostcopy(outgoing)
+    const seen = await seeThrough(commands, watch, async () => {
+      await storage.atSwitch()
+      outgoing.switching = true
+    })
+    if (seen === 'postcopy-active') {
+      record.memoryFollows = true
+      outgoing.memory = new FollowingMemory(qemu, outgoing, live, watch)
+      outgoing.memory.channel = channel
+      return
+    }
     if (seen !== 'completed') throw await whyNot(outgoing, commands, seen)
     await outgoing.stats.memoryDone(commands)
   } finally {
     outgoing.commands = undefined
+    outgoing.switching = false
     delete live.pauseReason
-    watch.close()
+    if (outgoing.memory === undefined) watch.close()
   }
 }
 
@@ -187,6 +220,7 @@ export async function abort(outgoing: Outgoing): Promise<void> {
   const { record, vm } = outgoing
   if (record.phase !== 'memory')
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' has no migration that could be canceled`)
+  refusePostcopyAbort(outgoing)
   outgoing.aborted = true
   await outgoing.commands?.cancel()
 }

@@ -13,7 +13,7 @@ import type { LockCookie } from '../locking/lock-driver.js'
 import { forgetIfNothing, match, readDefinition } from './define.js'
 import { MigrationCommands } from './migration-commands.js'
 import { type MigrationCookie, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
-import { checkMigrationFlags, storageOf } from './migration-flags.js'
+import { storageOf } from './migration-flags.js'
 import { SERVICE } from '../migration/link.js'
 import { listenForMigrations } from './migration-listener.js'
 import { type MigrationRecord, saveRecord } from './migration-record.js'
@@ -25,8 +25,8 @@ import { saveStatus } from './status.js'
 import { type Live, Vm } from './vm.js'
 import { Incoming } from './incoming.js'
 import { beAbandoned } from './migration-abandoned.js'
-import { cancel, finish, letGoOf, removeMade } from './migration-arrive.js'
-import { takeMemory } from './migration-commands.js'
+import { cancel, endWaiting, finish, letGoOf, removeMade } from './migration-arrive.js'
+import { followRest, preparePostcopy, prepareRecovery, stateIsHere, takeChannel } from './migration-postcopy-target.js'
 import { giveUp, keepAfterAll, mirrorBack, prepareReturn, sendBack } from './migration-give-back.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -38,7 +38,6 @@ export async function prepare(
   flags: number,
   { cookie: text, xml }: { cookie: string; xml: string },
 ): Promise<{ cookie: string; uri: string }> {
-  checkMigrationFlags(params, flags)
   const cookie = await readCookie(text)
   const def = await readDefinition(qemu, xml, false)
   if (cookie.abi !== undefined) checkAbi(parseDomainXml(cookie.abi), def)
@@ -86,7 +85,10 @@ async function receive(qemu: Qemu, vm: Vm, def: DomainDef, record: MigrationReco
   undo.add(() => removeMade(record))
   await makeDisks(qemu, incoming, def)
   incoming.relay = await openRelay(qemu, incoming)
-  const live = await startIncoming(qemu, vm, def, unlockedDisks(def, record))
+  const postcopy = (record.flags & c.VIR_MIGRATE_POSTCOPY) !== 0
+  const live = await startIncoming(qemu, vm, def, { unlocked: unlockedDisks(def, record), postcopy })
+  undo.add(() => endWaiting(live))
+  if (postcopy) await preparePostcopy(qemu, incoming, live)
   qemu.incoming.set(record.id, incoming)
   incoming.watch = new MigrationWatch(live)
   qemu.inBackground(`the migration of domain '${vm.name}'`, () => followMemory(qemu, incoming, live))
@@ -94,20 +96,28 @@ async function receive(qemu: Qemu, vm: Vm, def: DomainDef, record: MigrationReco
   undo.commit()
 }
 
-/** Until all memory is here, or will never be. */
+/** Until the guest may run here, and with post-copy until all memory is here; or it will never be. */
 async function followMemory(qemu: Qemu, incoming: Incoming, live: Live): Promise<void> {
-  const seen = await incoming.watch?.until(['completed'])
-  if (incoming.record.phase !== 'incoming' || !qemu.incoming.has(incoming.record.id)) return
-  if (seen !== 'completed') {
+  const { vm, record } = incoming
+  const seen = await incoming.watch?.until(['postcopy-active'])
+  if (seen === 'closed' || record.phase !== 'incoming' || !qemu.incoming.has(record.id)) return
+  const follows =
+    seen === 'postcopy-active' &&
+    (await stateIsHere(live).then(
+      () => true,
+      () => false,
+    ))
+  if (seen !== 'completed' && !follows) {
     await cancel(qemu, incoming, 'its state did not arrive')
     return
   }
-  const { vm } = incoming
+  record.memoryFollows = follows
   vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_MIGRATION }
   saveStatus(vm, live)
   incoming.enter('loaded')
   incoming.sourceIsHere()
   incoming.arrived()
+  if (follows) await followRest(qemu, incoming, live)
 }
 
 /** A channel that a source opens. */
@@ -117,8 +127,7 @@ export async function routeIncoming(qemu: Qemu, request: ChannelRequest, tunnel:
   if (incoming === undefined || incoming.record.key !== key || incoming.cancelling !== undefined)
     request.refuse('there is no such migration here')
   else if (request.service === SERVICE.messages) attach(qemu, incoming, request, tunnel)
-  else if (request.service === SERVICE.memory)
-    await takeMemory(request, incoming.record.phase === 'incoming' ? incoming.vm.live : undefined)
+  else if (request.service === SERVICE.memory) await takeChannel(incoming, request)
   else if (request.service === SERVICE.disks) await serveMirror(incoming, request)
   else request.refuse(`a migration has no service '${request.service}'`)
 }
@@ -160,6 +169,8 @@ async function answer(qemu: Qemu, incoming: Incoming, method: string, params: un
     }
     case 'reason':
       return incoming.reason
+    case 'memory-recover':
+      return prepareRecovery(incoming)
     case 'phase':
       return { phase: record.phase }
     case 'finish':

@@ -3,10 +3,10 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { MigrationStatus } from './migration-commands.js'
 import type { Live } from './vm.js'
 
-/** 'gone': the QEMU is */
-export type Seen = MigrationStatus | 'gone'
+/** 'gone': the QEMU is; 'closed': nobody watches any more */
+export type Seen = MigrationStatus | 'gone' | 'closed'
 
-const ENDS: readonly Seen[] = ['completed', 'failed', 'cancelled', 'gone']
+const ENDS: readonly Seen[] = ['completed', 'failed', 'cancelled', 'gone', 'closed']
 
 /** From its making on it keeps every status in order, until somebody asks. */
 export class MigrationWatch {
@@ -16,8 +16,15 @@ export class MigrationWatch {
 
   constructor(live: Live) {
     this.#live = live
-    live.onMigration = (status) => this.#take(status as Seen)
+    live.onMigration = this.#heard
     void live.ended.then(() => this.#take('gone'))
+  }
+
+  readonly #heard = (status: string): void => this.#take(status as Seen)
+
+  /** What it is in now counts as said, for who comes later than the events did. */
+  now(status: MigrationStatus): void {
+    this.#take(status)
   }
 
   #take(status: Seen): void {
@@ -42,7 +49,11 @@ export class MigrationWatch {
     }
   }
 
+  isClosed = false
+
   close(): void {
-    delete this.#live.onMigration
+    this.isClosed = true
+    if (this.#live.onMigration === this.#heard) delete this.#live.onMigration
+    this.#take('closed')
   }
 }

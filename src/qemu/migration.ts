@@ -12,7 +12,10 @@ import { cancel, finish } from './migration-arrive.js'
 import { incomingsOf } from './incoming.js'
 import { abandon } from './migration-abandon.js'
 import { VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST } from '../stream-flags.js'
+import { checkMigrationFlags } from './migration-flags.js'
+import { beginOffline, confirmOffline, finishOffline, isOffline, prepareOffline } from './migration-offline.js'
 import { bringBack } from './migration-return.js'
+import { interruptPostcopy, refusePostcopyAbort, resumePostcopy, startPostcopy } from './migration-postcopy.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -25,6 +28,7 @@ type MigrationOps = Pick<
   | 'domainMigrateConfirm'
   | 'migrationChannel'
   | 'domainAbortJob'
+  | 'domainMigrateStartPostCopy'
   | 'domainGetJobStats'
 >
 
@@ -34,23 +38,39 @@ const NOTHING = {
   ...{ diskTotal: 0, diskProcessed: 0, diskRemaining: 0, disks: [] },
 }
 
+const resumes = (flags: number): boolean => (flags & c.VIR_MIGRATE_POSTCOPY_RESUME) !== 0
+
 export function migrationOps(qemu: Qemu): MigrationOps {
   return {
     async domainMigrateBegin(ref, params, flags) {
       const vm = qemu.require(ref)
-      vm.requireLive()
-      return vm.jobs.run('migrate', () => begin(qemu, vm, params, flags))
+      if (!isOffline(flags)) vm.requireLive()
+      if (resumes(flags)) {
+        resumePostcopy(qemu, vm)
+        return { xml: '', cookie: '' }
+      }
+      checkMigrationFlags(params, flags)
+      return vm.jobs.run('migrate', async () =>
+        isOffline(flags) ? beginOffline(qemu, vm, params) : begin(qemu, vm, params, flags),
+      )
     },
 
-    domainMigratePrepare: (params, flags, cookie, xml) => prepare(qemu, params, flags, { cookie, xml }),
+    async domainMigratePrepare(params, flags, cookie, xml) {
+      checkMigrationFlags(params, flags)
+      return isOffline(flags)
+        ? prepareOffline(qemu, params, { cookie, xml })
+        : prepare(qemu, params, flags, { cookie, xml })
+    },
 
-    async domainMigratePerform(ref, _params, _flags, cookie, uri, tunnel) {
+    async domainMigratePerform(ref, _params, flags, cookie, uri, tunnel) {
       const vm = qemu.require(ref)
+      if (isOffline(flags)) return { cookie }
       return vm.jobs.run('migrate', () => perform(qemu, vm, { cookie, uri, tunnel }))
     },
 
-    async domainMigrateFinish(_params, _flags, text, cancelled) {
+    async domainMigrateFinish(_params, flags, text, cancelled) {
       const cookie = await readCookie(text)
+      if (isOffline(flags)) return cancelled ? undefined : finishOffline(qemu, cookie)
       const incoming = qemu.incoming.get(cookie.id)
       if (cancelled) {
         if (incoming !== undefined) await cancel(qemu, incoming, 'it was called off')
@@ -61,11 +81,22 @@ export function migrationOps(qemu: Qemu): MigrationOps {
       return finish(qemu, incoming, cookie.locks)
     },
 
-    async domainMigrateConfirm(ref, _params, _flags, _cookie, cancelled) {
+    async domainMigrateConfirm(ref, _params, flags, _cookie, cancelled) {
       // the destination was quicker: a transient domain has gone
       if (!cancelled && qemu.find(ref.uuid) === undefined) return
       const vm = qemu.require(ref)
+      if (isOffline(flags)) {
+        if (!cancelled) await vm.jobs.run('migrate', () => confirmOffline(qemu, vm, flags))
+        return
+      }
+      const outgoing = outgoingOf(qemu, vm)
+      if (resumes(flags)) {
+        await outgoing?.memory?.over
+        return
+      }
       await vm.jobs.run('migrate', () => confirm(qemu, vm, cancelled))
+      // the guest has moved; virDomainMigrate answers when all of its memory has, too
+      if (!cancelled) await outgoing?.memory?.over
     },
 
     migrationChannel: (request, tunnel) => routeIncoming(qemu, request, tunnel),
@@ -75,11 +106,18 @@ export function migrationOps(qemu: Qemu): MigrationOps {
       const outgoing = outgoingOf(qemu, vm)
       if (outgoing === undefined) vm.requireLive()
       if (outgoing === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `no job is active on domain '${vm.name}'`)
+      if ((flags & c.VIR_DOMAIN_ABORT_JOB_POSTCOPY) !== 0) {
+        interruptPostcopy(outgoing)
+        return
+      }
+      const isLost = (flags & VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST) !== 0
+      if (!isLost) refusePostcopyAbort(outgoing)
       if (outgoing.record.phase === 'memory') await abort(outgoing)
-      else if ((flags & VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST) !== 0)
-        await vm.jobs.run('migrate', () => abandon(qemu, outgoing), Infinity)
+      else if (isLost) await vm.jobs.run('migrate', () => abandon(qemu, outgoing), Infinity)
       else await vm.jobs.run('migrate', () => bringBack(qemu, outgoing))
     },
+
+    domainMigrateStartPostCopy: async (ref) => startPostcopy(qemu, qemu.require(ref)),
 
     async domainGetJobStats(ref, flags) {
       const vm = qemu.require(ref)

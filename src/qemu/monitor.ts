@@ -38,6 +38,8 @@ export interface MonitorEvents {
   /** the connection is over; undefined when we closed it */
   onClose: (reason: Error | undefined) => void
   onAnomaly: (what: string) => void
+  /** one that greets but does not answer in time is taken as it is */
+  patient?: boolean
 }
 
 /** One method, one QMP command. Failures are VirErrors of the domain; the QMP error is their cause. */

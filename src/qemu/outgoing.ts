@@ -4,6 +4,7 @@ import * as c from '../constants.gen.js'
 import { failFrom } from '../error.js'
 import type { MigrationCommands } from './migration-commands.js'
 import type { MigrationLink } from '../migration/link.js'
+import type { FollowingMemory } from './migration-postcopy.js'
 import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './migration-record.js'
 import { JobStats } from './migration-stats.js'
 import type { Qemu } from './qemu.js'
@@ -20,9 +21,17 @@ export class Outgoing {
   /** of the migration that goes on now: who calls it off does it here */
   commands: MigrationCommands | undefined
   aborted = false
+  /** an I/O error of the guest did that (VIR_MIGRATE_ABORT_ON_ERROR) */
+  ioError = false
   /** the destination knows that it is released */
   acknowledged = false
   #confirmation: NodeJS.Timeout | undefined
+  /** memory is to follow the guest: as soon as QEMU can be told */
+  postcopyWanted = false
+  /** the guest stands still, and what comes next can't be taken back by QEMU if memory follows it */
+  switching = false
+  /** memory that follows the guest */
+  memory: FollowingMemory | undefined
   readonly #qemu: Qemu
 
   constructor(qemu: Qemu, vm: Vm, record: MigrationRecord) {
@@ -70,6 +79,7 @@ export class Outgoing {
   /** Over, one way or the other. */
   forget(): void {
     clearTimeout(this.#confirmation)
+    this.memory?.close()
     this.link?.close()
     this.#qemu.outgoing.delete(this.record.id)
     removeRecord(this.#qemu.root, this.record.id)
@@ -82,6 +92,9 @@ export const isOver = ({ phase }: MigrationRecord): boolean => phase === 'releas
 export function outgoingOf(qemu: Qemu, vm: Vm): Outgoing | undefined {
   return [...qemu.outgoing.values()].find((outgoing) => outgoing.vm === vm && !isOver(outgoing.record))
 }
+
+/** Its memory goes over while it runs here. */
+export const isOnItsWay = (qemu: Qemu, vm: Vm): boolean => outgoingOf(qemu, vm)?.record.phase === 'memory'
 
 export function requireOutgoing(qemu: Qemu, vm: Vm): Outgoing {
   const outgoing = outgoingOf(qemu, vm)

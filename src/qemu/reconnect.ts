@@ -32,6 +32,8 @@ import { type Live, Vm } from './vm.js'
 
 /** ms that a QEMU has to answer to a process that takes it over */
 export const TIMEOUT = 10_000
+/** ms that one has which may well not answer yet */
+const SHORT_TIMEOUT = 1_000
 /** looks, and ms between them, at a QEMU that has to go: at the second one it is killed */
 const STRAY_TRIES = 20
 const STRAY_POLL = 250
@@ -122,7 +124,8 @@ export async function revokeAccess(qemu: Qemu, status: DomainStatus, runDir: str
 async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number }, runDir: string): Promise<void> {
   const { pid, id, def, startTime = '' } = status
   const pending = pendingLive(qemu, vm)
-  const monitor = await connect(qemu, status, runDir, pending)
+  const standsStill = missesMemory(qemu, status.uuid)
+  const monitor = await connect(qemu, status, runDir, pending, standsStill)
   const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
   const access = new Access(qemu.access, def, (text) => qemu.warn(text), status.access)
   const [guards, staleHeaders] = [new Map(status.guards), new Set(status.staleHeaders)]
@@ -136,23 +139,35 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   qemu.add(vm)
   pending.attach(live)
   if (monitor.isClosed) return
-  await catchUp(qemu, vm, live)
+  // else who has the rest of its memory come does
+  if (!standsStill) await catchUp(qemu, vm, live)
   if (status.booting === true) beginBootStreams(qemu, vm, live)
   await keepLocks(qemu, vm, live)
 }
 
 /** A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. */
-async function connect(qemu: Qemu, status: DomainStatus, runDir: string, pending: Pending<Live>): Promise<Monitor> {
+async function connect(
+  qemu: Qemu,
+  status: DomainStatus,
+  runDir: string,
+  pending: Pending<Live>,
+  patient: boolean,
+): Promise<Monitor> {
+  const timeout = patient ? SHORT_TIMEOUT : TIMEOUT
   try {
-    return await Monitor.connect(monitorSocket(runDir), status.name, pending.events, TIMEOUT)
+    return await Monitor.connect(monitorSocket(runDir), status.name, { ...pending.events, patient }, timeout)
   } catch (error) {
     qemu.host.logger.error({ err: error, domain: status.name }, 'QEMU runs but does not answer on its monitor')
     return Monitor.lost(status.name)
   }
 }
 
+/** Its guest has come before all of its memory: QEMU stands still where it misses a page, until its source sends that. */
+const missesMemory = (qemu: Qemu, uuid: string): boolean =>
+  [...qemu.incoming.values()].some(({ record }) => record.uuid === uuid && record.memoryFollows === true)
+
 /** What happened while nobody watched: the machine's state, jobs that ended or went on. */
-async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
+export async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
   const { running, status } = await live.monitor.queryStatus()
   if (status === 'shutdown') await resumeAfterPowerdown(qemu, vm, live)
   else if (running && vm.state.state !== c.VIR_DOMAIN_RUNNING)

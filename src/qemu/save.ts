@@ -10,6 +10,7 @@ import { readDefinition, startAs } from './define.js'
 import { modify } from './vm-job.js'
 import { checkFlags } from './flags.js'
 import { MigrationCommands } from './migration-commands.js'
+import { FILE_CAPABILITIES } from './migration-flags.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import { completeSaveFile, createSaveFile, isIncomplete, openSaveFile, type SavedDomain } from './save-file.js'
@@ -69,6 +70,7 @@ async function save(qemu: Qemu, vm: Vm, live: Live, path: string, flags: number)
       await live.monitor.stop()
     }
     const migration = new MigrationCommands(live.monitor)
+    await migration.setCapabilities(FILE_CAPABILITIES)
     await migration.setUnlimited()
     await migration.send(fd)
     await migrated(migration)

@@ -26,6 +26,7 @@ import { freeVncPorts } from './ports.js'
 import { killHard, launch, qemuDir } from './process.js'
 import type { Qemu } from './qemu.js'
 import { createTap, deleteTap } from './tap.js'
+import { recoverySocket } from './recovery-monitor.js'
 import { removeRunDir, saveStarting, saveStatus } from './status.js'
 import { requireAtHome } from './vm-job.js'
 import { trustHeaders } from './migration-guestless.js'
@@ -40,6 +41,8 @@ export interface StartOptions {
   load?: (monitor: Monitor) => Promise<void>
   /** QEMU waits for a guest that comes from another host later */
   incoming?: true
+  /** its memory may follow it: a monitor for the case that the connection breaks */
+  postcopy?: boolean
   /**
    * targets of disks whose own images another host has the locks of still: `Access.setDiskLocks` takes them, before the guest
    * runs
@@ -83,10 +86,15 @@ async function startQemu(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOp
 
 /**
  * Under the domain's job: a QEMU that waits for a guest from another host. Nobody is told of it yet, and a process that finds
- * it in this state ends it. `unlocked`: see `StartOptions`.
+ * it in this state ends it.
  */
-export async function startIncoming(qemu: Qemu, vm: Vm, source: DomainDef, unlocked: readonly string[]): Promise<Live> {
-  return launchQemu(qemu, vm, source, { paused: true, incoming: true, unlocked }, () => Promise.resolve())
+export async function startIncoming(
+  qemu: Qemu,
+  vm: Vm,
+  source: DomainDef,
+  options: Pick<StartOptions, 'unlocked' | 'postcopy'> = {},
+): Promise<Live> {
+  return launchQemu(qemu, vm, source, { paused: true, incoming: true, ...options }, () => Promise.resolve())
 }
 
 /** A QEMU with everything that is said to it before the guest begins, and then `next`; when that fails none is left. */
@@ -164,6 +172,7 @@ async function bringUp(
         monitorFd,
         runDir: qemuDir(runDir),
         listeners: access.listeners,
+        ...(options.postcopy === true && { recoverySocket: recoverySocket(runDir) }),
         ...((options.load ?? options.incoming) && { incoming: 'defer' as const }),
       }),
     env: { LC_ALL: 'C', PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...commandEnvironment(def) },

@@ -47,7 +47,7 @@ export function requireStaying(qemu: Qemu, vm: Vm): void {
 export function requireAtHome(qemu: Qemu, vm: Vm): void {
   for (const { vm: leaving, record } of qemu.outgoing.values())
     if (leaving === vm && record.phase !== 'begun' && record.phase !== 'memory' && !isOver(record)) {
-      const text = `domain '${vm.name}' has been migrated to '${record.peer}' and serves its disks from here`
+      const text = `domain '${vm.name}' has been migrated to '${record.peer}' and serves its ${record.memoryFollows === true ? 'memory' : 'disks'} from here`
       throw fail('VIR_ERR_OPERATION_INVALID', text)
     }
   for (const { vm: coming, record } of qemu.incoming.values())
@@ -56,6 +56,9 @@ export function requireAtHome(qemu: Qemu, vm: Vm): void {
         'VIR_ERR_OPERATION_INVALID',
         `domain '${vm.name}' was given up by '${record.peer}', from where blocks of its disks did not come`,
       )
-    else if (coming === vm && record.phase !== 'streaming')
+    else if (
+      coming === vm &&
+      (record.phase !== 'streaming' || (vm.live !== undefined && record.memoryFollows === true))
+    )
       throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated from '${record.peer}'`)
 }

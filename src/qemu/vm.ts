@@ -54,6 +54,8 @@ export interface Live extends ImageHolder {
   exitCause?: ExitCause
   /** the reason that the next STOP event gets, set by who causes it */
   pauseReason?: number
+  /** the guest was paused by an I/O error */
+  onIoPause?: () => void
   /** of QEMU's MIGRATION events */
   onMigration?: (status: string) => void
 }
@@ -82,6 +84,8 @@ export class Vm {
   /** streams the disks of a domain that does not run; never there together with `live` */
   offline: Daemon | undefined
   autostart = false
+  /** bytes/s that the memory of a migration may take which is not told itself; undefined: no limit */
+  migrationSpeed: number | undefined
   state: DomainState = { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_UNKNOWN }
   readonly jobs = new JobQueue()
 

@@ -20,6 +20,10 @@ export interface QmpConnectOptions {
   onAnomaly?: (what: string) => void
   /** writes one line with descriptors attached (SCM_RIGHTS); needed for `execute(…, { fds })` */
   sendWithFds?: (line: Buffer, fds: readonly number[]) => void
+  /** asks for commands out of band; a QEMU that has none refuses */
+  outOfBand?: boolean
+  /** a QEMU that greets but does not answer within `timeout` is taken as it is: it may answer later */
+  patient?: boolean
 }
 
 export interface QmpExecuteOptions {
@@ -27,6 +31,8 @@ export interface QmpExecuteOptions {
   timeout: number
   /** descriptors that travel with the command (getfd, add-fd) */
   fds?: readonly number[]
+  /** ahead of what QEMU is at; of the few commands that may, on a connection that asked for it */
+  outOfBand?: boolean
 }
 
 interface Waiter {
@@ -69,13 +75,32 @@ export class QmpClient {
     const timer = setTimeout(() => client.#end(new QmpTimeoutError('greeting', options.timeout)), options.timeout)
     try {
       await client.#greeting
-      await client.execute('qmp_capabilities', undefined, { timeout: options.timeout })
+      clearTimeout(timer)
+      await client.#negotiate()
       return client
     } catch (error) {
       client.close()
       throw error
     } finally {
       clearTimeout(timer)
+    }
+  }
+
+  /** A connection that somebody else has brought out of negotiation mode; what it was asked before is an anomaly. */
+  static adopt(stream: Duplex, options: QmpConnectOptions): QmpClient {
+    const client = new QmpClient(stream, options)
+    client.#serial = Date.now()
+    return client
+  }
+
+  async #negotiate(): Promise<void> {
+    const { timeout, outOfBand, patient } = this.#options
+    const args = outOfBand === true ? { enable: ['oob'] } : undefined
+    try {
+      await this.execute('qmp_capabilities', args, { timeout })
+    } catch (error) {
+      // what is sent from now on is read when this has been
+      if (patient !== true || !(error instanceof QmpTimeoutError)) throw error
     }
   }
 
@@ -90,7 +115,7 @@ export class QmpClient {
   execute(command: string, args: object | undefined, options: QmpExecuteOptions): Promise<unknown> {
     if (this.#closed !== undefined) return Promise.reject(this.#closed)
     const id = `vs-${++this.#serial}`
-    const line = formatCommand(command, args, id)
+    const line = formatCommand(command, args, id, options.outOfBand)
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => this.#expire(id, command, options.timeout), options.timeout)
       this.#waiters.set(id, { command, resolve, reject, timer })

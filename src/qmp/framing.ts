@@ -71,7 +71,8 @@ function parseEvent(value: Record<string, unknown>): QmpMessage {
   return { kind: 'event', event: event as unknown as QmpEvent }
 }
 
-/** One command as the bytes of its line. */
-export function formatCommand(command: string, args: object | undefined, id: string): Buffer {
-  return Buffer.from(JSON.stringify({ execute: command, ...(args && { arguments: args }), id }) + '\r\n')
+/** One command as the bytes of its line; out of band: QEMU does it at once, ahead of what it is at. */
+export function formatCommand(command: string, args: object | undefined, id: string, outOfBand = false): Buffer {
+  const verb = outOfBand ? 'exec-oob' : 'execute'
+  return Buffer.from(JSON.stringify({ [verb]: command, ...(args && { arguments: args }), id }) + '\r\n')
 }

@@ -174,6 +174,11 @@ export const calls: Calls = {
       const checked = migration(check, params, flags)
       return [domainOf(on, ref), checked.params, checked.flags, cookieOf(cookie), check.boolean('cancelled', cancelled)]
     }),
+  domainMigrateStartPostCopy: (on, ref, flags) => domainOf(on, ref).migrateStartPostCopy(flags),
+  domainMigrateSetMaxDowntime: (on, ref, ...args) => domainOf(on, ref).migrateSetMaxDowntime(...args),
+  domainMigrateGetMaxDowntime: (on, ref, flags) => domainOf(on, ref).migrateGetMaxDowntime(flags),
+  domainMigrateSetMaxSpeed: (on, ref, ...args) => domainOf(on, ref).migrateSetMaxSpeed(...args),
+  domainMigrateGetMaxSpeed: (on, ref, flags) => domainOf(on, ref).migrateGetMaxSpeed(flags),
   domainAbortJob: (on, ref, flags) => domainOf(on, ref).abortJob(flags),
   domainGetJobStats: (on, ref, flags) => domainOf(on, ref).getJobStats(flags),
 

@@ -79,6 +79,11 @@ async function hosts(t: TestContext): Promise<Hosts> {
       both.state = running
       return Promise.resolve()
     },
+    domainMigrateStartPostCopy: () => Promise.resolve(),
+    domainMigrateSetMaxDowntime: () => Promise.resolve(),
+    domainMigrateGetMaxDowntime: () => Promise.resolve(300),
+    domainMigrateSetMaxSpeed: () => Promise.resolve(),
+    domainMigrateGetMaxSpeed: () => Promise.resolve(7),
     domainGetJobStats: () => Promise.resolve(both.state === serving ? { ...job, disks: follows } : job),
     domainGetState: () => Promise.resolve(both.state),
   })
@@ -304,4 +309,55 @@ test('a job is told of as virsh does, with a line for each disk', async (t) => {
   assert.deepEqual(jobLines({ ...job, type: c.VIR_DOMAIN_JOB_NONE }), ['Job type:         None        '])
   assert.equal((await cli(['-c', source.uri, 'domjobabort', 'guest', '--postcopy'])).status, 0)
   assert.deepEqual(named(source, 'domainAbortJob')[0]?.[1], c.VIR_DOMAIN_ABORT_JOB_POSTCOPY)
+})
+
+test('memory is let follow when it takes too long, or has gone over once', async (t) => {
+  const refused = async (words: string, message: RegExp): Promise<void> => {
+    const { status, stderr } = await cli(['migrate', 'test', 'test:///default', '--live', ...words.split(' ')])
+    assert.equal(status, 1, words)
+    assert.match(stderr, message)
+  }
+  await refused('--postcopy --timeout-postcopy', /--timeout-postcopy requires --timeout/)
+  await refused('--timeout 1 --timeout-postcopy', /--timeout-postcopy requires --postcopy/)
+  await refused('--postcopy-after-precopy', /--postcopy-after-precopy requires --postcopy/)
+  await refused('--postcopy --timeout 1 --timeout-postcopy --timeout-suspend', /mutually exclusive/)
+
+  const late = await hosts(t)
+  const move = ['-c', late.source.uri, 'migrate', 'guest', late.destination.uri, '--live', '--postcopy']
+  const waiting = cli([...move, '--timeout', '1', '--timeout-postcopy'])
+  await until('post-copy', () => named(late.source, 'domainMigrateStartPostCopy').length === 1)
+  late.arrive()
+  assert.equal((await waiting).status, 0)
+
+  const passes = await hosts(t)
+  const words = ['-c', passes.source.uri, 'migrate', 'guest', passes.destination.uri, '--live', '--postcopy']
+  const going = cli([...words, '--postcopy-after-precopy'])
+  await until('the memory is on its way', () => named(passes.source, 'domainMigratePerform').length > 0)
+  const pass = (iteration: number): void =>
+    passes.source.host().emit({ kind: 'migration-iteration', domain: ref, iteration })
+  pass(1)
+  pass(2)
+  await until('post-copy', () => named(passes.source, 'domainMigrateStartPostCopy').length === 1)
+  passes.arrive()
+  assert.equal((await going).status, 0)
+})
+
+test('a migration that is under way is changed, and asked what holds for it', async (t) => {
+  const { source } = await hosts(t)
+  const ask = (...words: string[]): ReturnType<typeof cli> => cli(['-c', source.uri, ...words])
+  assert.equal((await ask('migrate-postcopy', 'guest')).status, 0)
+  assert.equal((await ask('migrate-setmaxdowntime', 'guest', '500')).status, 0)
+  assert.equal((await ask('migrate-setspeed', 'guest', '2G')).status, 0)
+  assert.equal((await ask('migrate-setspeed', 'guest', '0', '--postcopy')).status, 0)
+  assert.equal((await ask('migrate-getmaxdowntime', 'guest')).stdout, '300\n')
+  assert.equal((await ask('migrate-getspeed', 'guest', '--postcopy')).stdout, '7\n')
+  const asked = (name: string): unknown[][] => named(source, name).map((args) => args.slice(1))
+  assert.deepEqual(asked('domainMigrateStartPostCopy'), [[0]])
+  assert.deepEqual(asked('domainMigrateSetMaxDowntime'), [[500, 0]])
+  assert.deepEqual(asked('domainMigrateSetMaxSpeed'), [
+    [2048, 0],
+    [0, c.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY],
+  ])
+  assert.deepEqual(asked('domainMigrateGetMaxSpeed'), [[c.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY]])
+  assert.match((await ask('migrate-setmaxdowntime', 'guest', 'soon')).stderr, /downtime must be a whole number/)
 })

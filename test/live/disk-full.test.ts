@@ -1,33 +1,19 @@
 /** The disk that the image lies on is full: stream and guest wait, and go on when there is room. */
 import assert from 'node:assert/strict'
-import { mkdtemp, rmdir } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { test, type TestContext } from 'node:test'
+import { test } from 'node:test'
 import {
   VIR_DOMAIN_EVENT_IO_ERROR_PAUSE,
   VIR_DOMAIN_PAUSED,
   VIR_DOMAIN_PAUSED_IOERROR,
   VIR_DOMAIN_RUNNING,
 } from '../../src/index.js'
-import { run } from '../../src/util/run.js'
 import { diskXml, powerOff, recordEvents, startGuest, startPlain, testRoot, until } from '../support/domain.js'
 import { backingOf, checkImage, overlay, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
+import { smallDisk } from '../support/small-disk.js'
 
 const MiB = 1024 * 1024
-
-/** A small file system of its own; `grow` makes room. */
-async function smallDisk(t: TestContext, size: string) {
-  const path = await mkdtemp(join(tmpdir(), 'virstream-small-'))
-  await run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'virstream-test', path])
-  t.after(async () => {
-    await run('umount', ['-l', path])
-    await rmdir(path)
-  })
-  return { path, grow: () => run('mount', ['-o', 'remount,size=100%', path]) }
-}
 
 for (const engine of ['job', 'pull'] as const) {
   test(`engine '${engine}': a stream waits for room on a full disk, says so, and goes on by itself`, async (t) => {

@@ -5,6 +5,10 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import {
   lockDriver,
+  VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY,
+  VIR_DOMAIN_PAUSED,
+  VIR_DOMAIN_PAUSED_USER,
+  VIR_DOMAIN_RUNNING,
   VIR_DOMAIN_SHUTOFF,
   VIR_DOMAIN_SHUTOFF_MIGRATED,
   VIR_DOMAIN_XML_MIGRATABLE,
@@ -93,6 +97,50 @@ test('a migration that is called off, or whose destination dies, leaves the gues
   for (const pid of processesOf(there.folder)) process.kill(pid, 'SIGKILL')
   await assert.rejects(dying, virError('VIR_ERR_OPERATION_FAILED', /could not be migrated/))
   await assertStays(here, there, dom)
+})
+
+test('a guest that is suspended on its way moves and runs there; one that was called off is saved and restored', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { there, dom, xml } = await twoRoots(t)
+  await dom.resume()
+  const slow = { destinationXML: xml, bandwidth: 1 }
+  const calledOff = dom.migrate(there.conn, slow, STREAM)
+  calledOff.catch(() => undefined)
+  await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
+  await dom.abortJob()
+  await assert.rejects(calledOff, virError('VIR_ERR_OPERATION_ABORTED', /was canceled/))
+  await dom.managedSave()
+  await dom.create()
+  assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
+
+  const going = dom.migrate(there.conn, slow, STREAM)
+  await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
+  await dom.suspend()
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_USER })
+  await dom.migrateSetMaxSpeed(0)
+  const moved = await going
+  assert.equal((await moved.getState()).state, VIR_DOMAIN_RUNNING)
+  assert.equal(await dom.migrateGetMaxSpeed(), 8_796_093_022_207)
+  await until('the source is free', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
+})
+
+test('speed and downtime of migrations can be set and asked for', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { dom } = await twoRoots(t)
+  const postcopy = VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY
+  assert.deepEqual([await dom.migrateGetMaxDowntime(), await dom.migrateGetMaxSpeed(postcopy)], [300, 0])
+  await dom.migrateSetMaxDowntime(77)
+  await dom.migrateSetMaxSpeed(12)
+  await dom.migrateSetMaxSpeed(34, postcopy)
+  assert.equal(await dom.migrateGetMaxDowntime(), 77)
+  assert.deepEqual([await dom.migrateGetMaxSpeed(), await dom.migrateGetMaxSpeed(postcopy)], [12, 34])
+  await assert.rejects(dom.migrateSetMaxDowntime(3e6), virError('VIR_ERR_OVERFLOW', /at most 2000000 ms/))
+  await assert.rejects(dom.migrateSetMaxSpeed(1e13), virError('VIR_ERR_OVERFLOW', /at most 8796093022207 MiB/))
+  await assert.rejects(dom.migrateStartPostCopy(), virError('VIR_ERR_OPERATION_INVALID', /while outgoing migration/))
+  await dom.destroy()
+  await dom.migrateSetMaxSpeed(56)
+  assert.equal(await dom.migrateGetMaxSpeed(), 56)
+  await assert.rejects(dom.migrateGetMaxDowntime(), virError('VIR_ERR_OPERATION_INVALID', /not running/))
 })
 
 test('images that both sides see go over with their locks', async (t) => {

@@ -193,7 +193,7 @@ export async function agentOf(t: Cleanup, folder: string, name = 'guest'): Promi
 /** Defines and starts a domain with the test guest, and waits until its agent answers. */
 export async function startGuest(
   t: Cleanup,
-  root: TestRoot,
+  root: Pick<TestRoot, 'folder' | 'conn'>,
   options: DomainOptions,
 ): Promise<{ dom: Domain; guest: Guest }> {
   const dom = await root.conn.domainDefineXML(await guestXml(root.folder, options))

@@ -1,0 +1,218 @@
+/** Memory that follows its guest: real guests that know what their memory and their disk must hold. */
+import assert from 'node:assert/strict'
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { Stack } from '../../scripts/program.js'
+import { mayMakeHosts, twoHosts } from '../../scripts/two-hosts.js'
+import {
+  VIR_DOMAIN_ABORT_JOB_POSTCOPY,
+  VIR_DOMAIN_EVENT_RESUMED,
+  VIR_DOMAIN_EVENT_RESUMED_MIGRATED,
+  VIR_DOMAIN_EVENT_RESUMED_POSTCOPY,
+  VIR_DOMAIN_EVENT_SUSPENDED,
+  VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY,
+  VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY,
+  VIR_DOMAIN_PAUSED,
+  VIR_DOMAIN_PAUSED_POSTCOPY,
+  VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+  VIR_DOMAIN_RUNNING,
+  VIR_DOMAIN_RUNNING_MIGRATED,
+  VIR_DOMAIN_RUNNING_POSTCOPY,
+  VIR_DOMAIN_SHUTOFF,
+  VIR_DOMAIN_SHUTOFF_MIGRATED,
+  VIR_DOMAIN_XML_MIGRATABLE,
+  VIR_MIGRATE_LIVE,
+  VIR_MIGRATE_PERSIST_DEST,
+  VIR_MIGRATE_POSTCOPY,
+  VIR_MIGRATE_POSTCOPY_RESUME,
+  VIR_MIGRATE_STREAM_DISKS,
+  type Domain,
+  type MigrateParams,
+} from '../../src/index.js'
+import { run } from '../../src/util/run.js'
+import {
+  agentOf,
+  diskXml,
+  lifecycleOf,
+  recordEvents,
+  reopen,
+  startGuest,
+  startPlain,
+  testRoot,
+  until,
+  virError,
+  type TestRoot,
+} from '../support/domain.js'
+import { dacRoot } from '../support/dac.js'
+import type { Guest } from '../support/guest.js'
+import { type Cleanup, emptyImage, patternImage, temporaryFolder } from '../support/images.js'
+import { requires } from '../support/requires.js'
+
+const POSTCOPY = VIR_MIGRATE_LIVE | VIR_MIGRATE_POSTCOPY
+const MiB = 1 << 20
+
+test('memory follows a guest that runs elsewhere already, and its disk follows as well', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const [here, there] = [await testRoot(t), await testRoot(t)]
+  const { dom, params, guest, memory } = await guestWithMemory(t, here, there)
+  await guest.work('vda')
+  const [left, arrived] = [recordEvents(here.conn), recordEvents(there.conn)]
+  const going = start(
+    dom,
+    there,
+    { ...params, bandwidth: 1, diskStreamBandwidth: 16 * MiB },
+    POSTCOPY | VIR_MIGRATE_STREAM_DISKS,
+  )
+  await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
+  await dom.migrateStartPostCopy()
+  const moved = await going
+  assert.deepEqual(await moved.getState(), { state: VIR_DOMAIN_RUNNING, reason: VIR_DOMAIN_RUNNING_MIGRATED })
+  assert.deepEqual(lifecycleOf(arrived).slice(-2), [
+    `${VIR_DOMAIN_EVENT_RESUMED}/${VIR_DOMAIN_EVENT_RESUMED_POSTCOPY}`,
+    `${VIR_DOMAIN_EVENT_RESUMED}/${VIR_DOMAIN_EVENT_RESUMED_MIGRATED}`,
+  ])
+  assert.deepEqual(lifecycleOf(left), [`${VIR_DOMAIN_EVENT_SUSPENDED}/${VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY}`])
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY })
+  assert.ok(((await dom.getJobStats()).memPostcopyRequests ?? 0) > 0)
+  await until('the source is free', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
+  await assertWhole(t, there, memory)
+})
+
+test('a process that dies while memory follows is replaced at either side, and the rest goes over', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const [here, there] = [await testRoot(t), await testRoot(t)]
+  const { dom, params, guest, memory } = await guestWithMemory(t, here, there)
+  await guest.work('vda', 'slowly')
+  const slow = { ...params, bandwidth: 1, bandwidthPostcopy: 1, diskStreamBandwidth: 4 * MiB }
+  const going = start(dom, there, slow, POSTCOPY | VIR_MIGRATE_STREAM_DISKS | VIR_MIGRATE_PERSIST_DEST)
+  await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
+  await dom.migrateStartPostCopy()
+  const moved = await there.conn.domainLookupByName('guest')
+  const postcopy = { state: VIR_DOMAIN_RUNNING, reason: VIR_DOMAIN_RUNNING_POSTCOPY }
+  await until('it runs there', async () => (await moved.getState()).reason === postcopy.reason)
+  await assert.rejects(dom.abortJob(), virError('VIR_ERR_OPERATION_INVALID', /in post-copy mode/))
+  await assert.rejects(moved.suspend(), virError('VIR_ERR_OPERATION_INVALID', /is being migrated from/))
+
+  const failed = { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY_FAILED }
+  await dom.abortJob(VIR_DOMAIN_ABORT_JOB_POSTCOPY)
+  await until('it is interrupted', async () => (await dom.getState()).reason === failed.reason)
+  const resumed = start(dom, there, {}, POSTCOPY | VIR_MIGRATE_POSTCOPY_RESUME)
+  await until('it goes on', async () => (await dom.getState()).reason === VIR_DOMAIN_PAUSED_POSTCOPY)
+
+  await reopen(here)
+  await assert.rejects(going)
+  await assert.rejects(resumed)
+  await until('it goes on', async () => (await moved.getState()).reason === postcopy.reason)
+  await reopen(there)
+  const again = await there.conn.domainLookupByName('guest')
+  await until('it goes on', async () => (await again.getState()).reason === postcopy.reason)
+  const source = await here.conn.domainLookupByName('guest')
+  await source.migrateSetMaxSpeed(0, VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY)
+  await until('all is there', async () => (await again.getState()).reason === VIR_DOMAIN_RUNNING_MIGRATED)
+  await until('the source is free', async () => (await source.getState()).state === VIR_DOMAIN_SHUTOFF)
+  assert.deepEqual(await source.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
+  await assertWhole(t, there, memory)
+})
+
+test('a link that is cut while memory follows is waited for, twice, and the rest goes over', async (context) => {
+  if (!requires(context, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:ip', 'program:openssl')) return
+  if (!(await mayMakeHosts())) {
+    context.skip('network namespaces cannot be made here')
+    return
+  }
+  // newest first: guests, daemons, their namespaces
+  const t = new Stack()
+  context.after(() => t.undo((text) => context.diagnostic(text)))
+  const { link, here, there } = await twoHosts(t, await temporaryFolder(t), 400)
+  const { dom, params, memory } = await guestWithMemory(t, here, there)
+  const slow = { ...params, uri: there.uri, bandwidth: 1, bandwidthPostcopy: 1 }
+  const going = start(dom, there, slow, POSTCOPY | VIR_MIGRATE_STREAM_DISKS)
+  await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
+  await dom.migrateStartPostCopy()
+  const stateOf = async (): Promise<number> => (await dom.getState()).reason
+  const cut = (state: 'up' | 'down') => run('env', [...link.receiver, 'ip', 'link', 'set', 'vs0', state])
+  // cut off in the moment of the switch the two sides would first find out where it runs
+  const arrived = async (): Promise<boolean> => {
+    const [domain] = await there.conn.listAllDomains()
+    return (await domain?.getState())?.reason === VIR_DOMAIN_RUNNING_POSTCOPY
+  }
+  await until('it runs there', arrived)
+  for (let times = 0; times < 2; times++) {
+    await until('its memory follows', async () => (await stateOf()) === VIR_DOMAIN_PAUSED_POSTCOPY)
+    await cut('down')
+    await until('the source notices', async () => (await stateOf()) === VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+    await cut('up')
+  }
+  await until('it goes on', async () => (await stateOf()) === VIR_DOMAIN_PAUSED_POSTCOPY)
+  await dom.migrateSetMaxSpeed(0, VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY)
+  const moved = await going
+  assert.deepEqual(await moved.getState(), { state: VIR_DOMAIN_RUNNING, reason: VIR_DOMAIN_RUNNING_MIGRATED })
+  await assertWhole(t, there, memory)
+  await until('the source is free', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
+})
+
+test('QEMU that may not have userfaultfd is refused at the destination, and the guest stays', async (t) => {
+  if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  if (readFileSync('/proc/sys/vm/unprivileged_userfaultfd', 'utf8').trim() !== '0') {
+    t.skip('every program may have userfaultfd here')
+    return
+  }
+  const [here, { root: there }] = [await testRoot(t), await dacRoot(t)]
+  const path = await emptyImage(here.folder, 'qcow2', 16 * MiB, 'disk.qcow2')
+  const dom = await startPlain(here, { devices: diskXml('vda', path) })
+  const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+  await assert.rejects(
+    dom.migrate(there.conn, { destinationXML }, POSTCOPY | VIR_MIGRATE_STREAM_DISKS),
+    virError('VIR_ERR_OPERATION_UNSUPPORTED', /post-copy of memory is not possible.*it needs userfaultfd/),
+  )
+  for (const params of [{ writeBack: true }, { serve: 'external' }] as const)
+    await assert.rejects(
+      dom.migrate(there.conn, { destinationXML, ...params }, POSTCOPY | VIR_MIGRATE_STREAM_DISKS),
+      virError('VIR_ERR_ARGUMENT_UNSUPPORTED', /do not go with VIR_MIGRATE_POSTCOPY/),
+    )
+  assert.equal(await dom.isActive(), true)
+  assert.deepEqual(await there.conn.listAllDomains(), [])
+  assert.equal(existsSync(join(there.folder, 'disk.qcow2')), false)
+})
+
+type Side = Pick<TestRoot, 'folder' | 'conn'>
+
+/** A guest with a disk of 32 MiB, and 40 MiB in its memory whose checksum it has told. */
+async function guestWithMemory(
+  t: Cleanup,
+  here: Side,
+  there: Side,
+): Promise<{ dom: Domain; params: MigrateParams; guest: Guest; memory: string }> {
+  const disk = join(here.folder, 'disk.qcow2')
+  const { path: base, size, seed } = await patternImage(here.folder, 32 * MiB)
+  await run('qemu-img', ['convert', '-O', 'qcow2', base, disk])
+  const { dom, guest } = await startGuest(t, here, { devices: diskXml('vda', disk) })
+  await guest.base('vda', seed, size)
+  await guest.command('sh dd if=/dev/urandom of=/pattern bs=1048576 count=40')
+  const xml = await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)
+  return {
+    ...{ dom, guest, memory: await checksum(guest) },
+    params: { destinationXML: xml.replaceAll(here.folder, there.folder) },
+  }
+}
+
+async function checksum(guest: Guest): Promise<string> {
+  const { lines } = await guest.command('sh md5sum /pattern')
+  return lines[0] ?? ''
+}
+
+function start(dom: Domain, there: Side, params: MigrateParams, flags: number): Promise<Domain> {
+  const going = dom.migrate(there.conn, params, flags)
+  going.catch(() => undefined)
+  return going
+}
+
+/** The guest finds its memory and its disk as it left them. */
+async function assertWhole(t: Cleanup, { folder }: Side, memory: string): Promise<void> {
+  const guest = await agentOf(t, folder)
+  assert.equal(await checksum(guest), memory)
+  await guest.stop('vda')
+  const { bad, err } = await guest.verify('vda')
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+}
