@@ -7,6 +7,7 @@ import type { DiskDef } from '../conf/domain-def.js'
 import { messageOf } from '../error.js'
 import { copyOnReadNodeName, formatNodeName } from '../machine/blockdev.js'
 import type { QemuCapabilities } from '../machine/capabilities.js'
+import { holdImages } from './image-hold.js'
 import type { Live } from './vm.js'
 
 export type InactiveCaps = Pick<QemuCapabilities, 'hasCommand' | 'hasCommandArgument'>
@@ -18,14 +19,14 @@ export async function serveLeaving({ exports }: Server, disks: readonly DiskDef[
   for (const disk of disks) await exports.serve(disk, { allowInactive })
 }
 
-/** The guest has left: QEMU has its images again, to serve all that is asked of them. */
-export async function haveAgain(
+/** The guest has left: QEMU has its images again, to serve all that is asked of them, and nobody else gets to write them. */
+export async function keepImages(
   { monitor }: Server,
   disks: readonly DiskDef[],
   caps: InactiveCaps,
   warn: (text: string) => void,
 ): Promise<void> {
-  if (!caps.hasCommand('blockdev-set-active')) return
+  if (!caps.hasCommand('blockdev-set-active')) return holdImages({ monitor }, disks, warn)
   for (const disk of disks) {
     if (disk.source === undefined) continue
     const top = disk.driver.copyOnRead === 'on' ? copyOnReadNodeName(disk) : formatNodeName(disk.source)

@@ -7,7 +7,8 @@ import type { ChannelRequest } from '../tunnel/requests.js'
 import { isDeviceOf } from './block-graph.js'
 import { findDisk } from './disk-names.js'
 import { closeBack, openBack, requireWhole } from './migration-back-nodes.js'
-import { haveAgain, serveLeaving } from './inactive-images.js'
+import { releaseImages } from './image-hold.js'
+import { keepImages, serveLeaving } from './inactive-images.js'
 import { storageOf } from './migration-flags.js'
 import { mirrored } from './migration-mirror.js'
 import type { MigratedDisk } from '../migration/cookie.js'
@@ -74,10 +75,11 @@ function streamed(qemu: Qemu, outgoing: Outgoing, live: Live | undefined): Sourc
     async switched() {
       if (live === undefined) return
       if (record.params.writeBack === true) await openBack(live, migrated)
-      else await haveAgain(live, migrated, await qemu.capabilities.get(live.def.emulator), warn)
+      else await keepImages(live, migrated, await qemu.capabilities.get(live.def.emulator), warn)
     },
     async undo() {
       if (live === undefined) return
+      await releaseImages(live, migrated)
       await live.access.setDiskLocks(migrated, 'held')
       await closeBack(live, migrated, warn)
       for (const { target } of migrated)

@@ -2,6 +2,7 @@
 import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { storageOf } from './migration-flags.js'
+import { holdImages } from './image-hold.js'
 import { openOffline } from './offline.js'
 import type { Outgoing } from './outgoing.js'
 import { terminate } from './process.js'
@@ -62,9 +63,11 @@ async function serve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     for (const { disk: target } of record.disks) {
       const disk = def.disks.find((candidate) => candidate.target === target)
       if (disk === undefined) continue
-      const { exports } = await openOffline(qemu, vm, def, disk)
-      await exports.serve(disk)
-      if (record.writeBack === 'on') await exports.serveBack(disk, { writethrough: true })
+      const daemon = await openOffline(qemu, vm, def, disk)
+      await daemon.exports.serve(disk)
+      if (record.writeBack === 'on') await daemon.exports.serveBack(disk, { writethrough: true })
+      // images of other formats are locked by being open
+      else if (disk.source?.format === 'raw') await holdImages(daemon, [disk], (text) => qemu.warn(text))
     }
   } catch (error) {
     await stopServing(qemu, outgoing)

@@ -15,7 +15,6 @@ import {
   VIR_MIGRATE_NON_SHARED_DISK,
   VIR_MIGRATE_PERSIST_DEST,
   VIR_MIGRATE_STREAM_DISKS,
-  type Domain,
 } from '../../src/index.js'
 import {
   agentOf,
@@ -27,11 +26,10 @@ import {
   testRoot,
   until,
   virError,
-  type TestRoot,
 } from '../support/domain.js'
-import type { Guest } from '../support/guest.js'
-import { backingOf, type Cleanup, patternImage } from '../support/images.js'
-import { run } from '../../src/util/run.js'
+import { backingOf, patternImage } from '../support/images.js'
+import { run, RunError } from '../../src/util/run.js'
+import { moveGuest } from '../support/move.js'
 import { requires } from '../support/requires.js'
 
 const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
@@ -58,21 +56,25 @@ test('a guest runs at the destination at once, and its disk follows while it wri
   await until('it streams', async () => (await moved.streamDiskInfo()).length === 1)
   const [state] = await moved.streamDiskInfo()
   assert.equal(state?.mode, 'migration')
+  assert.equal(await mayWrite(from, 'qcow2'), false)
   await until('the source is let go of', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF, 60_000)
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
   await agent.stop('vda')
   const { bad, err } = await agent.verify('vda')
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
   assert.equal(await backingOf(to), undefined)
-  assert.ok(existsSync(from))
+  assert.equal(await mayWrite(from, 'qcow2'), true)
   await until('nothing is left of it', () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0)
   assert.ok(events.some(({ kind }) => kind === 'job-completed'))
 })
 
 test('whoever dies while disks follow is replaced: both drivers, and the QEMU that serves', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon')) return
-  const [here, there] = [await testRoot(t), await testRoot(t)]
-  const { moved, guest } = await moveGuest(t, here, there, 2 << 20)
+  const { here, there, moved, guest } = await moveGuest(t, {
+    ...{ format: 'raw', size: 64 << 20, bandwidth: 2 << 20, flags: VIR_MIGRATE_PERSIST_DEST },
+  })
+  const from = join(here.folder, 'disk.qcow2')
+  await guest.base('vda', here.seed, here.size)
   await guest.work('vda')
   await reopen(there)
   const again = await there.conn.domainLookupByName('guest')
@@ -82,9 +84,11 @@ test('whoever dies while disks follow is replaced: both drivers, and the QEMU th
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY })
   await assert.rejects(dom.resume(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
   await assert.rejects(dom.destroy(), virError('VIR_ERR_OPERATION_INVALID', /still reads its disks from here/))
+  assert.equal(await mayWrite(from, 'raw'), false)
   process.kill(qemuPid(here, dom), 'SIGKILL')
   await until('it is gone', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
   await assert.rejects(dom.create(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
+  await until('a daemon serves it', async () => !(await mayWrite(from, 'raw')))
   await again.blockJobSetSpeed('vda', 0)
   await until(
     'nothing is left of it',
@@ -100,8 +104,10 @@ test('whoever dies while disks follow is replaced: both drivers, and the QEMU th
 
 test('a guest comes back with what it wrote elsewhere, while its disk was still on its way', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
-  const [here, there] = [await testRoot(t), await testRoot(t)]
-  const { dom, moved, guest } = await moveGuest(t, here, there, 4 << 20)
+  const { here, there, dom, moved, guest } = await moveGuest(t, {
+    ...{ size: 64 << 20, bandwidth: 4 << 20, flags: VIR_MIGRATE_PERSIST_DEST },
+  })
+  await guest.base('vda', here.seed, here.size)
   await guest.work('vda')
   await until('a part of it is there', async () => ((await moved.streamDiskInfo())[0]?.offset ?? 0) > 4 << 20)
   await dom.abortJob()
@@ -134,21 +140,16 @@ test('mirrored disks are all there when the guest arrives', async (t) => {
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
 })
 
-/** A guest with a disk of 64 MiB, on its way: it runs there, its disk follows with `bandwidth` bytes/s. */
-async function moveGuest(
-  t: Cleanup,
-  here: TestRoot,
-  there: TestRoot,
-  bandwidth: number,
-): Promise<{ dom: Domain; moved: Domain; guest: Guest }> {
-  const { path: base, size, seed } = await patternImage(here.folder)
-  await run('qemu-img', ['convert', '-O', 'qcow2', base, join(here.folder, 'disk.qcow2')])
-  const { dom, guest } = await startGuest(t, here, { devices: diskXml('vda', join(here.folder, 'disk.qcow2')) })
-  await guest.base('vda', seed, size)
-  const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
-  const params = { destinationXML: xml, diskStreamBandwidth: bandwidth }
-  const moved = await dom.migrate(there.conn, params, STREAM | VIR_MIGRATE_PERSIST_DEST)
-  return { dom, moved, guest: await agentOf(t, there.folder) }
+/** Whether another program may write to an image, as far as QEMU's locks tell. */
+async function mayWrite(path: string, format: string): Promise<boolean> {
+  try {
+    await run('qemu-io', ['-f', format, '-c', 'write 0 0', path])
+    return true
+  } catch (error) {
+    assert.ok(error instanceof RunError)
+    assert.match(error.stderr, /Failed to get "write" lock/)
+    return false
+  }
 }
 
 function migrationsIn(folder: string): string[] {

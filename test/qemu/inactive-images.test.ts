@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import { parseDomainXml } from '../../src/conf/parse.js'
 import { type SchemaInfo, SchemaIndex } from '../../src/machine/capabilities-schema.js'
 import { QemuCapabilities } from '../../src/machine/capabilities.js'
-import { haveAgain, serveLeaving, type InactiveCaps } from '../../src/qemu/inactive-images.js'
+import { keepImages, serveLeaving, type InactiveCaps } from '../../src/qemu/inactive-images.js'
 import { NbdExports } from '../../src/qemu/nbd-exports.js'
 import { agreeable } from '../support/agreeable.js'
 import { diskXml, plainXml } from '../support/domain.js'
@@ -58,6 +58,6 @@ async function leave(
   for (const { source } of disks) if (source !== undefined) source.index = 1
   const exports = new NbdExports(monitor, '/nowhere', { listen: () => -1, threadOf: () => undefined })
   await serveLeaving({ monitor, exports }, disks, caps)
-  await haveAgain({ monitor, exports }, disks, caps, (text) => assert.fail(text))
+  await keepImages({ monitor, exports }, disks, caps, (text) => assert.fail(text))
   return commands
 }

@@ -29,6 +29,8 @@ export interface MoveOptions {
   flags?: number
   /** bytes */
   size?: number
+  /** of its image at the source; at the destination it is qcow2 */
+  format?: 'qcow2' | 'raw'
   /** bytes/s of its disk */
   bandwidth?: number
   here?: OpenOptions
@@ -40,14 +42,14 @@ export interface MoveOptions {
 
 /** A guest whose disk holds the pattern of a seed has moved. */
 export async function moveGuest(t: Cleanup, options: MoveOptions = {}): Promise<Moved> {
-  const { flags = 0, size = 32 << 20, bandwidth = 1 << 20, change = (xml: string) => xml } = options
+  const { flags = 0, size = 32 << 20, format = 'qcow2', bandwidth = 1 << 20, change = (xml: string) => xml } = options
   const [root, there] = [await testRoot(t, options.here), await testRoot(t)]
   const { path: base, seed } = await patternImage(root.folder, size)
   const disk = join(root.folder, 'disk.qcow2')
-  await run('qemu-img', ['convert', '-O', 'qcow2', base, disk])
-  const { dom } = await startGuest(t, root, { devices: diskXml('vda', disk) })
+  await run('qemu-img', ['convert', '-O', format, base, disk])
+  const { dom } = await startGuest(t, root, { devices: diskXml('vda', disk, { format }) })
   const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(root.folder, there.folder)
-  const destinationXML = change(xml)
+  const destinationXML = change(xml.replace("type='raw'", "type='qcow2'"))
   const params = { destinationXML, persistXML: destinationXML, diskStreamBandwidth: bandwidth, ...options.params }
   const moved = await dom.migrate(there.conn, params, VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS | flags)
   const here = Object.assign(root, { size, seed })
