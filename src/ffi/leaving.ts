@@ -20,6 +20,8 @@ export class Leaving {
   link: MigrationLink | undefined
   /** name of the destination's host */
   peer = ''
+  /** the destination has said that the guest runs there */
+  #hasArrived = false
 
   constructor(ref: DomainRef, id: string, key: string, flags: number, params: MigrateParams) {
     this.ref = ref
@@ -42,7 +44,7 @@ export class Leaving {
       ...{ id, key, uri, warn },
       ...(tunnel && { tunnel }),
       onOpen: (request) => request.refuse('the disks of this domain are not served'),
-      onRequest: () => ({}),
+      onRequest: (method) => this.answer(method),
       onRestored: () => undefined,
     })
     try {
@@ -51,6 +53,12 @@ export class Leaving {
       const text = `destination '${this.peer}' of domain '${this.ref.name}' cannot be reached at '${uri}': ${messageOf(error)}`
       throw fail('VIR_ERR_OPERATION_FAILED', text, error)
     }
+  }
+
+  /** What the destination tells: it forgets the migration only once it has been heard. */
+  answer(method: string): object {
+    if (method === 'released') this.#hasArrived = true
+    return {}
   }
 
   /** libvirt's error, with what the QEMU at the destination said about it. */
@@ -62,14 +70,15 @@ export class Leaving {
 
   /** Does it run at the destination, or will it? VIR_ERR_OPERATION_FAILED when that cannot be found out. */
   async runsThere(): Promise<boolean> {
+    if (this.#hasArrived) return true
     if (this.phase !== 'performed') return false
     try {
       if (this.link?.isUp === false) await this.link.connect()
       const { phase } = (await this.link?.request('cancel')) as { phase?: unknown }
       return phase !== 'cancelled'
     } catch (error) {
-      // what came to an end there without us: should it run, QEMU's locks of its images keep it from running here
-      if (error instanceof UnknownThereError) return false
+      // it was called off there, or has arrived meanwhile
+      if (error instanceof UnknownThereError) return this.#hasArrived
       const { name } = this.ref
       const text = `it is not known whether domain '${name}' runs at '${this.peer}': ${messageOf(error)}; here it stays paused`
       throw fail('VIR_ERR_OPERATION_FAILED', text, error)
