@@ -2,12 +2,12 @@
  * The two engines that move a stream's data, QEMU's own job and our parallel requests, over bases of different latency, and
  * what 'auto' makes of it. No guest runs: the domain stays paused.
  */
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { open, rm } from 'node:fs/promises'
-import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as delay } from 'node:timers/promises'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
 import { VIR_DOMAIN_START_PAUSED } from '../src/index.js'
 import { overlay, type Cleanup } from '../test/support/images.js'
 import { startNbdkit } from '../test/support/nbd-server.js'
@@ -34,37 +34,15 @@ interface Base {
   size: number
 }
 
-/** An HTTP server for ranges of one file, each answer `ms` late. */
+/** An HTTP server for ranges of one file, each answer `ms` late, in a process of its own: ours has the stream to drive. */
 async function startHttp(t: Cleanup, path: string, size: number, ms: number): Promise<string> {
-  const file = await open(path, 'r')
-  const server = createServer((request, response) => {
-    const answer = async (): Promise<void> => {
-      const range = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '')
-      const headers = { 'accept-ranges': 'bytes' }
-      if (request.method === 'HEAD' || range === null) {
-        response.writeHead(200, { ...headers, 'content-length': size }).end()
-        return
-      }
-      await delay(ms)
-      const [start, end] = [Number(range[1]), Math.min(Number(range[2]), size - 1)]
-      const { buffer } = await file.read(Buffer.alloc(end - start + 1), 0, end - start + 1, start)
-      response.writeHead(206, {
-        ...headers,
-        'content-length': buffer.length,
-        'content-range': `bytes ${start}-${end}/${size}`,
-      })
-      response.end(buffer)
-    }
-    answer().catch((error: unknown) => response.destroy(error instanceof Error ? error : undefined))
+  const program = fileURLToPath(new URL('http-server.js', import.meta.url))
+  const child = spawn(process.execPath, [program, path, String(size), String(ms)], {
+    stdio: ['ignore', 'pipe', 'inherit'],
   })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  t.after(async () => {
-    server.closeAllConnections()
-    server.close()
-    await file.close()
-  })
-  return `http://127.0.0.1:${(server.address() as AddressInfo).port}/base.raw`
+  t.after(() => child.kill())
+  const [url] = (await once(createInterface({ input: child.stdout }), 'line')) as [string]
+  return url
 }
 
 async function bases(t: Cleanup, folder: string, path: string, size: number): Promise<Base[]> {

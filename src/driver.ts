@@ -76,9 +76,8 @@ export interface StreamOptions {
   weight?: number
   policy?: 'full' | 'idle'
   /**
-   * how a whole device is streamed: 'job' by QEMU's block-stream, which goes on when this process is killed, 'pull' by many
-   * requests at once, which hides the latency of a base; 'auto' (default): 'pull' but for
-   * bases over HTTP
+   * how a whole device is streamed: 'job' by QEMU's block-stream, which goes on when this process is killed, 'pull' (and
+   * 'auto', the default) by many requests at once, which hides the latency of a base
    */
   engine?: StreamEngine | 'auto'
   /** 'continue': when the domain is shut off in good order the stream goes on without it; default 'stop' */

@@ -129,7 +129,7 @@ const streamDiskCommand: CommandSpec = {
     ['--idle', "only in the gaps of the guest's own I/O, as long as a process has the tree open"],
     [
       '--engine <name>',
-      "'job': QEMU's own job, one request at a time; 'pull': many requests at once, which is faster; default: 'auto', 'pull' but for bases over HTTP",
+      "'job': QEMU's own job, one request at a time; 'pull': many requests at once, which is faster; default: 'auto', which is 'pull'",
     ],
     [
       '--base-timeout <seconds>',

@@ -4,6 +4,7 @@ import type { StreamEngine } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { QmpEvent } from '../qmp/framing.js'
 import type { Allotment } from './budget.js'
+import type { Waker } from './lost-requests.js'
 import type { Puller } from './puller.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -97,6 +98,8 @@ export class BlockJob {
   told: number | undefined
   /** moves the data in phase 'pull' */
   puller: Puller | undefined
+  /** helps it over HTTP */
+  waker: Waker | undefined
   concluded!: () => void
   readonly whenConcluded = new Promise<void>((resolve) => {
     this.concluded = resolve

@@ -11,6 +11,7 @@ import { messageOf } from '../error.js'
 import { chainOf } from './block-graph.js'
 import { formatNodeName } from '../machine/blockdev.js'
 import type { BlockJob } from './blockjob.js'
+import { hasLostRequests, Waker } from './lost-requests.js'
 import { isOutage, isRemote, linksOf } from './link-watch.js'
 import { beginFinal } from './migration-final.js'
 import { untilAllMoved, writesBack } from './migration-write-back.js'
@@ -75,6 +76,7 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
   puller.rest(rests(job))
   job.told = speedOf(job)
   job.puller = puller
+  job.waker = disk !== undefined && hasLostRequests(disk) ? new Waker(host.exports, disk, puller) : undefined
   job.status = 'running'
   job.size = client.size
   qemu.inBackground(`the stream of '${job.record.disk}'`, () => pull(qemu, vm, host, job, puller))
@@ -82,24 +84,36 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
 
 async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller: Puller): Promise<void> {
   const isAborted = (): boolean => puller.aborted
-  const error: unknown = await puller.run().then(
+  const work = async (): Promise<void> => {
+    await job.waker?.watch()
+    await puller.run()
+  }
+  const error: unknown = await work().then(
     () => undefined,
     (failure: unknown) => failure,
   )
   if (isAborted()) return
   // QEMU closes its NBD server when it ends, a while before it is gone: that is no failure of the stream
   if (isLost(error)) await Promise.race([host.ended, delay(ENDING, undefined, { ref: false })])
+  if (isAborted()) return
+  await job.waker?.stop()
   if (error === undefined) await untilAllMoved(qemu, vm, job.record.disk, isAborted)
   if (isAborted()) return
   const end = async (): Promise<void> => {
     if (vm.host !== host || job.puller !== puller || isAborted()) return
     job.puller = undefined
     const refusal =
-      error === undefined ? await beginJob(qemu, vm, host, job).then(() => undefined, messageOf) : reason(error)
+      error === undefined || isOverload(error, job)
+        ? await beginJob(qemu, vm, host, job).then(() => undefined, messageOf)
+        : reason(error)
     if (refusal !== undefined) await endPull(qemu, vm, host, job, { status: 'failed', error: refusal })
   }
   await vm.jobs.run('settle', end, Infinity)
 }
+
+/** QEMU gives an HTTP server 5 s for each request, which many at once over a slow link can miss: its job has one. */
+const isOverload = (error: unknown, { waker }: BlockJob): boolean =>
+  waker !== undefined && error instanceof NbdError && error.code === 'EIO'
 
 const isLost = (error: unknown): boolean => error instanceof NbdError && error.code === 'ECONNRESET'
 
@@ -116,7 +130,7 @@ async function quiesce(host: StreamHost, job: BlockJob): Promise<boolean> {
   puller.abort()
   const end = performance.now() + LAST_ANSWERS
   while (puller.isBusy && performance.now() < end) await delay(20)
-  if (!puller.isBusy) return true
+  if (!puller.isBusy && (await job.waker?.stop()) !== false) return true
   host.exports.abandon(job.record.disk)
   return false
 }

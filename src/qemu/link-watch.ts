@@ -9,11 +9,14 @@ const DEFAULT_PORTS: Record<string, number> = { nbd: 10809, http: 80, https: 443
 
 export const isRemote = (source: StorageSource): boolean => source.type === 'network'
 
+/** Does QEMU leave it to libcurl (HTTP, FTP)? */
+export const isCurl = (source: StorageSource): boolean => source.type === 'network' && source.protocol !== 'nbd'
+
 /** How far the images of a disk are: all in local files, some over NBD, or some over HTTP or FTP, which QEMU leaves to libcurl. */
 export function linksOf(disk: DiskDef): 'local' | 'nbd' | 'curl' {
-  const protocols = chainOf(disk).flatMap((image) => (image.type === 'network' ? [image.protocol] : []))
-  if (protocols.length === 0) return 'local'
-  return protocols.every((protocol) => protocol === 'nbd') ? 'nbd' : 'curl'
+  const images = remoteImages(disk)
+  if (images.length === 0) return 'local'
+  return images.some(isCurl) ? 'curl' : 'nbd'
 }
 
 /** The images of a disk's chain that are reached over a network (or a unix socket). */

@@ -39,6 +39,8 @@ export class Puller {
   #wait: AbortController | undefined
   #resting: { promise: Promise<void>; end: () => void } | undefined
   #walking = false
+  /** requests that QEMU has answered */
+  answered = 0
   /** the disk is full: requests are tried again until there is room */
   full = false
   /** the base is away: requests fail, and are tried again until it is back */
@@ -55,6 +57,10 @@ export class Puller {
   }
   get position(): number {
     return Math.min(this.#cursor, ...this.#flying)
+  }
+  /** requests that QEMU has not answered yet */
+  get inFlight(): number {
+    return this.#flying.size
   }
   /** something that QEMU was asked is not answered yet, or is about to be asked */
   get isBusy(): boolean {
@@ -121,6 +127,7 @@ export class Puller {
     while (!this.aborted) {
       try {
         await this.#client.cache(unit.offset, unit.length)
+        this.answered++
         this.full = false
         this.stuck = false
         this.#flying.delete(unit.offset)

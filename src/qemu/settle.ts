@@ -13,6 +13,7 @@ import { saveConfig } from './config.js'
 import { emitPull } from './emit.js'
 import { hasLetGo } from './detached.js'
 import { settleFinal } from './migration-final.js'
+import { removeBaseExport } from './lost-requests.js'
 import type { JobInfo } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus, saveStatusOrSay } from './status.js'
@@ -67,6 +68,7 @@ export async function settle(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob
   qemu.budget.update()
   await host.exports.remove(job.record.disk).catch((error: unknown) => warn(messageOf(error)))
   if (disk !== undefined) {
+    await removeBaseExport(host.exports, disk, dropped).catch((error: unknown) => warn(messageOf(error)))
     await deleteNodes(host.monitor, host.guards, disk, dropped, warn)
     await host.access.revokeImages(disk, dropped)
     await settleFinal(qemu, vm, host, disk)
@@ -87,6 +89,7 @@ export async function endPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJo
   job.concluded()
   const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`)
   await host.exports.remove(job.record.disk).catch(warn)
+  if (disk !== undefined) await removeBaseExport(host.exports, disk, chainOf(disk)).catch(warn)
   if (disk !== undefined && job.record.baseIndex !== undefined)
     await addGuard(host.monitor, host.guards, disk).catch(warn)
   if (vm.host === host) saveStatusOrSay(vm, host, warn)

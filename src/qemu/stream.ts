@@ -10,7 +10,6 @@ import type { BlockJob } from './blockjob.js'
 import { stopStream } from './job-control.js'
 import { findDisk } from './disk-names.js'
 import { checkFlags } from './flags.js'
-import { linksOf } from './link-watch.js'
 import { becomesRaw } from './migration-final.js'
 import { isFromMigration } from './migration-record.js'
 import { setBase } from './new-base.js'
@@ -82,7 +81,7 @@ async function begin(
 ): Promise<void> {
   const opened = await openUnlessTooEarly(host, disk)
   vm.requireSame(host)
-  const engine = becomesRaw(qemu, vm, disk.target) ? 'job' : chooseEngine(disk, options)
+  const engine = becomesRaw(qemu, vm, disk.target) ? 'job' : chooseEngine(options)
   const weight = options.weight ?? readDomainWeight(host.def)
   const job = host.blockJobs.register({
     id: `stream-${disk.target}`,
@@ -119,14 +118,8 @@ async function openUnlessTooEarly(host: StreamHost, disk: DiskDef): Promise<{ si
   }
 }
 
-/**
- * Requests in parallel were faster on every base that was measured (docs/benchmarks.md), but QEMU's client for HTTP loses
- * some of them, and then waits for ever.
- */
-function chooseEngine(disk: DiskDef, { engine = 'auto' }: StreamOptions): StreamEngine {
-  if (engine !== 'auto') return engine
-  return linksOf(disk) === 'curl' ? 'job' : 'pull'
-}
+/** Requests of our own were faster on every base that was measured (docs/benchmarks.md). */
+const chooseEngine = ({ engine = 'auto' }: StreamOptions): StreamEngine => (engine === 'auto' ? 'pull' : engine)
 
 function stateOf(qemu: Qemu, host: StreamHost, job: BlockJob): StreamDiskState {
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)

@@ -3,12 +3,23 @@ import { test, type TestContext } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP, type Domain } from '../../src/index.js'
 import { run } from '../../src/util/run.js'
-import { diskXml, guestXml, powerOff, reopen, startGuest, testRoot, until, type TestRoot } from '../support/domain.js'
+import {
+  diskXml,
+  guestXml,
+  powerOff,
+  reopen,
+  startGuest,
+  startPlain,
+  testRoot,
+  until,
+  type TestRoot,
+} from '../support/domain.js'
 import type { Guest } from '../support/guest.js'
 import { backingOf, checkImage, overlay, patternImage, type PatternImage } from '../support/images.js'
 import { startNbdkit } from '../support/nbd-server.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
+import { httpFile } from '../support/servers.js'
 
 const MiB = 1024 * 1024
 
@@ -181,3 +192,42 @@ for (const engine of ['pull', 'job'] as const)
     assert.equal(await backingOf(path), undefined)
     assert.equal((await guest.verify('vda')).bad, 0)
   })
+
+test('a stream over HTTP that the server cannot answer so many requests at once for is left to the job of QEMU', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'file:/usr/lib/x86_64-linux-gnu/qemu/block-curl.so')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 16 * MiB)
+  const path = await overlay(root.folder, await httpFile(t, base.path, { atOnce: 1 }))
+  const dom = await startPlain(root, { devices: diskXml('vda', path) })
+  const stream = await dom.stream('vda')
+  assert.equal((await stream.info())?.engine, 'pull')
+  await until('it is left to the job', async () => (await stream.info())?.engine !== 'pull')
+  await stream.finished
+  assert.equal(await backingOf(path), undefined)
+  await dom.destroy()
+  assert.equal((await checkPattern(path, 'qcow2', base.seed, base.size)).bad, 0)
+})
+
+test('a stream over HTTP that is stopped in the middle leaves neither request nor export', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'file:/usr/lib/x86_64-linux-gnu/qemu/block-curl.so')) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 32 * MiB)
+  const path = await overlay(root.folder, await httpFile(t, base.path))
+  const { dom, guest } = await startGuest(t, root, { devices: diskXml('vda', path) })
+  await guest.base('vda', base.seed, base.size)
+  await guest.work('vda')
+  for (let times = 0; times < 3; times++) {
+    const stream = await dom.stream('vda', { bandwidth: 16 * MiB })
+    stream.finished.catch(() => undefined)
+    await until('some of it is there', async () => ((await stream.info())?.offset ?? 0) > 0)
+    await stream.stop()
+    const answer = await dom.qemuMonitorCommand('{"execute":"query-block-exports"}')
+    assert.deepEqual((JSON.parse(answer) as { return: unknown[] }).return, [])
+  }
+  await (
+    await dom.stream('vda')
+  ).finished
+  await guest.stop()
+  const { bad, err } = await guest.verify('vda')
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+})

@@ -88,9 +88,20 @@ export function nbdUri(at: { path: string } | { port: number }, name = 'base'): 
   return 'path' in at ? `nbd+unix:///${name}?socket=${at.path}` : `nbd://127.0.0.1:${at.port}/${name}`
 }
 
-/** One file over HTTP with byte ranges; answers its URL. */
-export async function httpFile(t: Cleanup, path: string): Promise<string> {
-  const server = createHttpServer((request, response) => void answer(path, request, response))
+/** One file over HTTP with byte ranges; answers its URL. With `atOnce`, answers take a while, and more than that are refused. */
+export async function httpFile(t: Cleanup, path: string, { atOnce }: { atOnce?: number } = {}): Promise<string> {
+  let underWay = 0
+  const server = createHttpServer((request, response) => {
+    const serve = async (): Promise<void> => {
+      response.once('close', () => underWay--)
+      if (++underWay > (atOnce ?? Infinity)) response.writeHead(503).end()
+      else {
+        if (atOnce !== undefined) await delay(20)
+        await answer(path, request, response)
+      }
+    }
+    void serve()
+  })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   t.after(() => {
