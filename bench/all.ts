@@ -1,5 +1,5 @@
 /**
- * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [idle] [start] [overhead] [tunnel] [libvirt] [xml] [--rounds N] [--size MIB]`.
+ * All benchmarks, or those that are named: `npm run bench -- [stream] [engines] [idle] [start] [overhead] [tunnel] [libvirt] [migrate] [xml] [--rounds N] [--size MIB]`.
  * Writes tables in Markdown. Nothing is held against a limit: a busy machine is no failure.
  */
 import { cpus, release, totalmem } from 'node:os'
@@ -11,6 +11,7 @@ import { benchEngines } from './engines.js'
 import { benchIdle } from './idle.js'
 import { benchLibvirt } from './libvirt.js'
 import { benchOverhead } from './overhead.js'
+import { benchMigrate } from './migrate.js'
 import { markdown, median, type Table } from './report.js'
 import { benchStart } from './start.js'
 import { benchStream } from './stream.js'
@@ -25,6 +26,7 @@ export const benches: Readonly<Record<string, { bench: Bench; rounds: number; mi
   overhead: { bench: benchOverhead, rounds: 15, mib: 16 },
   tunnel: { bench: benchTunnel, rounds: 5, mib: 1024 },
   libvirt: { bench: (t, { rounds, size }) => benchLibvirt(t, { rounds, size: size / MiB }), rounds: 5, mib: 1000 },
+  migrate: { bench: benchMigrate, rounds: 3, mib: 1024 },
   xml: { bench: (_t, { rounds }) => Promise.resolve([xmlTable(rounds)]), rounds: 5, mib: 1 },
 }
 

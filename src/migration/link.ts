@@ -33,6 +33,9 @@ export interface LinkOptions {
   warn: (text: string) => void
 }
 
+/** What whoever is asked for a migration says that it does not know. */
+export const UNKNOWN_HERE = 'there is no such migration here'
+
 /** The destination answered that it knows of no such migration. */
 export class UnknownThereError extends Error {
   override readonly name = 'UnknownThereError'
@@ -80,7 +83,14 @@ export class MigrationLink {
   async #reach(): Promise<Tunnel> {
     const { tunnel, uri, id, key, onOpen } = this.#options
     if (tunnel?.isClosed === false) return tunnel
-    return dial(uri, { token: key, params: { migration: id }, onOpen })
+    try {
+      return await dial(uri, { token: key, params: { migration: id }, onOpen })
+    } catch (error) {
+      // a listener that is there for migrations alone says it before any channel
+      if (error instanceof TunnelError && error.code === 'EACCES' && error.message.includes(UNKNOWN_HERE))
+        throw new UnknownThereError(error.message)
+      throw error
+    }
   }
 
   /** From now on it is made anew whenever it breaks. */

@@ -14,6 +14,7 @@ import { forgetIfNothing } from './define.js'
 import { setState } from './events.js'
 import type { Incoming } from './incoming.js'
 import { cancel } from './migration-arrive.js'
+import { letReach } from './migration-reach.js'
 import { disksSocket } from './migration-record.js'
 import { backName, exportName } from './nbd-exports.js'
 import { stopWritingBack } from './migration-write-back.js'
@@ -43,6 +44,7 @@ export async function settleAbandoned(qemu: Qemu, incoming: Incoming): Promise<v
   await incoming.refuseReads()
   const { live } = vm
   if (live !== undefined) {
+    await letReach(qemu, live.def, record.id, disksSocket(qemu.root, record.id))
     // QEMU answers when the reads that wait have failed
     live.pauseReason = c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED
     await live.monitor.stop()

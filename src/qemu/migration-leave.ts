@@ -62,8 +62,8 @@ export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promis
 
 /** Under the domain's job: the guest runs at the destination, or (`isCancelled`) is to go on here. */
 export async function confirm(qemu: Qemu, vm: Vm, isCancelled: boolean): Promise<void> {
-  // the destination was quicker: it has told us that it has all
-  if (!isCancelled && outgoingOf(qemu, vm) === undefined && vm.live === undefined) return
+  // the destination was quicker: it has told us that it has all; or it was called off by who noticed first
+  if (outgoingOf(qemu, vm) === undefined && (isCancelled || vm.live === undefined)) return
   const outgoing = requireOutgoing(qemu, vm)
   const { record } = outgoing
   if (isCancelled) {
@@ -136,6 +136,10 @@ async function tellReleased(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     await link?.request('let-go', {})
     outgoing.forget()
   } catch (error) {
+    if (outgoing.acknowledged) {
+      outgoing.forget()
+      return
+    }
     qemu.warn(`'${record.peer}' does not know yet that '${record.name}' was let go of here: ${messageOf(error)}`)
     link?.last()
   }
@@ -171,7 +175,9 @@ async function closeBack({ vm, migrated }: Outgoing): Promise<object> {
 /** The destination has all, and forgets us when it has heard that we know it: so that is written down first. */
 function takeRelease(qemu: Qemu, outgoing: Outgoing): object {
   const { vm, record } = outgoing
-  if (record.phase === 'released') return {}
+  // while this side ends its part by itself
+  outgoing.acknowledged ||= record.phase === 'released'
+  if (outgoing.acknowledged) return {}
   // 'switched': the guest runs there, whoever was to say so did not live to do it
   if (record.phase !== 'switched' && record.phase !== 'serving')
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${record.name}' is in phase '${record.phase}'`)

@@ -1,6 +1,7 @@
 /** Where sources of migrations to a root of this process come in: a private socket in the root. A daemon has a port for all. */
 import { join } from 'node:path'
 import { listenTunnel, type TunnelListener } from '../tunnel/listen.js'
+import { UNKNOWN_HERE } from '../migration/link.js'
 import { routeIncoming } from './migration-target.js'
 import type { Qemu } from './qemu.js'
 
@@ -24,7 +25,7 @@ function listen(qemu: Qemu): Promise<TunnelListener> {
       authorize({ token, params }) {
         const { migration } = params
         const incoming = typeof migration === 'string' ? qemu.incoming.get(migration) : undefined
-        if (incoming === undefined || incoming.record.key !== token) throw new Error('there is no such migration here')
+        if (incoming === undefined || incoming.record.key !== token) throw new Error(UNKNOWN_HERE)
         return undefined
       },
       onTunnel: (tunnel) => (tunnel.onOpen = (request) => routeIncoming(qemu, request, tunnel)),

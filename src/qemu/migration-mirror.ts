@@ -9,6 +9,7 @@ import { formatNodeName } from '../machine/blockdev.js'
 import { FOREVER } from '../machine/blockdev-storage.js'
 import type { SourceStorage } from './migration-disks.js'
 import { SERVICE } from '../migration/link.js'
+import { letReach } from './migration-reach.js'
 import { migrationDir } from './migration-record.js'
 import type { Monitor } from './monitor.js'
 import type { JobInfo } from './monitor-types.js'
@@ -124,6 +125,7 @@ export function mirrored(qemu: Qemu, outgoing: Outgoing, live: Live | undefined)
       const socket = join(migrationDir(qemu.root, record.id), 'mirror.sock')
       const { id, key } = record
       relay = await UnixRelay.listen({ path: socket, service: SERVICE.disks, params: { id, key } })
+      await letReach(qemu, live.def, id, socket)
       relay.setTunnel(outgoing.link.tunnel)
       const sync = (record.flags & c.VIR_MIGRATE_NON_SHARED_INC) !== 0 ? 'top' : 'full'
       const synchronous = (record.flags & c.VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES) !== 0

@@ -17,6 +17,7 @@ import { Outgoing } from './outgoing.js'
 import { Incoming } from './incoming.js'
 import { settleAbandoned } from './migration-abandoned.js'
 import { cancel, run } from './migration-arrive.js'
+import { letReach } from './migration-reach.js'
 import { finishAbandoning } from './migration-abandon.js'
 import { runAgain } from './migration-return.js'
 import { FollowingMemory, guestHasGone } from './migration-postcopy.js'
@@ -66,6 +67,7 @@ function rebound<T extends { vm: Vm }>(qemu: Qemu, migration: T & { record: Migr
 async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { record, vm } = incoming
   const { live } = vm
+  await reopenWay(qemu, incoming)
   if (record.phase === 'abandoned') {
     await vm.jobs.run('migrate', () => settleAbandoned(qemu, incoming))
     return
@@ -93,6 +95,13 @@ function followLeft(qemu: Qemu, outgoing: Outgoing, live: Live, { status = 'none
   watch.now(status)
   outgoing.memory = new FollowingMemory(qemu, outgoing, live, watch)
   outgoing.stats.follow(new MigrationCommands(live.monitor))
+}
+
+/** The socket is another one by now. */
+async function reopenWay(qemu: Qemu, { record, vm, relay }: Incoming): Promise<void> {
+  const def = vm.live?.def ?? record.def
+  if (def === undefined || relay === undefined) return
+  await letReach(qemu, def, record.id, relay.path).catch((error: unknown) => qemu.warn(messageOf(error)))
 }
 
 async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> {

@@ -108,7 +108,9 @@ export function saveRecord(root: Root, record: MigrationRecord): void {
   writeFileAtomically(file(root, record.id), JSON.stringify(record))
 }
 
+/** The record first: what is left when we are killed in the middle is a directory that means nothing. */
 export function removeRecord(root: Root, id: string): void {
+  rmSync(file(root, id), { force: true })
   rmSync(migrationDir(root, id), { recursive: true, force: true })
 }
 
@@ -117,7 +119,11 @@ export function loadRecords(root: Root, warn: (text: string) => void): Migration
   const found: MigrationRecord[] = []
   for (const id of readdirSync(root.migrationDir)) {
     const path = file(root, id)
-    if (!existsSync(path)) continue
+    if (!existsSync(path)) {
+      // what a killed process had not yet filled, or not yet removed
+      if (/^[0-9a-f]{16}$/.test(id)) removeRecord(root, id)
+      continue
+    }
     try {
       const record = JSON.parse(readFileSync(path, 'utf8')) as Partial<MigrationRecord> | null
       if (record?.version !== 1 || record.id !== id || typeof record.uuid !== 'string' || !Array.isArray(record.disks))

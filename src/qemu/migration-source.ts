@@ -202,8 +202,8 @@ async function stay(qemu: Qemu, outgoing: Outgoing, live: Live, storage: SourceS
     await storage.undo().catch(warn)
     if (vm.live === live && record.running) await comeBack(qemu, outgoing, live).catch(warn)
   }
-  record.phase = 'begun'
-  outgoing.link?.close()
+  // whoever began it may be gone, and a domain whose QEMU died is nobody's
+  outgoing.forget()
 }
 
 async function cancelled(commands: MigrationCommands): Promise<void> {

@@ -17,6 +17,7 @@ import { type MigrationCookie, thisHost } from '../migration/cookie.js'
 import { isRaw, makeFinal } from './migration-final.js'
 import { storageOf } from './migration-flags.js'
 import { SERVICE } from '../migration/link.js'
+import { letReach } from './migration-reach.js'
 import { disksSocket, isFromMigration, saveRecord } from './migration-record.js'
 import { exportName, nbdSocket } from './nbd-exports.js'
 import type { Qemu } from './qemu.js'
@@ -179,6 +180,7 @@ export async function attachDisks(qemu: Qemu, incoming: Incoming, live: Live): P
     undo.add(() => (source.backingStore = null))
     assignSourceIndexes(live.def, Math.max(...live.def.disks.flatMap((each) => chainOf(each).map((i) => i.index ?? 0))))
     const options = imageOptions(disk, backing)
+    await letReach(qemu, live.def, incoming.record.id, disksSocket(qemu.root, incoming.record.id))
     await live.monitor.blockdevAdd(storageNode(backing, options))
     undo.add(() => live.monitor.blockdevDel(storageNodeName(backing)))
     await live.monitor.blockdevAdd(formatNode(backing, { ...options, backing: null }))

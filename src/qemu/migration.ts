@@ -82,8 +82,8 @@ export function migrationOps(qemu: Qemu): MigrationOps {
     },
 
     async domainMigrateConfirm(ref, _params, flags, _cookie, cancelled) {
-      // the destination was quicker: a transient domain has gone
-      if (!cancelled && qemu.find(ref.uuid) === undefined) return
+      // a transient domain that has moved, or whose QEMU died on the way, has gone
+      if (qemu.find(ref.uuid) === undefined) return
       const vm = qemu.require(ref)
       if (isOffline(flags)) {
         if (!cancelled) await vm.jobs.run('migrate', () => confirmOffline(qemu, vm, flags))

@@ -1,0 +1,117 @@
+/** Migration: the guest first and its disk afterwards, against the disk first; and over a link with a round trip time. */
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import {
+  VIR_DOMAIN_SHUTOFF,
+  VIR_DOMAIN_XML_MIGRATABLE,
+  VIR_MIGRATE_LIVE,
+  VIR_MIGRATE_STREAM_DISKS,
+} from '../src/index.js'
+import { run } from '../src/util/run.js'
+import { mayMakeHosts, move, twoHosts, type Move, type Way } from '../scripts/two-hosts.js'
+import { patternImage, temporaryFolder, type Cleanup } from '../test/support/images.js'
+import { benchRoot, emptyDomain, MiB, type Bench } from './bench.js'
+import { delayRelay } from './delay-relay.js'
+import { duration, inTurn, median, ratio, spread, type Table, type Times } from './report.js'
+
+/** 60 MiB/s */
+const MEGABITS = 503
+/** ms, each way */
+const LATENCY = 5
+
+/** The larger disk, and one of a quarter of it. */
+export const benchMigrate: Bench = async (t, { rounds, size }) => {
+  const tables = [await latencyTable(t, rounds, Math.min(size, 128 * MiB))]
+  if (!(await mayMakeHosts())) return tables
+  for (const each of [size / 4, size]) tables.unshift(await twoWays(t, rounds, each))
+  return tables
+}
+
+async function twoWays(t: Cleanup, rounds: number, size: number): Promise<Table> {
+  const folder = await temporaryFolder(t)
+  const hosts = await twoHosts(t, folder, MEGABITS)
+  const base = await patternImage(folder, size)
+  const moves = new Map<Way, Move[]>([
+    ['stream', []],
+    ['mirror', []],
+  ])
+  for (let round = 0; round < rounds; round++)
+    for (const way of round % 2 === 0 ? (['mirror', 'stream'] as const) : (['stream', 'mirror'] as const)) {
+      const moved = await move(t, hosts, way, base)
+      if (moved.bad > 0) throw new Error(`${moved.bad} blocks were wrong`)
+      moves.get(way)?.push(moved)
+    }
+  const [stream, mirror] = [moves.get('stream') ?? [], moves.get('mirror') ?? []]
+  const row = (what: string, pick: (moved: Move) => number, text: (all: readonly number[]) => string): string[] => {
+    const times: Times = new Map([
+      ['stream', stream.map(pick)],
+      ['mirror', mirror.map(pick)],
+    ])
+    return [what, text(mirror.map(pick)), text(stream.map(pick)), ratio(times, 'mirror', 'stream').text]
+  }
+  const mebibytes = (all: readonly number[]): string => `${Math.round(median(all) / MiB)} MiB`
+  const sooner: Times = new Map([
+    ['stream', stream.map(({ running }) => running)],
+    ['mirror', mirror.map(({ running }) => running)],
+  ])
+  return {
+    title: `${size / MiB} MiB, a guest of 128 MiB, 60 MiB/s between two hosts`,
+    head: ['', 'mirror first', 'disk afterwards', 'afterwards : first'],
+    rows: [
+      row('until the guest runs', ({ running }) => running, spread),
+      row('the guest stands still', ({ stop }) => stop, spread),
+      row('until its source is free', ({ total }) => total, spread),
+      row('over the link', ({ bytes }) => bytes, mebibytes),
+    ],
+    notes: [`It runs ${ratio(sooner, 'stream', 'mirror').text} times as soon. Every block was right at the end.`],
+  }
+}
+
+/** QEMU's own job against our requests in parallel, for the disk that follows. */
+async function latencyTable(t: Cleanup, rounds: number, size: number): Promise<Table> {
+  const folder = await temporaryFolder(t)
+  const base = await patternImage(folder, size)
+  let number = 0
+  const follow = async (engine: 'auto' | 'job'): Promise<number> => {
+    const [here, there] = [await benchRoot(t), await benchRoot(t)]
+    const image = join(here.folder, 'disk.qcow2')
+    await run('qemu-img', ['convert', '-O', 'qcow2', base.path, image])
+    const dom = await here.conn.domainCreateXML(emptyDomain(image))
+    const path = join(folder, `link-${number++}`)
+    await delayRelay(t, path, join(there.root, 'run/migration/tunnel.sock'), LATENCY)
+    const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+    const params = { destinationXML, uri: `virstream+unix://${path}`, diskStreamEngine: engine }
+    const began = performance.now()
+    const moved = await dom.migrate(there.conn, params, VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS)
+    while ((await stateOf(dom)) !== VIR_DOMAIN_SHUTOFF) await delay(20)
+    const took = performance.now() - began
+    await moved.destroy()
+    return took
+  }
+  const ways = [
+    { name: "block-stream (engine 'job')", run: () => follow('job') },
+    { name: "requests in parallel (engine 'auto')", run: () => follow('auto') },
+  ]
+  const { times } = await inTurn(ways, rounds)
+  const [job, auto] = ways.map(({ name }) => name) as [string, string]
+  return {
+    title: `${size / MiB} MiB, a link with 10 ms from there and back`,
+    head: ['the disk follows by', 'until its source is free', 'part of the first'],
+    rows: [job, auto].map((name) => [
+      name,
+      spread(times.get(name) ?? []),
+      name === job ? '' : ratio(times, job, auto).text,
+    ]),
+    notes: [
+      `The link is a relay in this process that hands on each byte ${duration(LATENCY)} later, unlimited otherwise.`,
+    ],
+  }
+}
+
+/** A transient domain is gone when it is shut off. */
+async function stateOf(dom: { getState: () => Promise<{ state: number }> }): Promise<number> {
+  return dom.getState().then(
+    ({ state }) => state,
+    () => VIR_DOMAIN_SHUTOFF,
+  )
+}

@@ -1,0 +1,13 @@
+/** Sockets of a migration that a QEMU connects to: it may be another user, or have a label of its own. */
+import { Access } from './access.js'
+import { openTheWay } from './access-targets.js'
+import type { DomainDef } from '../conf/domain-def.js'
+import { migrationDir } from './migration-record.js'
+import type { Qemu } from './qemu.js'
+
+/** Whoever runs `def` may connect to the socket `path` of the migration `id`; the socket goes with the migration. */
+export async function letReach(qemu: Qemu, def: DomainDef, id: string, path: string): Promise<void> {
+  if (qemu.access.security.isEmpty) return
+  openTheWay(qemu.root, migrationDir(qemu.root, id))
+  await new Access(qemu.access, def, (text) => qemu.warn(text)).grantRuntime(path)
+}
