@@ -159,7 +159,7 @@ export class Theatre {
       const xml = await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)
       const params = {
         ...{ destinationXML: xml.replaceAll(source.folder, destination.folder), uri: destination.uri },
-        diskStreamBandwidth: life === 'back' ? 2 * MiB : 8 * MiB,
+        ...(life !== 'mirror' && { diskStreamBandwidth: life === 'back' ? 2 * MiB : 8 * MiB }),
       }
       const flags = VIR_MIGRATE_LIVE | (life === 'mirror' ? VIR_MIGRATE_NON_SHARED_DISK : VIR_MIGRATE_STREAM_DISKS)
       const going = dom.migrate(await destination.conn(), params, flags)
