@@ -3,20 +3,19 @@ import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
-import { deleteConfig } from './config.js'
 import { emitLifecycle } from './emit.js'
 import { setState } from './events.js'
 import { storageOf } from './migration-flags.js'
 import type { Outgoing } from './outgoing.js'
 import { isOver, outgoingOf, requireOutgoing } from './outgoing.js'
-import { sharedDisks, sourceStorage } from './migration-disks.js'
+import { sourceStorage } from './migration-disks.js'
 import { MigrationLink, SERVICE, UnknownThereError } from '../migration/link.js'
-import { serveAside, stopServing } from './migration-serve.js'
-import { terminate } from './process.js'
+import { serveAside } from './migration-serve.js'
 import type { MigrationRecord } from './migration-record.js'
 import type { Qemu } from './qemu.js'
 import type { Live, Vm } from './vm.js'
 import { takeMemory } from './migration-commands.js'
+import { letGo, takeRelease, tellReleased } from './migration-release.js'
 import { tellAbandoned } from './migration-abandon.js'
 import { tellReturned } from './migration-return.js'
 
@@ -95,56 +94,6 @@ async function leave(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   await serveAside(qemu, outgoing)
 }
 
-/** Under the domain's job: nothing of the domain is needed here any more. */
-export async function letGo(qemu: Qemu, outgoing: Outgoing): Promise<void> {
-  const { record } = outgoing
-  if (record.phase !== 'released') outgoing.enter('released')
-  if (record.ended !== true) {
-    await endHere(qemu, outgoing)
-    // whatever runs here later is not what has been released
-    record.ended = true
-    outgoing.enter('released')
-  }
-  if (outgoing.acknowledged) outgoing.forget()
-  else await tellReleased(qemu, outgoing)
-}
-
-async function endHere(qemu: Qemu, outgoing: Outgoing): Promise<void> {
-  const { vm, record, stats } = outgoing
-  const { live } = vm
-  if (live !== undefined) {
-    if (storageOf(record.flags) === 'shared') live.access.keepLabels(sharedDisks(live))
-    live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
-    await terminate(live.process, live.ended, false)
-  }
-  await stopServing(qemu, outgoing)
-  stats.complete()
-  qemu.finishedJobs.set(vm.uuid, stats.now)
-  const { operation } = stats.now
-  qemu.host.emit({ kind: 'job-completed', domain: vm.ref, operation, stats: stats.now })
-  if ((record.flags & c.VIR_MIGRATE_UNDEFINE_SOURCE) === 0 || vm.config === undefined) return
-  deleteConfig(qemu.root, vm.name)
-  vm.config = undefined
-  qemu.remove(vm)
-  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_UNDEFINED, c.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED)
-}
-
-/** Until the destination has heard it, it keeps what it has. */
-async function tellReleased(qemu: Qemu, outgoing: Outgoing): Promise<void> {
-  const { link, record } = outgoing
-  try {
-    await link?.request('let-go', {})
-    outgoing.forget()
-  } catch (error) {
-    if (outgoing.acknowledged) {
-      outgoing.forget()
-      return
-    }
-    qemu.warn(`'${record.peer}' does not know yet that '${record.name}' was let go of here: ${messageOf(error)}`)
-    link?.last()
-  }
-}
-
 /** What the destination's driver asks or tells. */
 function answer(qemu: Qemu, outgoing: Outgoing, method: string, params: unknown): unknown {
   switch (method) {
@@ -169,30 +118,6 @@ function answer(qemu: Qemu, outgoing: Outgoing, method: string, params: unknown)
 /** The guest is about to run on these images again: nobody else writes them any more. */
 async function closeBack({ vm, migrated }: Outgoing): Promise<object> {
   for (const { target } of migrated) await vm.live?.exports.unserveBack(target)
-  return {}
-}
-
-/** The destination has all, and forgets us when it has heard that we know it: so that is written down first. */
-function takeRelease(qemu: Qemu, outgoing: Outgoing): object {
-  const { vm, record } = outgoing
-  // while this side ends its part by itself
-  outgoing.acknowledged ||= record.phase === 'released'
-  if (outgoing.acknowledged) return {}
-  // 'switched': the guest runs there, whoever was to say so did not live to do it
-  if (record.phase !== 'switched' && record.phase !== 'serving')
-    throw fail('VIR_ERR_OPERATION_INVALID', `domain '${record.name}' is in phase '${record.phase}'`)
-  outgoing.enter('released')
-  outgoing.acknowledged = true
-  // the answer is the last thing that the link is for
-  qemu.inBackground(`letting go of domain '${record.name}'`, () =>
-    vm.jobs.run(
-      'migrate',
-      async () => {
-        if (qemu.outgoing.has(record.id)) await letGo(qemu, outgoing)
-      },
-      Infinity,
-    ),
-  )
   return {}
 }
 
