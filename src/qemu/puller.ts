@@ -2,6 +2,7 @@
  * Pulls what only backing images hold into a disk's own image, by NBD_CMD_CACHE on a read-only export of it from the QEMU
  * that runs it: several requests at once, where QEMU's own job has one, which hides the latency of a remote base.
  */
+import { setMaxListeners } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { NbdClient } from '../nbd/client.js'
 import { DEFAULT_UNIT, type Range, unitsOf } from '../nbd/allocation-depth.js'
@@ -50,6 +51,8 @@ export class Puller {
     this.#client = client
     this.#options = options
     this.#cursor = options.start ?? 0
+    // each request that waits for its next try listens
+    setMaxListeners(0, this.#abort.signal)
   }
 
   get size(): number {

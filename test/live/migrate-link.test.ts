@@ -57,7 +57,7 @@ test('a link that is cut while memory goes over leaves the guest; cut while its 
   const after = await agent(t, there.folder)
   await until('a part of it is there', async () => ((await moved.streamDiskInfo())[0]?.offset ?? 0) > 4 * MiB, 30_000)
   await link(hosts, 'down')
-  await delay(8_000)
+  await delay(15_000)
   assert.equal((await moved.getState()).state, VIR_DOMAIN_RUNNING)
   await link(hosts, 'up')
   await until('the source is free', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF, 120_000)
