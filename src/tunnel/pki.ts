@@ -53,7 +53,10 @@ export async function loadCredentials(role: 'server' | 'client', pkipath?: strin
 }
 
 async function read(places: Places): Promise<Credentials> {
-  const [ca, cert, key] = await Promise.all([readPem(places.ca), readPem(places.cert), readPem(places.key)])
+  // one after the other: of several that are missing always the same one is named
+  const ca = await readPem(places.ca)
+  const cert = await readPem(places.cert)
+  const key = await readPem(places.key)
   const crl = await readPem(places.crl).catch((error: unknown) => {
     if (error instanceof TunnelError && errnoOf(error.cause) === 'ENOENT') return undefined
     throw error
