@@ -62,8 +62,8 @@ async function bases(t: Cleanup, folder: string, path: string, size: number): Pr
     { title: 'local raw, in the page cache', uri: path, prepare: () => warm(path), size },
     await nbd(0, size),
     await nbd(2, part(4)),
-    await nbd(10, part(8)),
-    { title: 'HTTP, 10 ms away', uri: await startHttp(t, path, part(8), 10), prepare: () => warm(path), size: part(8) },
+    await nbd(10, part(4)),
+    { title: 'HTTP, 10 ms away', uri: await startHttp(t, path, part(4), 10), prepare: () => warm(path), size: part(4) },
   ]
 }
 

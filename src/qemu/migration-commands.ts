@@ -80,11 +80,6 @@ export class MigrationCommands {
     await this.#monitor.getfd('vs-migrate', fd)
     await this.#monitor.run('migrate', { uri: 'fd:vs-migrate', resume: true })
   }
-  /** Goes on reading it. */
-  async recover(fd: number): Promise<void> {
-    await this.#monitor.getfd('vs-incoming', fd)
-    await this.#monitor.run('migrate-recover', { uri: 'fd:vs-incoming' })
-  }
   cancel(): Promise<unknown> {
     return this.#monitor.run('migrate_cancel', undefined)
   }
@@ -117,18 +112,14 @@ export function sendMemory(commands: MigrationCommands, channel: Duplex): Promis
 }
 
 /** The guest's memory comes over a channel that the other side opens; `live` is undefined where nobody waits for it. */
-export async function takeMemory(
-  request: ChannelRequest,
-  live: Live | undefined,
-  how: 'receive' | 'recover' = 'receive',
-): Promise<Duplex | undefined> {
+export async function takeMemory(request: ChannelRequest, live: Live | undefined): Promise<Duplex | undefined> {
   if (live === undefined) {
     request.refuse('nobody waits for memory')
     return undefined
   }
   const channel = request.accept()
   try {
-    await lend(channel, (fd) => new MigrationCommands(live.monitor)[how](fd))
+    await lend(channel, (fd) => new MigrationCommands(live.monitor).receive(fd))
     return channel
   } catch (error) {
     channel.destroy()

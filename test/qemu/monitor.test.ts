@@ -92,7 +92,6 @@ test('every command that the driver sends is one that QEMU takes, by its own sch
     send: () => migration.send(fd),
     receive: () => migration.receive(fd),
     resume: () => migration.resume(fd),
-    recover: () => migration.recover(fd),
     queryParameters: () => migration.queryParameters(),
     cancel: () => migration.cancel(),
     continueFrom: () => migration.continueFrom('pre-switchover'),
