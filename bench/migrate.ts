@@ -8,7 +8,7 @@ import {
   VIR_MIGRATE_STREAM_DISKS,
 } from '../src/index.js'
 import { run } from '../src/util/run.js'
-import { mayMakeHosts, move, twoHosts, type Move, type Way } from '../scripts/two-hosts.js'
+import { mayMakeHosts, move, twoHosts, type Hosts, type Move, type Way } from '../scripts/two-hosts.js'
 import { patternImage, temporaryFolder, type Cleanup } from '../test/support/images.js'
 import { benchRoot, emptyDomain, MiB, type Bench } from './bench.js'
 import { delayRelay } from './delay-relay.js'
@@ -23,14 +23,13 @@ const LATENCY = 5
 export const benchMigrate: Bench = async (t, { rounds, size }) => {
   const tables = [await latencyTable(t, rounds, Math.min(size, 128 * MiB))]
   if (!(await mayMakeHosts())) return tables
-  for (const each of [size / 4, size]) tables.unshift(await twoWays(t, rounds, each))
+  const hosts = await twoHosts(t, await temporaryFolder(t), MEGABITS)
+  for (const each of [size / 4, size]) tables.unshift(await twoWays(t, hosts, rounds, each))
   return tables
 }
 
-async function twoWays(t: Cleanup, rounds: number, size: number): Promise<Table> {
-  const folder = await temporaryFolder(t)
-  const hosts = await twoHosts(t, folder, MEGABITS)
-  const base = await patternImage(folder, size)
+async function twoWays(t: Cleanup, hosts: Hosts, rounds: number, size: number): Promise<Table> {
+  const base = await patternImage(await temporaryFolder(t), size)
   const moves = new Map<Way, Move[]>([
     ['stream', []],
     ['mirror', []],

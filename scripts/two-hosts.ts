@@ -100,7 +100,7 @@ export async function move(t: Cleanup, hosts: Hosts, way: Way, base: PatternImag
   const total = performance.now() - began
   const bytes = (await bytesOf(hosts.link)) - before
   const { bad, blocks } = await checked(after)
-  await finish(moved, dom, disk)
+  await finish(moved, dom, [disk, disk.replace(here.folder, there.folder)])
   return { running, stop: standstill(guest, after), total, bytes, bad, blocks }
 }
 
@@ -118,10 +118,10 @@ async function checked(guest: Guest): Promise<{ bad: number; blocks: number }> {
   return { bad: bad + err, blocks }
 }
 
-async function finish(moved: Domain, dom: Domain, disk: string): Promise<void> {
+async function finish(moved: Domain, dom: Domain, images: readonly string[]): Promise<void> {
   await moved.destroy()
   await dom.undefine().catch(() => undefined)
-  await rm(disk, { force: true })
+  for (const image of images) await rm(image, { force: true })
 }
 
 /** What both ends have sent. */
