@@ -13,9 +13,8 @@ import {
   VIR_MIGRATE_STREAM_DISKS,
 } from '../../src/index.js'
 import { run } from '../../src/util/run.js'
-import { diskXml, guestXml, until } from '../support/domain.js'
-import { Guest } from '../support/guest.js'
-import { patternImage, temporaryFolder, type Cleanup } from '../support/images.js'
+import { agentOf, diskXml, guestXml, until } from '../support/domain.js'
+import { patternImage, temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
 
 const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
@@ -38,7 +37,7 @@ test('a link that is cut while memory goes over leaves the guest; cut while its 
   await run('qemu-img', ['convert', '-O', 'qcow2', base.path, disk])
   const dom = await here.conn.domainDefineXML(await guestXml(here.folder, { devices: diskXml('vda', disk) }))
   await dom.create()
-  const guest = await agent(t, here.folder)
+  const guest = await agentOf(t, here.folder)
   await guest.base('vda', base.seed, base.size)
   await guest.work('vda', 'slowly')
   const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
@@ -54,7 +53,7 @@ test('a link that is cut while memory goes over leaves the guest; cut while its 
   await until('nothing is left there', async () => (await there.conn.listAllDomains()).length === 0, 90_000)
 
   const moved = await reached(() => dom.migrate(there.conn, params, STREAM))
-  const after = await agent(t, there.folder)
+  const after = await agentOf(t, there.folder)
   await until('a part of it is there', async () => ((await moved.streamDiskInfo())[0]?.offset ?? 0) > 4 * MiB, 30_000)
   await link(hosts, 'down')
   await delay(15_000)
@@ -76,13 +75,6 @@ async function reached<T>(work: () => Promise<T>): Promise<T> {
       await delay(1_000)
     }
   }
-}
-
-async function agent(t: Cleanup, folder: string): Promise<Guest> {
-  const guest = await Guest.connect(join(folder, 'guest.serial'))
-  t.after(() => guest[Symbol.dispose]())
-  await guest.ready()
-  return guest
 }
 
 /** At the far end: the near one sees nothing but silence. */
