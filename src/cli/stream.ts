@@ -64,9 +64,9 @@ async function waitFor(context: Context, domain: Domain, disk: string, options: 
 }
 
 async function one(context: Context, domain: Domain, disk: string, options: Values): Promise<void> {
-  const offset = options.count('offset') ?? 0
+  const offset = options.bytes('offset') ?? 0
   const failure = `Failed to stream a unit of disk '${disk}' of domain '${domain.name}'`
-  const unit = options.count('unit')
+  const unit = options.bytes('unit')
   const how = unit === undefined ? {} : { unit }
   const next = await context.attempt(failure, () => domain.streamDisk(disk, offset, VIR_STREAM_DISK_ONE, how))
   if (options.flag('json')) context.printJson({ offset: next })
@@ -114,8 +114,8 @@ const streamDiskCommand: CommandSpec = {
     ['--start', 'stream the whole disk in the background (the default)'],
     ['--stop', 'stop the stream; what was copied stays, and a new stream goes on from there'],
     ['--one', 'stream one unit, and print the offset of the next'],
-    ['--offset <bytes>', 'with --one: where to look for the unit; default: 0'],
-    ['--unit <bytes>', 'with --one: how large it is, at most 32 MiB; default: 512 KiB'],
+    ['--offset <bytes>', 'with --one: where to look for the unit, in bytes or with a unit, as 64M; default: 0'],
+    ['--unit <bytes>', 'with --one: how large it is, likewise, at most 32 MiB; default: 512 KiB'],
     ['--attach', 'with --wait: follow the stream that runs already; fine when it has just ended well'],
     [
       '--bandwidth <number>',

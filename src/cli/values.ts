@@ -35,6 +35,13 @@ export class Values {
     return text === undefined ? undefined : parseCount(`--${name}`, text, 0)
   }
 
+  /** Bytes: a plain number, or one that says its unit as `parseSize` has it. */
+  bytes(name: string): number | undefined {
+    const text = this.text(name)
+    if (text === undefined) return undefined
+    return /\D/.test(text) ? parseSize(text, `--${name}`, 'bytes') : parseCount(`--${name}`, text, 0)
+  }
+
   /** At most one of these. */
   exclusive(...names: string[]): void {
     const given = names.filter((name) => this.#value(name) !== undefined)
@@ -55,13 +62,13 @@ export function parseCount(what: string, text: string, least: number): number {
 }
 
 /** A size in bytes: `text` is in KiB, or says its unit as virsh has it: 512B, 10MB (of 1000), 10M or 10MiB (of 1024). */
-export function parseSize(text: string): number {
+export function parseSize(text: string, what = 'size', plain = 'KiB'): number {
   const [, digits = '', prefix = '', decimal] = /^(\d+)([kmgtKMGT]?)(?:(B)|iB)?$/.exec(text) ?? []
   const power = ['', 'k', 'm', 'g', 't'].indexOf(prefix.toLowerCase())
   const unit = prefix === '' ? (decimal === undefined ? 1024 : 1) : (decimal === undefined ? 1024 : 1000) ** power
   const bytes = digits === '' ? NaN : Number(digits) * unit
   if (!Number.isSafeInteger(bytes))
-    throw new UsageError(`size must be a number of KiB, or a number with B, K, M, G or T, not '${text}'`)
+    throw new UsageError(`${what} must be a number of ${plain}, or a number with B, K, M, G or T, not '${text}'`)
   return bytes
 }
 

@@ -55,6 +55,8 @@ export interface BlockJobRecord {
   engine: StreamEngine
   /** 'pull' as long as our own requests move the data; QEMU has a job only in phase 'job' */
   phase: StreamEngine
+  /** bytes, `offset` when this was written down */
+  reached?: number
 }
 
 /** What the job's own events have said so far. QEMU calls it concluded when nothing but its result is left. */
@@ -66,7 +68,7 @@ export class BlockJob {
   completed = false
   error: string | undefined
   /** bytes, as of the last look */
-  offset = 0
+  offset: number
   size = 0
   /** when `offset` moved last (performance.now) */
   movedAt = performance.now()
@@ -107,6 +109,7 @@ export class BlockJob {
 
   constructor(record: BlockJobRecord) {
     this.record = record
+    this.offset = record.reached ?? 0
     this.budgeted = record.commit === undefined
     this.allotment = { slot: true, share: record.bandwidth }
   }
@@ -148,7 +151,7 @@ export class BlockJobs {
     return [...this.#byDisk.values()]
   }
   records(): BlockJobRecord[] {
-    return this.all.map((job) => job.record)
+    return this.all.map(({ record, offset }) => ({ ...record, ...(offset > 0 && { reached: offset }) }))
   }
   ofDisk(disk: string): BlockJob | undefined {
     return this.#byDisk.get(disk)

@@ -37,6 +37,17 @@ test('counts are whole numbers that a double holds', () => {
   assert.throws(() => parseCount('--timeout', '0', 1), /--timeout must be a whole number of at least 1, not '0'/)
 })
 
+test('sizes in bytes are plain numbers, or say their unit', () => {
+  const values = new Values({ offset: '513', unit: '2M', other: '5X' })
+  assert.equal(values.bytes('offset'), 513)
+  assert.equal(values.bytes('unit'), 2 * 1024 * 1024)
+  assert.equal(values.bytes('absent'), undefined)
+  assert.throws(
+    () => values.bytes('other'),
+    /--other must be a number of bytes, or a number with B, K, M, G or T, not '5X'/,
+  )
+})
+
 test('options are asked for by their names', () => {
   const values = new Values({ keepNvram: true, base: '/x', timeout: '3' })
   assert.equal(values.flag('keep-nvram'), true)

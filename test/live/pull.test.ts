@@ -100,9 +100,12 @@ test('a pull goes on when the root is opened again', async (t) => {
   const s = await stage(t, 32 * MiB, 1)
   await s.guest.work('vda')
   await s.dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 8 * MiB })
-  await until('it has begun', async () => ((await s.dom.streamDiskInfo())[0]?.offset ?? 0) > 0)
+  let reached = 0
+  const offset = async (): Promise<number> => (await s.dom.streamDiskInfo())[0]?.offset ?? 0
+  await until('it has begun', async () => (reached = await offset()) > 0)
   await reopen(s.root)
   s.dom = await s.root.conn.domainLookupByName('guest')
+  assert.ok((await offset()) >= reached, 'it did not go back')
   const stream = await s.dom.attachStream('vda')
   await stream.setBandwidth(0)
   await stream.finished
