@@ -3,6 +3,7 @@
  * `Puller`), and the job, which finds nothing left to copy, only drops the backing link at the end.
  */
 import { setTimeout as delay } from 'node:timers/promises'
+import type { StorageSource } from '../conf/domain-def.js'
 import { DEFAULT_UNIT } from '../nbd/allocation-depth.js'
 import type { NbdClient } from '../nbd/client.js'
 import { NbdError } from '../nbd/error.js'
@@ -13,7 +14,7 @@ import { formatNodeName } from '../machine/blockdev.js'
 import type { BlockJob } from './blockjob.js'
 import { hasLostRequests, Waker } from './lost-requests.js'
 import { isOutage, isRemote, linksOf } from './link-watch.js'
-import { beginFinal } from './migration-final.js'
+import { beginFinal, isRaw } from './migration-final.js'
 import { untilAllMoved, writesBack } from './migration-write-back.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
@@ -71,6 +72,7 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
     bandwidth: job.allotment.share,
     // depth 1 is the disk's own image; the images from the base on stay where they are
     ...(base > 0 && { maxDepth: base }),
+    overLink: base <= 0 && isOverLink(chain),
     isOutage: () => isOutage(disk, job),
   })
   puller.rest(rests(job))
@@ -81,6 +83,10 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
   job.size = client.size
   qemu.inBackground(`the stream of '${job.record.disk}'`, () => pull(qemu, vm, host, job, puller))
 }
+
+/** All that a disk lacks is in one raw image, which an NBD server has. */
+const isOverLink = ([, base, ...others]: readonly StorageSource[]): boolean =>
+  base?.type === 'network' && base.protocol === 'nbd' && isRaw(base) && others.length === 0
 
 async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller: Puller): Promise<void> {
   const isAborted = (): boolean => puller.aborted

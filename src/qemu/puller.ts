@@ -5,7 +5,7 @@
 import { setMaxListeners } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { NbdClient } from '../nbd/client.js'
-import { DEFAULT_UNIT, type Range, unitsOf } from '../nbd/allocation-depth.js'
+import { DEFAULT_UNIT, type Range, unitsAhead, unitsOf } from '../nbd/allocation-depth.js'
 import { NbdError } from '../nbd/error.js'
 
 /** ms between tries when the disk is full */
@@ -22,6 +22,8 @@ export interface PullOptions {
   bandwidth: number
   /** images deeper than this stay where they are; absent: all are pulled */
   maxDepth?: number
+  /** all of one raw image behind a link is pulled: see `unitsAhead` */
+  overLink?: boolean
   /** nothing below this offset is left to pull */
   start?: number
   /** a request failed: is it worth another try? Absent: never */
@@ -104,8 +106,7 @@ export class Puller {
 
   async #walk(): Promise<void> {
     const workers = new Set<Promise<void>>()
-    const { maxDepth, unit: size = DEFAULT_UNIT } = this.#options
-    for await (const unit of unitsOf(this.#client, { offset: this.#cursor, maxDepth, unit: size })) {
+    for await (const unit of this.#units()) {
       this.#cursor = unit.offset
       if (!(await this.#mayAsk(unit.length))) break
       this.#flying.add(unit.offset)
@@ -117,6 +118,12 @@ export class Puller {
     if (!this.aborted) await this.#orAborted(Promise.all(workers))
     if (this.#failure !== undefined) throw this.#failure instanceof Error ? this.#failure : new Error('the pull failed')
     if (!this.aborted) this.#cursor = this.#client.size
+  }
+
+  #units(): AsyncGenerator<Range> {
+    const { overLink, maxDepth, unit = DEFAULT_UNIT } = this.#options
+    const from = { offset: this.#cursor, unit }
+    return overLink === true ? unitsAhead(this.#client, from) : unitsOf(this.#client, { ...from, maxDepth })
   }
 
   /** Waits until a request of `bytes` may be made; false: no further ones. */

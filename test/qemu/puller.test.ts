@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { NbdClient } from '../../src/nbd/client.js'
+import type { NbdClient, NbdExtent } from '../../src/nbd/client.js'
 import { NbdError } from '../../src/nbd/error.js'
-import { DEFAULT_UNIT, nextUnit, unitsOf } from '../../src/nbd/allocation-depth.js'
+import { ALLOCATION_DEPTH, DEFAULT_UNIT, nextUnit, unitsAhead, unitsOf } from '../../src/nbd/allocation-depth.js'
 import { Puller } from '../../src/qemu/puller.js'
 
 const UNITS = 40
@@ -17,15 +17,43 @@ class Disk {
   most = 0
   /** what happens to one request; default: it is answered soon */
   answer: (unit: number) => Promise<void> = () => delay(1)
+  /** the same for a question about blocks */
+  tell: (unit: number) => Promise<void> = () => Promise.resolve()
+  /** questions that are not answered yet */
+  open = 0
+  mostOpen = 0
+  /** bytes of blocks below the own image that were asked about, each of which costs a way there and back */
+  looked = 0
 
   constructor(depthOf: (unit: number) => number) {
     this.depths = Array.from({ length: UNITS }, (_, unit) => depthOf(unit))
   }
 
   // eslint-disable-next-line @typescript-eslint/require-await
-  async *extents(_context: string, offset = 0): AsyncGenerator<{ offset: number; length: number; flags: number }> {
-    for (let unit = Math.floor(offset / DEFAULT_UNIT); unit < UNITS; unit++)
-      yield { offset: Math.max(offset, unit * DEFAULT_UNIT), length: DEFAULT_UNIT, flags: this.depths[unit] ?? 0 }
+  async *extents(_context: string, offset = 0, end = this.size): AsyncGenerator<NbdExtent> {
+    for (let unit = Math.floor(offset / DEFAULT_UNIT); unit * DEFAULT_UNIT < end; unit++) {
+      const at = Math.max(offset, unit * DEFAULT_UNIT)
+      const length = Math.min(end, (unit + 1) * DEFAULT_UNIT) - at
+      yield { offset: at, length, flags: this.depths[unit] ?? 0 }
+    }
+  }
+
+  /** Of a single extent: it goes on as long as its depth stays the same. */
+  async blockStatus(offset: number, length: number, { one }: { one?: boolean }): Promise<Map<string, NbdExtent[]>> {
+    assert.equal(one, true)
+    this.mostOpen = Math.max(this.mostOpen, ++this.open)
+    try {
+      await this.tell(Math.floor(offset / DEFAULT_UNIT))
+      let found: NbdExtent | undefined
+      for await (const extent of this.extents(ALLOCATION_DEPTH, offset, offset + length)) {
+        if (extent.flags >= 2) this.looked += extent.length
+        if (found !== undefined && found.flags !== extent.flags) break
+        found = { ...extent, offset, length: extent.offset + extent.length - offset }
+      }
+      return new Map([[ALLOCATION_DEPTH, found === undefined ? [] : [found]]])
+    } finally {
+      this.open--
+    }
   }
 
   async cache(offset: number): Promise<void> {
@@ -166,4 +194,61 @@ test('the next unit begins at or behind the offset', async () => {
   assert.deepEqual(await nextUnit(disk.client, 0, 4096), { offset: 10 * DEFAULT_UNIT, length: 4096 })
   assert.equal((await nextUnit(disk.client, 11 * DEFAULT_UNIT + 512, 4096))?.offset, 11 * DEFAULT_UNIT + 512)
   assert.equal(await nextUnit(new Disk(() => 1).client, 0, 4096), undefined)
+})
+
+test('over a link each unit is asked about once, several at a time, and what is there is not asked for again', async () => {
+  const disk = new Disk((unit) => (unit < 20 || unit % 4 === 0 ? 1 : 2))
+  disk.tell = () => delay(5)
+  const missing = disk.depths.flatMap((depth, unit) => (depth === 2 ? [unit] : []))
+  await new Puller(disk.client, { window: 8, bandwidth: 0, overLink: true }).run()
+  assert.deepEqual(disk.asked, missing)
+  assert.ok(disk.mostOpen > 4, `${disk.mostOpen} questions at a time`)
+  assert.ok(disk.looked <= missing.length * 512 + UNITS * DEFAULT_UNIT, `${disk.looked} bytes were looked at`)
+  const [again] = [new Disk((unit) => (unit === 39 ? 2 : 1))]
+  await new Puller(again.client, { window: 8, bandwidth: 0, overLink: true }).run()
+  assert.deepEqual(again.asked, [39])
+})
+
+test('over a link a unit that begins in the own image is pulled from where that ends', async () => {
+  const disk = new Disk((unit) => (unit % 8 < 2 ? 1 : 2))
+  const units: [number, number][] = []
+  for await (const { offset, length } of unitsAhead(disk.client, { unit: 4 * DEFAULT_UNIT }))
+    units.push([offset / DEFAULT_UNIT, length / DEFAULT_UNIT])
+  assert.deepEqual(
+    units,
+    Array.from({ length: UNITS / 8 }, (_, at) => [
+      [8 * at + 2, 2],
+      [8 * at + 4, 4],
+    ]).flat(),
+  )
+})
+
+test('over a link a unit that nothing is known of is pulled', async () => {
+  const disk = new Disk((unit) => (unit < 2 ? 1 : 2))
+  disk.tell = (unit) => (unit < 4 ? Promise.reject(new NbdError('EIO', 'no')) : Promise.resolve())
+  await new Puller(disk.client, { window: 4, bandwidth: 0, overLink: true }).run()
+  assert.equal(disk.asked.length, UNITS)
+})
+
+test('a pull that is stopped is busy until its questions are answered too', async () => {
+  const disk = new Disk(() => 2)
+  let tell = (): void => undefined
+  const told = new Promise<void>((resolve) => (tell = resolve))
+  disk.tell = (unit) => (unit < 4 ? Promise.resolve() : told)
+  const puller = new Puller(disk.client, { window: 2, bandwidth: 0, overLink: true })
+  const done = puller.run()
+  while (disk.asked.length < 4 || puller.inFlight > 0) await delay(1)
+  puller.abort()
+  assert.equal(puller.isBusy, true)
+  tell()
+  await done
+  assert.equal(puller.isBusy, false)
+  assert.equal(disk.open, 0)
+  assert.equal(disk.asked.length, 4)
+})
+
+test('the next unit is found without a look at what lies behind it', async () => {
+  const disk = new Disk((unit) => (unit >= 10 ? 2 : 1))
+  assert.deepEqual(await nextUnit(disk.client, 0, 4096), { offset: 10 * DEFAULT_UNIT, length: 4096 })
+  assert.ok(disk.looked <= 2 * DEFAULT_UNIT, `${disk.looked} bytes were looked at`)
 })
