@@ -95,7 +95,7 @@ async function reopen(qemu: Qemu, vm: Vm, host: StreamHost, disk: DiskDef, old: 
   await replaceBase(qemu, vm, host, { disk, old, fresh: structuredClone(old), moved: false })
 }
 
-const isBroken = ({ state }: Vm): boolean =>
+export const isBroken = ({ state }: Vm): boolean =>
   state.state === VIR_DOMAIN_PAUSED && state.reason === VIR_DOMAIN_PAUSED_IOERROR
 
 /**

@@ -9,7 +9,7 @@ import { findDisk } from './disk-names.js'
 import { beginJob, beginPull } from './engines.js'
 import { completeLater, finalizeLater } from './finalize.js'
 import { watchIdleness } from './idle.js'
-import { follow } from './progress.js'
+import { follow, look } from './progress.js'
 import type { Qemu } from './qemu.js'
 import { endPull, settle } from './settle.js'
 import { NotInThread } from './nbd-exports.js'
@@ -48,6 +48,8 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
   }
   if (host.blockJobs.all.length > 0) follow(qemu, vm, host)
   watchIdleness(qemu, vm, host)
+  // how far they are is written down with them
+  await look(qemu, vm, host)
   saveStatus(vm, host)
 }
 

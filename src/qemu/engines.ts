@@ -13,6 +13,7 @@ import { chainOf } from './block-graph.js'
 import { formatNodeName } from '../machine/blockdev.js'
 import type { BlockJob } from './blockjob.js'
 import { hasLostRequests, Waker } from './lost-requests.js'
+import { BASE_LEAVES } from './leaving-base.js'
 import { isOutage, isRemote, linksOf } from './link-watch.js'
 import { beginFinal, isRaw } from './migration-final.js'
 import { untilAllMoved, writesBack } from './migration-write-back.js'
@@ -111,7 +112,7 @@ async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller:
     const refusal =
       error === undefined || isOverload(error, job)
         ? await beginJob(qemu, vm, host, job).then(() => undefined, messageOf)
-        : reason(error)
+        : reasonOf(error)
     if (refusal !== undefined) await endPull(qemu, vm, host, job, { status: 'failed', error: refusal })
   }
   await vm.jobs.run('settle', end, Infinity)
@@ -124,8 +125,12 @@ const isOverload = (error: unknown, { waker }: BlockJob): boolean =>
 const isLost = (error: unknown): boolean => error instanceof NbdError && error.code === 'ECONNRESET'
 
 /** QEMU says over NBD only which errno it was. */
-const WORDS: Record<string, string> = { EIO: 'Input/output error', EPERM: 'Operation not permitted' }
-const reason = (error: unknown): string =>
+const WORDS: Record<string, string> = {
+  EIO: 'Input/output error',
+  EPERM: 'Operation not permitted',
+  ESHUTDOWN: BASE_LEAVES,
+}
+export const reasonOf = (error: unknown): string =>
   (error instanceof NbdError ? WORDS[error.code] : undefined) ?? messageOf(error)
 
 /** Stops a pull. True when every request was answered: only then may QEMU be asked for what would wait for them. */

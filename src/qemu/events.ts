@@ -5,6 +5,7 @@ import type { QmpEvent } from '../qmp/framing.js'
 import { chainOf, sourcePath } from './block-graph.js'
 import { copyOnReadNodeName, formatNodeName, storageNodeName } from '../machine/blockdev.js'
 import { emitLifecycle } from './emit.js'
+import { resumeWhenBaseIsBack } from './leaving-base.js'
 import type { Qemu } from './qemu.js'
 import { saveStatus } from './status.js'
 import { onDeviceDeleted, onUnplugRejected } from './unplug.js'
@@ -100,7 +101,10 @@ const IO_ERROR_ACTIONS: Record<string, number> = {
 const onBlockIoError: Handler = (qemu, vm, live, data) => {
   const disk = diskOfNode(live, textOf(data['node-name']))
   const stops = data['action'] === 'stop'
-  if (stops) live.pauseReason = c.VIR_DOMAIN_PAUSED_IOERROR
+  if (stops) {
+    live.pauseReason = c.VIR_DOMAIN_PAUSED_IOERROR
+    resumeWhenBaseIsBack(qemu, vm, live, disk, textOf(data['reason']))
+  }
   qemu.host.emit({
     kind: 'io-error',
     domain: vm.ref,

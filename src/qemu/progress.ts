@@ -2,6 +2,7 @@
 import type { DiskDef } from '../conf/domain-def.js'
 import type { BlockJob } from './blockjob.js'
 import { completeLater, finalizeLater } from './finalize.js'
+import { BASE_LEAVES, isBaseLeaving } from './leaving-base.js'
 import { baseProblem, isOutage } from './link-watch.js'
 import type { BlockJobInfo } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
@@ -61,7 +62,7 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
       completeLater(qemu, host, job)
       continue
     }
-    job.waiting = await obstacle(host, job, place.trouble)
+    job.waiting = await obstacle(host, job, place)
     if (job.puller === undefined) await handleError(host, job, place)
   }
   qemu.budget.update()
@@ -90,11 +91,18 @@ function placeOf(job: BlockJob, infos: BlockJobInfo[]): Place | undefined {
 }
 
 /** Why a stream does not move, if something outside holds it up. */
-async function obstacle(host: StreamHost, job: BlockJob, trouble: Place['trouble']): Promise<string | undefined> {
+async function obstacle(host: StreamHost, job: BlockJob, { trouble, offset }: Place): Promise<string | undefined> {
+  job.baseLeaves = false
   if (trouble === 'nospace') return 'No space left on device'
   if (trouble === 'failed') job.stuck = true
   if (trouble === 'ok' && performance.now() - job.movedAt < STALL) return undefined
-  const problem = await baseProblem(diskOf(host, job))
+  const disk = diskOf(host, job)
+  let problem = await baseProblem(disk)
+  if (problem !== undefined) job.puller?.noticeOutage()
+  if (problem === undefined && trouble === 'failed') {
+    job.baseLeaves = job.puller?.leaving ?? (await isBaseLeaving(host, disk, offset))
+    if (job.baseLeaves) problem = BASE_LEAVES
+  }
   if (problem !== undefined) job.goneAt = performance.now()
   return problem ?? (trouble === 'failed' ? IO_ERROR : undefined)
 }
@@ -106,7 +114,7 @@ const diskOf = (host: StreamHost, { record }: BlockJob): DiskDef | undefined =>
 
 /** QEMU's job stands still after an error: it goes on where that can help, and fails where it cannot. */
 async function handleError(host: StreamHost, job: BlockJob, { trouble, halted }: Place): Promise<void> {
-  if (trouble === 'failed' && !(await isOutage(diskOf(host, job), job))) {
+  if (trouble === 'failed' && !job.baseLeaves && !(await isOutage(diskOf(host, job), job))) {
     if (job.failure !== undefined) return
     job.failure = IO_ERROR
     await host.monitor.jobCancel(job.record.id)

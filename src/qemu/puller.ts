@@ -48,6 +48,8 @@ export class Puller {
   full = false
   /** the base is away: requests fail, and are tried again until it is back */
   stuck = false
+  /** its server is shutting down */
+  leaving = false
 
   constructor(client: NbdClient, options: PullOptions) {
     this.#client = client
@@ -78,6 +80,11 @@ export class Puller {
     this.#options.bandwidth = bandwidth
     this.#paidUntil = performance.now()
     this.#wait?.abort()
+  }
+  /** The base is away: QEMU has requests wait now, instead of failing them. */
+  noticeOutage(): void {
+    this.stuck = false
+    this.leaving = false
   }
   /** While it rests no further requests are made. */
   rest(resting: boolean): void {
@@ -140,19 +147,26 @@ export class Puller {
         this.answered++
         this.full = false
         this.stuck = false
+        this.leaving = false
         this.#flying.delete(unit.offset)
         return
       } catch (error) {
         const code = error instanceof NbdError ? error.code : undefined
-        if (code !== 'ENOSPC' && !(code === 'EIO' && (await this.#options.isOutage?.()) === true)) {
+        if (!(await this.#isPassing(code))) {
           if (!this.#abort.signal.aborted) this.#failure ??= error
           return
         }
         this.full = code === 'ENOSPC'
-        this.stuck = code === 'EIO'
+        this.leaving = code === 'ESHUTDOWN'
+        this.stuck = code === 'EIO' || this.leaving
         await delay(RETRY, undefined, { signal: this.#abort.signal }).catch(() => undefined)
       }
     }
+  }
+
+  async #isPassing(code: string | undefined): Promise<boolean> {
+    if (code === 'ENOSPC' || code === 'ESHUTDOWN') return true
+    return code === 'EIO' && (await this.#options.isOutage?.()) === true
   }
 
   /** Waits until `bytes` are within the bandwidth. */

@@ -4,14 +4,14 @@ import type { DiskDef } from '../conf/domain-def.js'
 import { readDomainWeight } from '../conf/stream-request.js'
 import { checkStreamable } from '../conf/streamable.js'
 import type { StreamOptions } from '../driver.js'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom } from '../error.js'
 import type { NbdClient } from '../nbd/client.js'
 import { DEFAULT_UNIT, MAX_UNIT, nextUnit, type Range } from '../nbd/allocation-depth.js'
 import { NbdError } from '../nbd/error.js'
 import { addGuard, clusterSize } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { findDisk } from './disk-names.js'
-import { beginJob } from './engines.js'
+import { beginJob, reasonOf } from './engines.js'
 import { becomesRaw } from './migration-final.js'
 import { writesBack } from './migration-write-back.js'
 import { NotInThread } from './nbd-exports.js'
@@ -111,7 +111,7 @@ async function pullUnit(
     if (!(error instanceof NbdError)) throw error
     throw fail(
       'VIR_ERR_OPERATION_FAILED',
-      `a unit of disk '${disk.target}' at ${offset} failed: ${messageOf(error)}`,
+      `a unit of disk '${disk.target}' at ${offset} failed: ${reasonOf(error)}`,
       error,
     )
   }

@@ -54,6 +54,8 @@ export interface Live extends ImageHolder {
   exitCause?: ExitCause
   /** the reason that the next STOP event gets, set by who causes it */
   pauseReason?: number
+  /** it is looked after, so that the guest goes on when its base is back */
+  awaitsBase?: boolean
   /** the guest was paused by an I/O error */
   onIoPause?: () => void
   /** of QEMU's MIGRATION events */
