@@ -12,6 +12,8 @@ import type { MigrationView } from './migrate-view.js'
 
 /** ms between two questions how far it is */
 const LOOK_INTERVAL = 500
+/** why nobody looks at the memory any more */
+const MOVED = 'moved'
 
 interface Move {
   domain: Domain
@@ -34,9 +36,11 @@ export async function move(context: Context, how: Move, view: MigrationView | un
   const watching = view === undefined ? undefined : watchMove(domain, view, over.signal)
   hasten(context, await context.connection(), domain, haste, over.signal)
   try {
-    return await context.attempt(`Failed to migrate domain '${domain.name}'`, () =>
+    const arrived = await context.attempt(`Failed to migrate domain '${domain.name}'`, () =>
       domain.migrate(destination, { ...params, signal: aborted.signal }, flags),
     )
+    over.abort(MOVED)
+    return arrived
   } finally {
     process.off('SIGINT', interrupt)
     over.abort()
@@ -44,15 +48,20 @@ export async function move(context: Context, how: Move, view: MigrationView | un
   }
 }
 
+/** `over`: with the reason MOVED all of the memory is there. */
 async function watchMove(domain: Domain, view: MigrationView, over: AbortSignal): Promise<void> {
+  let size = 0
   while (!over.aborted) {
     // before it has begun, and after its end, there is no job
     const stats = await domain.getJobStats().catch(() => undefined)
-    if (stats !== undefined && stats.memTotal > 0)
-      view.at('Memory', { offset: stats.memTotal - stats.memRemaining, size: stats.memTotal })
+    if (stats !== undefined && stats.memTotal > 0) {
+      size = stats.memTotal
+      view.at('Memory', { offset: size - stats.memRemaining, size })
+    }
     for (const { disk, offset, size } of stats?.disks ?? []) view.at(`Disk ${disk}`, { offset, size })
     await delay(LOOK_INTERVAL, undefined, { signal: over }).catch(() => undefined)
   }
+  if (over.reason === MOVED && size > 0) view.at('Memory', { offset: size, size })
 }
 
 /** Waits until the disks have followed and the source has let go. Ctrl-C ends the waiting only. */

@@ -23,6 +23,7 @@ export function makeMigrationView(context: Context): MigrationView {
 function lines(context: Context): MigrationView {
   const views = new Map<string, ProgressView>()
   const done = new Map<string, number>()
+  const notes = new Map<string, string>()
   const viewOf = (what: string): ProgressView => {
     const view = views.get(what) ?? makeView(context, what, false)
     views.set(what, view)
@@ -35,7 +36,12 @@ function lines(context: Context): MigrationView {
       done.set(what, position.offset)
       viewOf(what).at(position)
     },
-    note: (what, why) => viewOf(what).note(why),
+    note(what, why) {
+      if (notes.get(what) === why) return
+      if (why === undefined) notes.delete(what)
+      else notes.set(what, why)
+      viewOf(what).note(why)
+    },
     end: () => undefined,
   }
 }
