@@ -2,8 +2,11 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { countSteps } from './steps.js'
 
-/** Which of its steps from now on, or which of the times that a migration is written down: before or after that. */
-export type Order = { step: number } | { record: number; side: '<' | '>' }
+/**
+ * Which of its steps from now on, or which of the times that a migration is written down, or the first one with that phase:
+ * before or after that.
+ */
+export type Order = { step: number } | { record: number; side: '<' | '>' } | { phase: string; side: '<' | '>' }
 
 const file = process.env['VIRSTREAM_CAMPAIGN_ORDER'] ?? ''
 const folder = process.env['VIRSTREAM_CAMPAIGN_FOLDER'] ?? ''
@@ -14,7 +17,8 @@ let records = 0
 
 function isIt(name: string, wanted: Order): boolean {
   if ('step' in wanted) return ++steps === wanted.step
-  return name === `${wanted.side} write record.json` && ++records === wanted.record
+  if ('phase' in wanted) return name === `${wanted.side} write record.json ${wanted.phase}`
+  return name.startsWith(`${wanted.side} write record.json`) && ++records === wanted.record
 }
 
 if (folder !== '')

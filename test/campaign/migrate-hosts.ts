@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { Connect, VIR_DOMAIN_RUNNING } from '../../src/index.js'
+import { Connect, VIR_DOMAIN_PAUSED_POSTCOPY_FAILED, VIR_DOMAIN_RUNNING } from '../../src/index.js'
 import { daemonProcess, type DaemonProcess } from '../support/daemon-process.js'
 import { processesOf } from '../support/domain.js'
 import type { Cleanup } from '../support/images.js'
@@ -23,16 +23,20 @@ export class Host {
   #restarting: Promise<void> | undefined
   /** what daemons said when they ended, see the hook */
   readonly lastWords: string[] = []
+  /** what they have logged, known when they have ended */
+  readonly logs: string[] = []
   readonly #t: Cleanup
 
-  constructor(t: Cleanup, folder: string) {
+  /** `settings`: of its root */
+  constructor(t: Cleanup, folder: string, settings: object) {
     this.#t = t
     this.folder = folder
     this.root = join(folder, 'root')
     this.uri = `virstream+unix://${join(this.root, 'run/virstreamd.sock')}`
     this.image = join(folder, 'disk.qcow2')
     this.serial = join(folder, 'guest.serial')
-    mkdirSync(folder, { recursive: true })
+    mkdirSync(join(this.root, 'etc'), { recursive: true })
+    writeFileSync(join(this.root, 'etc/qemu.json'), JSON.stringify(settings))
   }
 
   get #orderFile(): string {
@@ -48,7 +52,10 @@ export class Host {
       VIRSTREAM_CAMPAIGN_FOLDER: this.folder,
     })
     const daemon = this.#daemon
-    void daemon.end().then(({ stderr }) => this.lastWords.push(/killed at '.*'/.exec(stderr)?.[0] ?? 'killed'))
+    void daemon.end().then(({ stderr }) => {
+      this.lastWords.push(/killed at '.*'/.exec(stderr)?.[0] ?? 'killed')
+      this.logs.push(stderr)
+    })
   }
 
   get isDown(): boolean {
@@ -103,6 +110,14 @@ export class Host {
     return domain !== undefined && (await domain.getState()).state === VIR_DOMAIN_RUNNING
   }
 
+  /** Destroys a guest that QEMU lets go on nowhere (docs/migration.md). Answers whether there was one. */
+  async endLost(name: string): Promise<boolean> {
+    const domain = await (await this.conn()).domainLookupByName(name)
+    if ((await domain.getState()).reason !== VIR_DOMAIN_PAUSED_POSTCOPY_FAILED) return false
+    await domain.destroy()
+    return true
+  }
+
   /** Names of domains, records and run directories that are there still. */
   async left(): Promise<string[]> {
     const domains = await (await this.conn()).listAllDomains()
@@ -123,5 +138,6 @@ export class Host {
     await this.#conn?.close().catch(() => undefined)
     this.kill()
     killAll(processesOf(this.folder))
+    await this.#daemon?.end()
   }
 }

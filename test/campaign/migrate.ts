@@ -1,26 +1,30 @@
 /**
  * Moves a Linux guest between two hosts, again and again, and kills somebody each time: the daemon of either host at a step
  * of its own, at a time, or where it writes down how far the migration is; either QEMU; who drives the migration.
- * `node dist/test/campaign/migrate.js [--seed N] [--runs N] [--from K] [--keep]`.
+ * `node dist/test/campaign/migrate.js [--seed N] [--runs N] [--from K] [--as-user]`.
  */
 import { randomInt } from 'node:crypto'
-import { existsSync, rmSync } from 'node:fs'
+import { chmodSync, existsSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { runProgram } from '../../scripts/program.js'
 import { messageOf } from '../../src/error.js'
 import {
+  type Domain,
   VIR_DOMAIN_XML_MIGRATABLE,
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_NON_SHARED_DISK,
+  VIR_MIGRATE_POSTCOPY,
   VIR_MIGRATE_STREAM_DISKS,
 } from '../../src/index.js'
 import { run } from '../../src/util/run.js'
+import { assertGivenBack, otherUser } from '../support/dac.js'
 import { diskXml, guestXml } from '../support/domain.js'
 import { Guest } from '../support/guest.js'
 import { backingOf, type Cleanup, patternImage, type PatternImage, temporaryFolder } from '../support/images.js'
 import { Host } from './migrate-hosts.js'
+import type { Order } from './migrate-hook.js'
 import { killAll } from './place.js'
 import { random } from './plan.js'
 
@@ -30,9 +34,17 @@ const SIZE = 16 * MiB
 /** ms until everything must have come to its end, the kernel's and QEMU's own pauses included */
 const SETTLED = 150_000
 
-type Life = 'stream' | 'back' | 'mirror'
+/** its disks follow; and it comes back; its disks go first; its memory follows, and its disks */
+type Life = 'stream' | 'back' | 'mirror' | 'postcopy'
+const FLAGS: Readonly<Record<Life, number>> = {
+  stream: VIR_MIGRATE_STREAM_DISKS,
+  back: VIR_MIGRATE_STREAM_DISKS,
+  mirror: VIR_MIGRATE_NON_SHARED_DISK,
+  postcopy: VIR_MIGRATE_STREAM_DISKS | VIR_MIGRATE_POSTCOPY,
+}
+
 type Victim = 'source' | 'destination' | 'source qemu' | 'destination qemu' | 'client'
-type Moment = { step: number } | { record: number; side: '<' | '>' } | { ms: number }
+type Moment = Order | { ms: number }
 
 export interface Round {
   run: number
@@ -41,14 +53,15 @@ export interface Round {
   moment: Moment
 }
 
-export function makeRound(seed: number, run: number): Round {
+/** `asUser`: QEMUs that are another user may not have memory that follows. */
+export function makeRound(seed: number, run: number, asUser: boolean): Round {
   const next = random(Math.imul(seed, 0x9e3779b1) ^ Math.imul(run + 1, 0x85ebca6b))
   const oneOf = <T>(values: readonly T[]): T => values[Math.floor(next() * values.length)] as T
-  const life = oneOf(['stream', 'stream', 'back', 'back', 'mirror'] as const)
-  const victim = oneOf([
-    ...(['source', 'source', 'source', 'destination', 'destination', 'destination'] as const),
-    ...(['source qemu', 'destination qemu', 'client'] as const),
-  ])
+  const lives = ['stream', 'stream', 'back', 'back', 'mirror'] as const
+  const life = oneOf<Life>(asUser ? lives : [...lives, 'postcopy', 'postcopy'])
+  const drivers = ['source', 'source', 'source', 'destination', 'destination', 'destination', 'client'] as const
+  // where memory follows its guest a QEMU takes it along
+  const victim = oneOf<Victim>(life === 'postcopy' ? drivers : [...drivers, 'source qemu', 'destination qemu'])
   const kind = next()
   const ms = Math.floor(next() * 4_000)
   const step = 1 + Math.floor(next() * 80)
@@ -75,10 +88,12 @@ export class Theatre {
     this.#xml = xml
   }
 
-  static async open(t: Cleanup): Promise<Theatre> {
+  /** `asUser`: QEMUs are another user, and images are locked; needs root */
+  static async open(t: Cleanup, asUser: boolean): Promise<Theatre> {
     const folder = await temporaryFolder(t)
     const base = await patternImage(folder, SIZE)
-    const hosts = [new Host(t, join(folder, 'a')), new Host(t, join(folder, 'b'))] as const
+    const settings = asUser ? await userSettings(folder) : {}
+    const hosts = [new Host(t, join(folder, 'a'), settings), new Host(t, join(folder, 'b'), settings)] as const
     const xml = await guestXml(hosts[0].folder, { name: NAME, devices: diskXml('vda', hosts[0].image) })
     const theatre = new Theatre(hosts, base, xml)
     t.after(() => theatre.close())
@@ -122,6 +137,7 @@ export class Theatre {
   async play(round: Round): Promise<{ killed: boolean; words: string }> {
     await this.#boot()
     const [source, destination] = [this.#source, this.#destination]
+    const { life } = round
     const own = round.victim === 'source' ? source : destination
     const before = own.lastWords.length
     if (!('ms' in round.moment)) own.order(round.moment)
@@ -137,8 +153,12 @@ export class Theatre {
     await this.#settle(round)
     clearInterval(keeping)
     await this.#check()
+    const lost = life === 'postcopy' && !this.#hasGuest ? ['the guest was lost'] : []
     const killed = byTime ?? own.lastWords.length > before
-    return { killed: killed || round.victim === 'client', words: [...own.lastWords.slice(before), end].join('; ') }
+    return {
+      killed: killed || round.victim === 'client',
+      words: [...own.lastWords.slice(before), end, ...lost].join('; '),
+    }
   }
 
   async #killLater(victim: Victim, ms: number): Promise<boolean> {
@@ -160,9 +180,10 @@ export class Theatre {
       const params = {
         ...{ destinationXML: xml.replaceAll(source.folder, destination.folder), uri: destination.uri },
         ...(life !== 'mirror' && { diskStreamBandwidth: life === 'back' ? 2 * MiB : 8 * MiB }),
+        ...(life === 'postcopy' && { bandwidth: 8, bandwidthPostcopy: 16 }),
       }
-      const flags = VIR_MIGRATE_LIVE | (life === 'mirror' ? VIR_MIGRATE_NON_SHARED_DISK : VIR_MIGRATE_STREAM_DISKS)
-      const going = dom.migrate(await destination.conn(), params, flags)
+      const going = dom.migrate(await destination.conn(), params, VIR_MIGRATE_LIVE | FLAGS[life])
+      if (life === 'postcopy') void letMemoryFollow(dom).catch(() => undefined)
       if (victim === 'client' && 'ms' in moment) {
         going.catch(() => undefined)
         await delay(moment.ms / 2)
@@ -178,7 +199,7 @@ export class Theatre {
   }
 
   /** Until one host has the guest, or its QEMU was killed and none has, and nobody waits for anybody. */
-  async #settle({ victim }: Round): Promise<void> {
+  async #settle({ life, victim }: Round): Promise<void> {
     const end = performance.now() + SETTLED
     let last = ''
     for (;;) {
@@ -188,13 +209,15 @@ export class Theatre {
         if (running.every(Boolean)) throw new TwoGuestsError()
         const left = [await a.left(), await b.left()]
         last = JSON.stringify({ running, left })
-        const others = (of: string[] | undefined): number => of?.length ?? 0
-        for (const at of [0, 1])
-          if (running[at] === true && others(left[at]) === 2 && others(left[1 - at]) === 0) {
-            this.#at = at
-            return
-          }
-        if (victim.endsWith('qemu') && others(left[0]) + others(left[1]) === 0) {
+        // the domain and its QEMU, and nothing at the other host
+        const alone = left.findIndex((names, at) => names.length === 2 && left[1 - at]?.length === 0)
+        // one that was killed a moment ago may not have been missed yet
+        if (running[alone] === true && this.hosts[alone]?.qemus().length === 1) {
+          this.#at = alone
+          return
+        }
+        const isLost = life === 'postcopy' && (await this.hosts[alone]?.endLost(NAME)) === true
+        if (isLost || (victim.endsWith('qemu') && left.flat().length === 0)) {
           this.#hasGuest = false
           return
         }
@@ -207,8 +230,10 @@ export class Theatre {
     }
   }
 
-  /** Every block of the guest's disk is right, and it needs nobody. */
+  /** Every block of the guest's disk is right, and it needs nobody; images that nobody has are their owner's again. */
   async #check(): Promise<void> {
+    const isFree = (host: Host): boolean => existsSync(host.image) && !(this.#hasGuest && host === this.#source)
+    if (process.geteuid?.() === 0) await assertGivenBack(...this.hosts.filter(isFree).map(({ image }) => image))
     if (!this.#hasGuest) return
     using guest = await this.#guest()
     await guest.stop('vda')
@@ -229,13 +254,25 @@ class TwoGuestsError extends Error {
   }
 }
 
+async function userSettings(folder: string): Promise<object> {
+  chmodSync(folder, 0o755)
+  const { name: user } = await otherUser()
+  return { security: ['dac'], user, lockManager: 'ofd' }
+}
+
+/** What follows its guest only follows it when it is let. */
+async function letMemoryFollow(dom: Domain): Promise<void> {
+  while ((await dom.getJobStats()).memProcessed === 0) await delay(20)
+  await dom.migrateStartPostCopy()
+}
+
 export function describe({ run: number, life, victim, moment }: Round): string {
   const when =
     'ms' in moment
       ? `after ${moment.ms} ms`
       : 'step' in moment
         ? `at step ${moment.step}`
-        : `at record ${moment.side}${moment.record}`
+        : `at record ${moment.side}${'phase' in moment ? ` ${moment.phase}` : moment.record}`
   return `${number}: ${life}, ${victim} ${when}`
 }
 
@@ -245,26 +282,28 @@ async function main(t: Cleanup): Promise<void> {
       seed: { type: 'string' },
       from: { type: 'string', default: '0' },
       runs: { type: 'string', default: '100' },
-      keep: { type: 'boolean', default: false },
+      'as-user': { type: 'boolean', default: false },
     },
   })
   const seed = values.seed === undefined ? randomInt(1_000_000) : Number(values.seed)
-  const theatre = await Theatre.open(t)
+  const theatre = await Theatre.open(t, values['as-user'])
   const counts = new Map<string, number>()
   const began = performance.now()
   const from = Number(values.from)
   for (let number = from; number < from + Number(values.runs); number++) {
-    const round = makeRound(seed, number)
+    const round = makeRound(seed, number, values['as-user'])
     const start = performance.now()
-    const { killed, words } = await theatre.play(round).catch((error: unknown) => {
-      if (values.keep) process.stderr.write(`${theatre.hosts.map(({ folder }) => folder).join(' ')}\n`)
+    const { killed, words } = await theatre.play(round).catch(async (error: unknown) => {
+      await theatre.close()
+      for (const { folder, logs } of theatre.hosts) process.stderr.write(`${folder}\n${logs.slice(-2).join('')}\n`)
       throw new Error(`${describe(round)}: WRONG: ${messageOf(error)}`, { cause: error })
     })
     const seconds = ((performance.now() - start) / 1000).toFixed(1)
     console.log(
       `${describe(round)}${words === '' ? '' : ` (${words})`}, ${seconds} s: ok${killed ? '' : ', nobody killed'}`,
     )
-    for (const key of [round.life, round.victim, killed ? 'kills' : 'nobody killed'])
+    const lost = words.includes('the guest was lost') ? ['guests lost'] : []
+    for (const key of [round.life, round.victim, killed ? 'kills' : 'nobody killed', ...lost])
       counts.set(key, (counts.get(key) ?? 0) + 1)
   }
   const minutes = ((performance.now() - began) / 60_000).toFixed(1)

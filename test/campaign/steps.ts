@@ -57,9 +57,10 @@ function countFiles(folder: string, step: (name: string) => void): void {
   const { renameSync, rmSync } = fs
   const ours = (path: fs.PathLike): path is string => typeof path === 'string' && path.startsWith(folder)
   fs.renameSync = (from, to) => {
-    if (ours(to)) step(`< write ${basename(to)}`)
+    const what = ours(to) ? `write ${basename(to)}${phaseIn(from)}` : undefined
+    if (what !== undefined) step(`< ${what}`)
     renameSync(from, to)
-    if (ours(to)) step(`> write ${basename(to)}`)
+    if (what !== undefined) step(`> ${what}`)
   }
   fs.rmSync = (path, options) => {
     if (ours(path)) step(`< remove ${basename(path)}`)
@@ -67,6 +68,12 @@ function countFiles(folder: string, step: (name: string) => void): void {
     if (ours(path)) step(`> remove ${basename(path)}`)
   }
   syncBuiltinESMExports()
+}
+
+/** What a record says of how far its migration is. */
+function phaseIn(path: fs.PathLike): string {
+  const phase = /"phase":"(\w+)"/.exec(fs.readFileSync(path, 'utf8'))?.[1]
+  return phase === undefined ? '' : ` ${phase}`
 }
 
 function countPrograms(step: (name: string) => void): void {
