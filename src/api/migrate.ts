@@ -131,13 +131,34 @@ export async function migrateDomain(
   try {
     arrived = await destination.call('domainMigrateFinish', () => [checked, flags, performed.cookie, false])
   } catch (error) {
-    await confirmCancelled(source, domain, checked, flags, performed.cookie)
+    await source
+      .call('domainMigrateConfirm', () => [domain, checked, flags, performed.cookie, true])
+      .catch((unknown: unknown) => {
+        throw fail('VIR_ERR_OPERATION_FAILED', `${messageOf(error)}; ${messageOf(unknown)}`, error)
+      })
+    if (await hasGone(source, domain)) return foundThere(destination, domain)
     throw error
   }
   await source.call('domainMigrateConfirm', () => [domain, checked, flags, performed.cookie, false])
   if (arrived === undefined)
     throw fail('VIR_ERR_INTERNAL_ERROR', `the destination did not say what became of domain '${domain.name}'`)
   return arrived
+}
+
+/** Its source has asked the destination, and serves its disks, or has let go of it. */
+async function hasGone(source: Session, domain: DomainRef): Promise<boolean> {
+  const { state, reason } = await source.call('domainGetState', () => [domain])
+  if (state === c.VIR_DOMAIN_SHUTOFF) return reason === c.VIR_DOMAIN_SHUTOFF_MIGRATED
+  return state === c.VIR_DOMAIN_PAUSED && reason === c.VIR_DOMAIN_PAUSED_POSTCOPY
+}
+
+async function foundThere(destination: Session, { name, uuid }: DomainRef): Promise<DomainRef> {
+  return destination
+    .call('domainLookupByUUID', () => [uuid])
+    .catch((error: unknown) => {
+      const text = `domain '${name}' runs at the destination, which cannot be reached from here any more: ${messageOf(error)}`
+      throw fail('VIR_ERR_OPERATION_FAILED', text, error)
+    })
 }
 
 /** What went wrong before is what the caller has to hear; what goes wrong now is logged. */

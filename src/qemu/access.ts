@@ -268,9 +268,13 @@ export class Access {
     await this.#label({ path, kind: 'runtime', readonly: false, shared: false, seclabels: [] })
   }
 
-  /** A listening unix socket, mode 0600, that QEMU will inherit: only we connect to it. */
+  /** A listening unix socket, mode 0600, that QEMU will inherit, or connect to. */
   listen(path: string, backlog: number): number {
-    return this.#policy.security.makeSocket(this.#def, () => native.listenUnix(path, 0o600, backlog))
+    return this.makeSocket(() => native.listenUnix(path, 0o600, backlog))
+  }
+  /** Sockets that QEMU gets, or connects to, are made with its label. */
+  makeSocket<T>(make: () => T): T {
+    return this.#policy.security.makeSocket(this.#def, make)
   }
 
   /** The process is gone: everything is taken back, newest first. What fails is logged. */

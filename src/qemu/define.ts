@@ -16,6 +16,7 @@ import type { Qemu } from './qemu.js'
 import { discardManagedSave, hasManagedSave } from './save.js'
 import { startVm, type StartOptions } from './start.js'
 import { checkSupported } from '../machine/supported.js'
+import { requireAtHome } from './vm-job.js'
 import { Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -146,6 +147,7 @@ export function defineOps(qemu: Qemu): Pick<HypervisorOps, 'domainDefineXML' | '
       checkFlags('domainUndefine', flags)
       const vm = qemu.require(ref)
       await vm.jobs.run('undefine', () => {
+        requireAtHome(qemu, vm)
         undefine(qemu, vm, flags)
         return Promise.resolve()
       })

@@ -11,6 +11,7 @@ import { incomingsOf } from './incoming.js'
 import { forgetAbandoned } from './migration-abandoned.js'
 import { goOnWithout } from './migration-guestless.js'
 import { serveAgainLater } from './migration-serve.js'
+import { outgoingOf } from './outgoing.js'
 import type { Qemu } from './qemu.js'
 import { writeHeadersLater } from './stale-headers.js'
 import { removeRunDir } from './status.js'
@@ -63,6 +64,7 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
     qemu.host.logger.error({ err: error }, `what domain '${vm.name}' left could not be tidied up`)
   }
   for (const net of live.def.interfaces) qemu.inBackground('removing a tap device', () => deleteTap(net))
+  outgoingOf(qemu, vm)?.keepDomain()
   forgetIfNothing(qemu, vm)
   goOnWithout(qemu, vm)
   for (const incoming of incomingsOf(qemu, vm))

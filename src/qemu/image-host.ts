@@ -1,6 +1,6 @@
 /** What a process with images of a domain is put together of: a domain's QEMU and a storage daemon alike. */
 import type { DomainDef } from '../conf/domain-def.js'
-import type { ProcessExit, ProcessWatch } from '../native.js'
+import { native, type ProcessExit, type ProcessWatch } from '../native.js'
 import type { QmpEvent } from '../qmp/framing.js'
 import type { Access } from './access.js'
 import { ioThreadOf } from '../machine/alias.js'
@@ -100,6 +100,7 @@ export function makeHost(
     }),
     exports: new NbdExports(monitor, runDir, {
       listen: (path, backlog) => access.listen(path, backlog),
+      connect: (path) => access.makeSocket(() => native.connectUnix(path)),
       // a storage daemon has none
       threadOf: (disk) => (own.mode === 'offline' ? undefined : ioThreadOf(host.def, disk)),
     }),

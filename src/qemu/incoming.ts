@@ -10,14 +10,16 @@ import type { Messages } from '../tunnel/messages.js'
 import { listenPrivately, type UnixRelay } from '../tunnel/relay.js'
 import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './migration-record.js'
 import { JobStats } from './migration-stats.js'
+import { listenerFor } from './migration-reach.js'
 import type { MigrationWatch } from './migration-watch.js'
 import { watchWriteBack } from './migration-write-back.js'
 import type { Qemu } from './qemu.js'
 import type { RecoveryMonitor } from './recovery-monitor.js'
 import type { Vm } from './vm.js'
 
-/** ms that a destination waits for its source to come after prepare, or back while memory goes over */
+/** ms that a destination waits for its source to come after prepare, or back before the guest runs here */
 const PATIENCE = 60_000
+
 /** A migration to here. */
 export class Incoming {
   vm: Vm
@@ -86,10 +88,10 @@ export class Incoming {
     this.#telling = setInterval(() => void look().catch(() => undefined), 1_000).unref()
   }
 
-  /** Without a source a guest that has not arrived yet never will. */
+  /** Without a source a guest does not run here: one that hears that it never has goes on there. */
   waitForSource(): void {
     clearTimeout(this.#patience)
-    if (this.record.phase !== 'incoming') return
+    if (!waitsForSource(this.record)) return
     this.#patience = setTimeout(() => {
       this.#qemu.inBackground(`giving up the migration of domain '${this.record.name}'`, () =>
         cancel(this.#qemu, this, 'the source did not come'),
@@ -110,7 +112,8 @@ export class Incoming {
     if (this.#refusal !== undefined) return
     await this.relay?.close()
     this.relay = undefined
-    this.#refusal = await Refusal.listen(this.#qemu, this, listenPrivately)
+    const def = this.vm.live?.def ?? this.record.def
+    this.#refusal = await Refusal.listen(this.#qemu, this, def ? listenerFor(this.#qemu, def) : listenPrivately)
   }
 
   /** Our connections end; the migration goes on when the root is opened again. */
@@ -135,6 +138,10 @@ export class Incoming {
     await this.close()
   }
 }
+
+/** Until its source comes; where a part of its memory has been given back already nobody could go on with it elsewhere. */
+export const waitsForSource = ({ phase, memoryFollows }: MigrationRecord): boolean =>
+  phase === 'incoming' || (phase === 'loaded' && memoryFollows !== true)
 
 export const incomingsOf = (qemu: Qemu, vm: Vm): Incoming[] =>
   [...qemu.incoming.values()].filter((incoming) => incoming.vm === vm)

@@ -4,8 +4,7 @@
  */
 import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
-import { sourceStorage } from './migration-disks.js'
-import { comeBack, keptNothing } from './migration-leave.js'
+import { goOnHere, keptNothing } from './migration-leave.js'
 import { stopServing } from './migration-serve.js'
 import type { Outgoing } from './outgoing.js'
 import { terminate } from './process.js'
@@ -38,9 +37,7 @@ export async function finishAbandoning(qemu: Qemu, outgoing: Outgoing): Promise<
   const { vm, record, stats } = outgoing
   const { live } = vm
   if (record.goesOn === true && live !== undefined) {
-    await outgoing.memory?.stop()
-    await sourceStorage(qemu, outgoing, live).undo()
-    if (record.running) await comeBack(qemu, outgoing, live)
+    await goOnHere(qemu, outgoing, live)
   } else {
     if (live !== undefined) {
       live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_DESTROYED, detail: c.VIR_DOMAIN_EVENT_STOPPED_DESTROYED }
@@ -50,6 +47,7 @@ export async function finishAbandoning(qemu: Qemu, outgoing: Outgoing): Promise<
     vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_DESTROYED }
   }
   outgoing.enter('abandoned')
+  outgoing.leaveNothing()
   const lost = record.writeBack === 'on' ? 'what the guest wrote there is here' : 'with what the guest wrote there'
   stats.fail(fail('VIR_ERR_OPERATION_ABORTED', `'${record.peer}' was given up, ${lost}`))
   qemu.finishedJobs.set(vm.uuid, stats.now)

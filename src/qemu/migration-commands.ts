@@ -96,8 +96,8 @@ export class MigrationCommands {
 }
 
 /** QEMU gets one end of a pair of sockets, the channel is joined to the other. */
-export async function lend(channel: Duplex, use: (fd: number) => Promise<void>): Promise<void> {
-  const { fd, joined } = descriptorFor(channel)
+export async function lend({ access }: Live, channel: Duplex, use: (fd: number) => Promise<void>): Promise<void> {
+  const { fd, joined } = descriptorFor(channel, () => access.makeSocket(() => native.socketpair()))
   joined.catch(() => undefined)
   try {
     await use(fd)
@@ -107,8 +107,8 @@ export async function lend(channel: Duplex, use: (fd: number) => Promise<void>):
 }
 
 /** The guest's memory begins to go out over a channel. */
-export function sendMemory(commands: MigrationCommands, channel: Duplex): Promise<void> {
-  return lend(channel, (fd) => commands.send(fd))
+export function sendMemory(live: Live, commands: MigrationCommands, channel: Duplex): Promise<void> {
+  return lend(live, channel, (fd) => commands.send(fd))
 }
 
 /** The guest's memory comes over a channel that the other side opens; `live` is undefined where nobody waits for it. */
@@ -119,7 +119,7 @@ export async function takeMemory(request: ChannelRequest, live: Live | undefined
   }
   const channel = request.accept()
   try {
-    await lend(channel, (fd) => new MigrationCommands(live.monitor).receive(fd))
+    await lend(live, channel, (fd) => new MigrationCommands(live.monitor).receive(fd))
     return channel
   } catch (error) {
     channel.destroy()

@@ -28,6 +28,13 @@ const OVERLAY_SUFFIX = '.streaming'
 
 export const isRaw = (source: StorageSource): boolean => (source.format ?? 'raw') === 'raw'
 
+/** VIR_ERR_OPERATION_FAILED: nothing is written over. */
+export function refuseExisting(path: string, target: string): void {
+  if (!existsSync(path)) return
+  const text = `image '${path}' for disk '${target}' exists already at the destination, whose definition may name another one`
+  throw fail('VIR_ERR_OPERATION_FAILED', text)
+}
+
 /** Makes the raw image, if it is a file, and puts the overlay that will be made in its place. Answers the overlay's path. */
 export async function makeFinal(
   qemu: Qemu,
@@ -43,8 +50,7 @@ export async function makeFinal(
     throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `disk '${target}' is raw at the destination, which 'writeBack' cannot be`)
   const overlay = source.type === 'file' ? `${source.path}${OVERLAY_SUFFIX}` : overlayOf(qemu, record, target)
   if (source.type === 'block') await checkDevice(source.path, size, target)
-  else if (existsSync(source.path))
-    throw fail('VIR_ERR_OPERATION_FAILED', `image '${source.path}' for disk '${target}' exists already`)
+  else refuseExisting(source.path, target)
   const image = { ...structuredClone(source), format: 'raw', backingStore: null }
   record.finals = [...(record.finals ?? []), { disk: target, image, overlay }]
   saveRecord(qemu.root, record)

@@ -74,7 +74,7 @@ export async function sendBack(incoming: Incoming): Promise<void> {
     const channel = await incoming.relay?.tunnel?.open(SERVICE.memory, { id, key })
     if (channel === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'the source cannot be reached')
     live.pauseReason = c.VIR_DOMAIN_PAUSED_MIGRATION
-    await sendMemory(commands, channel)
+    await sendMemory(live, commands, channel)
     const seen = await seeThrough(commands, watch, async () => {
       await endMirrors(live.monitor, migrated, false)
       await messages?.request('return-closing', {}, { timeout: 10_000 })

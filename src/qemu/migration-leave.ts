@@ -17,7 +17,7 @@ import type { Live, Vm } from './vm.js'
 import { takeMemory } from './migration-commands.js'
 import { letGo, takeRelease, tellReleased } from './migration-release.js'
 import { tellAbandoned } from './migration-abandon.js'
-import { tellReturned } from './migration-return.js'
+import { tellReturned, tellStays } from './migration-return.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -151,11 +151,11 @@ async function resolve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   await outgoing.vm.jobs.run(
     'migrate',
     async () => {
-      const { record, link, vm } = outgoing
+      const { record, vm } = outgoing
       if (record.phase === 'switched') await resolveSwitched(qemu, outgoing, true)
       else if (record.phase === 'serving') {
         outgoing.memory?.recover()
-        await link?.request('return-failed', {})
+        await tellStays(qemu, outgoing)
       } else if (record.phase === 'returned' && vm.live !== undefined) await tellReturned(qemu, outgoing)
       else if (record.phase === 'abandoned') await tellAbandoned(qemu, outgoing)
       else if (record.phase === 'released') await tellReleased(qemu, outgoing)
@@ -224,8 +224,13 @@ async function returnHome(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<v
     )
     return
   }
-  await memory?.stop()
-  await sourceStorage(qemu, outgoing, live).undo()
-  if (outgoing.record.running) await comeBack(qemu, outgoing, live)
+  await goOnHere(qemu, outgoing, live)
   outgoing.forget()
+}
+
+/** Under the domain's job: the guest goes on here with what is here, its memory included. */
+export async function goOnHere(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void> {
+  const goesOn = (await outgoing.memory?.stop()) ?? true
+  await sourceStorage(qemu, outgoing, live).undo()
+  if (goesOn && outgoing.record.running) await comeBack(qemu, outgoing, live)
 }

@@ -9,7 +9,7 @@ import { formatNodeName } from '../machine/blockdev.js'
 import { FOREVER } from '../machine/blockdev-storage.js'
 import type { SourceStorage } from './migration-disks.js'
 import { SERVICE } from '../migration/link.js'
-import { letReach } from './migration-reach.js'
+import { letReach, listenerFor } from './migration-reach.js'
 import { migrationDir } from './migration-record.js'
 import type { Monitor } from './monitor.js'
 import type { JobInfo } from './monitor-types.js'
@@ -44,6 +44,8 @@ export async function beginMirror(monitor: Monitor, disk: DiskDef, options: Mirr
   const { source, target } = disk
   if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
   const name = mirrorName(disk)
+  // of a mirror whose job took long to end
+  if ((await monitor.queryNodeNames()).includes(name)) await monitor.blockdevDel(name)
   await monitor.blockdevAdd({
     ...{ driver: 'nbd', 'node-name': name, server: { type: 'unix', path: options.socket } },
     ...{ export: options.name ?? exportName(target), discard: 'unmap' },
@@ -124,7 +126,8 @@ export function mirrored(qemu: Qemu, outgoing: Outgoing, live: Live | undefined)
       if (live === undefined || outgoing.link === undefined) return
       const socket = join(migrationDir(qemu.root, record.id), 'mirror.sock')
       const { id, key } = record
-      relay = await UnixRelay.listen({ path: socket, service: SERVICE.disks, params: { id, key } })
+      const listen = listenerFor(qemu, live.def)
+      relay = await UnixRelay.listen({ path: socket, service: SERVICE.disks, params: { id, key }, listen })
       await letReach(qemu, live.def, id, socket)
       relay.setTunnel(outgoing.link.tunnel)
       const sync = (record.flags & c.VIR_MIGRATE_NON_SHARED_INC) !== 0 ? 'top' : 'full'

@@ -29,7 +29,7 @@ const SYSCTL = '/proc/sys/vm/unprivileged_userfaultfd'
 
 /** At prepare: VIR_ERR_OPERATION_UNSUPPORTED where QEMU may not have userfaultfd, or its memory is of a kind that can't. */
 export async function preparePostcopy(qemu: Qemu, { record, memory }: Incoming, live: Live): Promise<void> {
-  const { def, monitor, runDir } = live
+  const { def, monitor } = live
   try {
     await new MigrationCommands(monitor).setCapabilities({ 'postcopy-ram': true })
   } catch (error) {
@@ -39,7 +39,7 @@ export async function preparePostcopy(qemu: Qemu, { record, memory }: Incoming, 
     const text = `post-copy of memory is not possible for domain '${def.name}' here, QEMU says: ${messageOf(error)}${hint}`
     throw fail('VIR_ERR_OPERATION_UNSUPPORTED', text, error)
   }
-  memory.recovery = await RecoveryMonitor.open(runDir, monitor)
+  memory.recovery = await RecoveryMonitor.open(live)
   record.recovery = memory.recovery.inode
   saveRecord(qemu.root, record)
 }

@@ -159,14 +159,14 @@ export class FollowingMemory {
     this.#isPaused = false
     this.#show()
     // with disks that follow the destination says when it needs the source no more
-    if (record.phase === 'serving' && storageOf(record.flags) !== 'stream')
+    if (record.phase !== 'switched' && storageOf(record.flags) !== 'stream')
       await vm.jobs.run('migrate', () => this.#letGo(), Infinity)
     this.#resolve()
   }
 
   async #letGo(): Promise<void> {
     const { record } = this.#outgoing
-    // the destination may have said so already
+    // the destination may have said so already: then that was done while this waited for the job
     if (this.#qemu.outgoing.has(record.id) && record.phase === 'serving') await letGo(this.#qemu, this.#outgoing)
   }
 
@@ -174,7 +174,7 @@ export class FollowingMemory {
   lost(why: string): void {
     if (this.#isOver) return
     const { record, stats, vm } = this.#outgoing
-    const text = `domain '${record.name}' is lost: it runs on '${record.peer}' without all of its memory: ${why}`
+    const text = `domain '${record.name}' is lost, '${record.peer}' does not have all of its memory: ${why}`
     stats.fail(fail('VIR_ERR_OPERATION_FAILED', text))
     this.#qemu.finishedJobs.set(vm.uuid, stats.now)
     this.#isPaused = true
@@ -240,17 +240,28 @@ export class FollowingMemory {
     const channel = await link?.open(SERVICE.memory)
     if (channel === undefined) return
     this.channel = channel
-    await lend(channel, (fd) => this.#commands.resume(fd)).catch((error: unknown) => {
+    await lend(this.#live, channel, (fd) => this.#commands.resume(fd)).catch((error: unknown) => {
       channel.destroy()
       throw error
     })
   }
 
-  /** Before the guest goes on here after all: QEMU sends nothing any more. */
-  async stop(): Promise<void> {
+  /**
+   * Before the guest goes on here after all: QEMU sends nothing any more. False: it does not let the guest go on, as up to 9.2
+   * when the connection broke after it had begun to send the state of the devices.
+   */
+  async stop(): Promise<boolean> {
     this.channel?.destroy()
     await untilPaused(this.#commands)
-    this.#giveUp(`domain '${this.#outgoing.record.name}' goes on here`)
+    const { record, vm } = this.#outgoing
+    if ((await this.#live.monitor.queryStatus()).status !== 'finish-migrate') {
+      this.#giveUp(`domain '${record.name}' goes on here`)
+      return true
+    }
+    setState(this.#qemu, vm, this.#live, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+    emitLifecycle(this.#qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY_FAILED)
+    this.lost('the connection broke in the moment of the switch, and this QEMU does not let it go on here')
+    return false
   }
 
   close(): void {

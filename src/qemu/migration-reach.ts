@@ -5,6 +5,12 @@ import type { DomainDef } from '../conf/domain-def.js'
 import { migrationDir } from './migration-record.js'
 import type { Qemu } from './qemu.js'
 
+/** Makes listening sockets that whoever runs `def`, which has its labels, may connect to. */
+export function listenerFor(qemu: Qemu, def: DomainDef): (path: string, backlog: number) => number {
+  const access = new Access(qemu.access, def, (text) => qemu.warn(text))
+  return (path, backlog) => access.listen(path, backlog)
+}
+
 /** Whoever runs `def` may connect to the socket `path` of the migration `id`; the socket goes with the migration. */
 export async function letReach(qemu: Qemu, def: DomainDef, id: string, path: string): Promise<void> {
   if (qemu.access.security.isEmpty) return

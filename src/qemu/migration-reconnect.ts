@@ -1,4 +1,5 @@
 /** Migrations that an earlier process left: what it began is gone on with or undone, by how far it was. */
+import type { DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { messageOf } from '../error.js'
 import { setState } from './events.js'
@@ -30,7 +31,9 @@ export async function reopenRelays(qemu: Qemu): Promise<void> {
   for (const record of loadRecords(qemu.root, (text) => qemu.warn(text))) {
     const vm = qemu.find(record.uuid) ?? new Vm(record.name, record.uuid)
     if (record.role === 'source') {
-      qemu.outgoing.set(record.id, new Outgoing(qemu, vm, record))
+      const outgoing = new Outgoing(qemu, vm, record)
+      qemu.outgoing.set(record.id, outgoing)
+      outgoing.keepDomain()
       continue
     }
     if (record.def !== undefined && record.phase !== 'abandoned') {
@@ -42,12 +45,15 @@ export async function reopenRelays(qemu: Qemu): Promise<void> {
     qemu.incoming.set(record.id, incoming)
     if (record.phase === 'abandoned')
       await incoming.refuseReads().catch((error: unknown) => qemu.warn(messageOf(error)))
-    else if (record.phase !== 'incoming')
-      incoming.relay = await openRelay(qemu, incoming).catch((error: unknown) => {
-        qemu.warn(messageOf(error))
-        return undefined
-      })
+    else if (record.def !== undefined) incoming.relay = await relayAgain(qemu, incoming, record.def)
   }
+}
+
+function relayAgain(qemu: Qemu, incoming: Incoming, def: DomainDef): ReturnType<typeof openRelay> {
+  return openRelay(qemu, incoming, def).catch((error: unknown) => {
+    qemu.warn(messageOf(error))
+    return undefined
+  })
 }
 
 /** After QEMUs have been taken over. */
@@ -68,6 +74,8 @@ function rebound<T extends { vm: Vm }>(qemu: Qemu, migration: T & { record: Migr
 async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { record, vm } = incoming
   const { live } = vm
+  // one that waits to be let run has read nothing yet
+  if (record.phase === 'loaded' && live !== undefined) incoming.relay = await relayAgain(qemu, incoming, live.def)
   await reopenWay(qemu, incoming)
   if (record.phase === 'abandoned') {
     await vm.jobs.run('migrate', () => settleAbandoned(qemu, incoming))
@@ -78,6 +86,7 @@ async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> 
     await cancel(qemu, incoming, 'the process that waited for it ended')
     return
   }
+  incoming.waitForSource()
   if (record.memoryFollows === true && live !== undefined) watchRest(qemu, incoming, live)
   if (record.phase !== 'streaming') return
   // the process that was to let it run died just before
@@ -130,6 +139,7 @@ async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> 
   if (record.phase === 'returning') outgoing.enter('serving')
   if (record.phase === 'returned' && live !== undefined && vm.state.state === c.VIR_DOMAIN_PAUSED)
     await vm.jobs.run('migrate', () => runAgain(qemu, outgoing, live))
+  if (live === undefined) vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED }
   await vm.jobs.run('migrate', () => serveAside(qemu, outgoing))
   serveAgainLater(qemu, outgoing)
   outgoing.link = linkFor(qemu, outgoing)

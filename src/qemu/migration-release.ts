@@ -39,6 +39,7 @@ async function endHere(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   qemu.finishedJobs.set(vm.uuid, stats.now)
   const { operation } = stats.now
   qemu.host.emit({ kind: 'job-completed', domain: vm.ref, operation, stats: stats.now })
+  outgoing.leaveNothing()
   if ((record.flags & c.VIR_MIGRATE_UNDEFINE_SOURCE) === 0 || vm.config === undefined) return
   deleteConfig(qemu.root, vm.name)
   vm.config = undefined

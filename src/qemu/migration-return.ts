@@ -3,13 +3,14 @@
  * are mirrored from the destination into the images of the source, then its memory comes, then it runs where it came from.
  * Until that moment it runs at the destination, and whatever fails leaves it there. Here is what the source does.
  */
+import { setTimeout as delay } from 'node:timers/promises'
 import { formatDomainXml } from '../conf/format.js'
 import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import { readDefinition } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { MigrationCommands } from './migration-commands.js'
-import { stopServing, serveAgainLater } from './migration-serve.js'
+import { serve, serveAgainLater, stopServing } from './migration-serve.js'
 import { RETURN_CAPABILITIES } from './migration-flags.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Outgoing } from './outgoing.js'
@@ -23,6 +24,8 @@ const fail = failFrom('VIR_FROM_QEMU')
 
 /** ms of a step that copies: as long as it takes */
 const COPYING = 24 * 60 * 60 * 1000
+/** ms until a destination that could not do what it was told is told again */
+const RETRY = 2_000
 /** ms from the last byte of memory to the end of it here */
 const LOADING = 30_000
 
@@ -82,16 +85,24 @@ async function replaceQemu(qemu: Qemu, outgoing: Outgoing): Promise<Live> {
   return startIncoming(qemu, vm, await readDefinition(qemu, xml, false))
 }
 
-/** The last of it comes over; whether it did is what our own QEMU says. */
+/**
+ * The last of it comes over. Both QEMUs have to say so: as long as the one at the destination does not know that all has
+ * arrived it may go on with the guest, whatever ours has got.
+ */
 async function arrive({ link }: Outgoing, watch: MigrationWatch): Promise<void> {
   const sent = link?.request('return-memory', {}, COPYING).then(
     () => undefined,
     (error: unknown) => messageOf(error),
   )
-  const problem = await Promise.race([watch.until(['completed']).then((seen) => ({ seen })), sent])
-  const seen = typeof problem === 'object' ? problem.seen : await watch.until(['completed'], LOADING)
-  if (seen !== 'completed')
-    throw fail('VIR_ERR_OPERATION_FAILED', (await sent) ?? `its state did not arrive (${seen ?? 'in time'})`)
+  const here = watch.until(['completed']).then((seen) => seen ?? 'gone')
+  const failed = here.then((seen) => (seen === 'completed' ? sent : `its state did not arrive (${seen})`))
+  const problem = await Promise.race([sent, failed])
+  if (problem !== undefined) throw fail('VIR_ERR_OPERATION_FAILED', problem)
+  const stop = new AbortController()
+  const late = delay(LOADING, 'in time', { signal: stop.signal }).catch(() => 'in time')
+  const seen = await Promise.race([here, late])
+  stop.abort()
+  if (seen !== 'completed') throw fail('VIR_ERR_OPERATION_FAILED', `its state did not arrive (${seen})`)
 }
 
 async function stayThere(qemu: Qemu, outgoing: Outgoing, live: Live | undefined): Promise<void> {
@@ -107,14 +118,36 @@ async function stayThere(qemu: Qemu, outgoing: Outgoing, live: Live | undefined)
   } catch (error) {
     warn(error)
   }
+  // its QEMU there may stand still until it gets what it reads
+  if (vm.host === undefined) await serve(qemu, outgoing).catch(warn)
   serveAgainLater(qemu, outgoing)
-  // when it can't be told now it is when the link is there again
-  await outgoing.link?.request('return-failed', {}).catch(warn)
+  await tellStays(qemu, outgoing)
+}
+
+/** Until the destination has heard it, it waits for its guest to go. When it can't be told now it is when the link is there again. */
+export async function tellStays(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { vm, record, link } = outgoing
+  try {
+    await link?.request('return-failed', {})
+  } catch (error) {
+    qemu.warn(`'${record.peer}' does not know yet that domain '${record.name}' stays there: ${messageOf(error)}`)
+    if (link?.isUp !== true) return
+    const again = (): Promise<void> =>
+      vm.jobs.run(
+        'migrate',
+        async () => {
+          if (record.phase === 'serving' && qemu.outgoing.has(record.id)) await tellStays(qemu, outgoing)
+        },
+        Infinity,
+      )
+    setTimeout(() => qemu.inBackground(`the migration of domain '${record.name}'`, again), RETRY).unref()
+  }
 }
 
 /** Under the domain's job, the guest is here, and its phase says so: it runs, and the destination may forget it. */
 export async function runAgain(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void> {
   const { vm, record } = outgoing
+  outgoing.leaveNothing()
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STARTED, c.VIR_DOMAIN_EVENT_STARTED_MIGRATED)
   vm.state = { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_MIGRATED }
   await live.monitor.cont()

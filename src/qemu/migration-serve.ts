@@ -53,8 +53,8 @@ export async function serveAside(qemu: Qemu, outgoing: Outgoing): Promise<void> 
   if (vm.host === undefined) await serve(qemu, outgoing).catch((error: unknown) => qemu.warn(messageOf(error)))
 }
 
-/** Under the domain's job. */
-async function serve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+/** Under the domain's job, nobody has the images open: a storage daemon serves them from now on. */
+export async function serve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm, record } = outgoing
   const def = structuredClone(record.def)
   if (def === undefined) return

@@ -26,6 +26,13 @@ const CONFIRMATION = 15_000
 /** ms between two looks at a migration that is being cancelled */
 const CANCEL_POLL = 20
 
+/** Not a job: a migration that is under way holds the domain. VIR_ERR_OPERATION_INVALID while there is one. */
+export function refuseSecond(qemu: Qemu, vm: Vm): void {
+  const phase = outgoingOf(qemu, vm)?.record.phase
+  if (phase !== undefined && phase !== 'begun')
+    throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated already`)
+}
+
 /** Under the domain's job: what the destination has to know. The guest runs on as it did. */
 export async function begin(
   qemu: Qemu,
@@ -34,10 +41,9 @@ export async function begin(
   flags: number,
 ): Promise<{ xml: string; cookie: string }> {
   const live = vm.requireLive()
-  const known = outgoingOf(qemu, vm)
+  refuseSecond(qemu, vm)
   // one that was begun and not gone on with: whoever began it is gone
-  if (known?.record.phase === 'begun') known.forget()
-  else if (known !== undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated already`)
+  outgoingOf(qemu, vm)?.forget()
   requireAtHome(qemu, vm)
   if (vm.remains !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disks of domain '${vm.name}' are still on their way from its former host`)
@@ -145,7 +151,7 @@ async function transfer(qemu: Qemu, outgoing: Outgoing, live: Live, storage: Sou
     await commands.setParameters(parametersFor(params, vm.migrationSpeed))
     const channel = await link?.open(SERVICE.memory)
     if (channel === undefined || outgoing.aborted) throw aborted(vm)
-    await sendMemory(commands, channel)
+    await sendMemory(live, commands, channel)
     outgoing.commands = commands
     outgoing.stats.follow(commands)
     // by who could not see it yet a moment ago

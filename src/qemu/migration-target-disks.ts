@@ -14,10 +14,10 @@ import { formatNode, formatNodeName, imageOptions, storageNode, storageNodeName 
 import { headerEndsAt } from './detached.js'
 import { emitPull } from './emit.js'
 import { type MigrationCookie, thisHost } from '../migration/cookie.js'
-import { isRaw, makeFinal } from './migration-final.js'
+import { isRaw, makeFinal, refuseExisting } from './migration-final.js'
 import { storageOf } from './migration-flags.js'
 import { SERVICE } from '../migration/link.js'
-import { letReach } from './migration-reach.js'
+import { letReach, listenerFor } from './migration-reach.js'
 import { disksSocket, isFromMigration, saveRecord } from './migration-record.js'
 import { exportName, nbdSocket } from './nbd-exports.js'
 import type { Qemu } from './qemu.js'
@@ -53,7 +53,7 @@ export async function makeDisks(qemu: Qemu, incoming: Incoming, def: DomainDef):
   for (const { disk: target, size } of record.disks) {
     const disk = def.disks.find((candidate) => candidate.target === target)
     const { path, format } = await placeFor(qemu, record, disk, { target, size })
-    if (existsSync(path)) throw fail('VIR_ERR_OPERATION_FAILED', `image '${path}' for disk '${target}' exists already`)
+    refuseExisting(path, target)
     record.made?.push(path)
     saveRecord(qemu.root, record)
     await createOverlay({ path, format, size, backing: remoteSource(qemu, incoming, target), openBacking: false })
@@ -73,8 +73,7 @@ async function makeMirrors(qemu: Qemu, { record }: Incoming, def: DomainDef): Pr
       await checkSize(source, size, target)
       continue
     }
-    if (existsSync(source.path))
-      throw fail('VIR_ERR_OPERATION_FAILED', `image '${source.path}' for disk '${target}' exists already`)
+    refuseExisting(source.path, target)
     record.made?.push(source.path)
     saveRecord(qemu.root, record)
     await createImage({ path: source.path, format: source.format ?? 'raw', size })
@@ -156,12 +155,13 @@ async function placeFor(
   return { path: source.path, format }
 }
 
-/** Where QEMU finds the source's disks, whatever becomes of the connection. */
-export async function openRelay(qemu: Qemu, { record, vm }: Incoming): Promise<UnixRelay | undefined> {
+/** Where the QEMU of `def` finds the source's disks, whatever becomes of the connection. */
+export async function openRelay(qemu: Qemu, { record, vm }: Incoming, def: DomainDef): Promise<UnixRelay | undefined> {
   if (storageOf(record.flags) !== 'stream') return undefined
   const { id, key } = record
   return UnixRelay.listen({
     path: disksSocket(qemu.root, id),
+    listen: listenerFor(qemu, def),
     service: SERVICE.disks,
     params: { id, key },
     onBroken: (error) => qemu.host.logger.debug({ err: error, domain: vm.name }, 'a connection to a disk broke'),

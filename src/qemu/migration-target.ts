@@ -23,7 +23,7 @@ import type { Qemu } from './qemu.js'
 import { startIncoming } from './start.js'
 import { saveStatus } from './status.js'
 import { type Live, Vm } from './vm.js'
-import { Incoming } from './incoming.js'
+import { Incoming, incomingsOf, waitsForSource } from './incoming.js'
 import { beAbandoned } from './migration-abandoned.js'
 import { cancel, endWaiting, finish, letGoOf, removeMade } from './migration-arrive.js'
 import { followRest, preparePostcopy, prepareRecovery, stateIsHere, takeChannel } from './migration-postcopy-target.js'
@@ -44,13 +44,15 @@ export async function prepare(
   if (params.destinationName !== undefined) def.name = params.destinationName
   if (storageOf(flags) === 'shared') requireShared(def, cookie, flags)
   const vm = match(qemu, def) ?? new Vm(def.name, def.uuid)
-  refuseActive(vm)
+  if (qemu.outgoing.has(cookie.id))
+    throw fail('VIR_ERR_INVALID_ARG', `domain '${vm.name}' cannot be migrated to the root that it is in`)
   qemu.add(vm)
   const uri = qemu.host.tunnels === true ? '' : await listenForMigrations(qemu)
   await vm.jobs.run('migrate', async () => {
-    refuseActive(vm)
+    await endForerunners(qemu, vm, cookie)
     qemu.add(vm)
     try {
+      refuseActive(vm)
       await receive(qemu, vm, def, recordOf(cookie, def, params, flags))
     } catch (error) {
       forgetIfNothing(qemu, vm)
@@ -59,6 +61,13 @@ export async function prepare(
   })
   const { id, key } = cookie
   return { cookie: writeCookie({ version: 1, id, key, host: thisHost() }), uri }
+}
+
+/** Its source begins anew, so it has given up what it had begun; nobody would come for that any more. */
+async function endForerunners(qemu: Qemu, vm: Vm, { host }: MigrationCookie): Promise<void> {
+  for (const incoming of incomingsOf(qemu, vm))
+    if (waitsForSource(incoming.record) && incoming.record.peer === host.name)
+      await cancel(qemu, incoming, 'its source has begun anew')
 }
 
 function refuseActive(vm: Vm): void {
@@ -84,10 +93,10 @@ async function receive(qemu: Qemu, vm: Vm, def: DomainDef, record: MigrationReco
   undo.add(() => incoming.forget())
   undo.add(() => removeMade(record))
   await makeDisks(qemu, incoming, def)
-  incoming.relay = await openRelay(qemu, incoming)
   const postcopy = (record.flags & c.VIR_MIGRATE_POSTCOPY) !== 0
   const live = await startIncoming(qemu, vm, def, { unlocked: unlockedDisks(def, record), postcopy })
   undo.add(() => endWaiting(live))
+  incoming.relay = await openRelay(qemu, incoming, live.def)
   if (postcopy) await preparePostcopy(qemu, incoming, live)
   qemu.incoming.set(record.id, incoming)
   incoming.watch = new MigrationWatch(live)
@@ -116,6 +125,7 @@ async function followMemory(qemu: Qemu, incoming: Incoming, live: Live): Promise
   saveStatus(vm, live)
   incoming.enter('loaded')
   incoming.sourceIsHere()
+  if (incoming.messages === undefined) incoming.waitForSource()
   incoming.arrived()
   if (follows) await followRest(qemu, incoming, live)
 }

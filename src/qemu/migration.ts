@@ -2,7 +2,7 @@
 import type { HypervisorOps } from '../driver.js'
 import { failFrom } from '../error.js'
 import { readCookie } from '../migration/cookie.js'
-import { abort, begin, perform } from './migration-source.js'
+import { abort, begin, perform, refuseSecond } from './migration-source.js'
 import { prepare, routeIncoming } from './migration-target.js'
 import type { Qemu } from './qemu.js'
 import * as c from '../constants.gen.js'
@@ -50,6 +50,7 @@ export function migrationOps(qemu: Qemu): MigrationOps {
         return { xml: '', cookie: '' }
       }
       checkMigrationFlags(params, flags)
+      refuseSecond(qemu, vm)
       return vm.jobs.run('migrate', async () =>
         isOffline(flags) ? beginOffline(qemu, vm, params) : begin(qemu, vm, params, flags),
       )

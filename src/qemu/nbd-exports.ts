@@ -48,6 +48,8 @@ interface ExportWay {
 export interface NbdPlace {
   /** makes a listening socket that QEMU gets */
   listen: (path: string, backlog: number) => number
+  /** makes a connection of which QEMU gets a copy */
+  connect: (path: string) => number
   /** the I/O thread of a disk, if it has one */
   threadOf: (disk: DiskDef) => string | undefined
 }
@@ -61,6 +63,7 @@ export class NbdExports {
   readonly #monitor: Monitor
   readonly #socket: string
   readonly #listen: NbdPlace['listen']
+  readonly #connect: NbdPlace['connect']
   readonly #threadOf: NbdPlace['threadOf']
   readonly #clients = new Map<string, NbdClient>()
   /** by target, the name under which QEMU has our end of the connection too */
@@ -68,9 +71,10 @@ export class NbdExports {
   /** targets whose exports have requests that are not answered */
   readonly #abandoned = new Set<string>()
 
-  constructor(monitor: Monitor, runDir: string, { listen, threadOf }: NbdPlace) {
+  constructor(monitor: Monitor, runDir: string, { listen, connect, threadOf }: NbdPlace) {
     this.#monitor = monitor
     this.#listen = listen
+    this.#connect = connect
     this.#threadOf = threadOf
     this.#socket = nbdSocket(runDir)
   }
@@ -81,7 +85,7 @@ export class NbdExports {
     const known = this.#clients.get(target)
     if (known?.connected === true) return known
     const id = await this.#export(exportName(target), disk)
-    const fd = native.connectUnix(this.#socket)
+    const fd = this.#connect(this.#socket)
     await this.#keep(target, fd)
     const socket = new Socket({ fd, readable: true, writable: true })
     socket.unref()

@@ -2,6 +2,7 @@
 import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { failFrom } from '../error.js'
+import { forgetIfNothing } from './define.js'
 import type { MigrationCommands } from './migration-commands.js'
 import type { MigrationLink } from '../migration/link.js'
 import type { FollowingMemory } from './migration-postcopy.js'
@@ -83,6 +84,23 @@ export class Outgoing {
     this.link?.close()
     this.#qemu.outgoing.delete(this.record.id)
     removeRecord(this.#qemu.root, this.record.id)
+    this.leaveNothing()
+  }
+
+  /** A transient domain stays without its QEMU while its disks are served: who wants its guest back asks for it by name. */
+  keepDomain(): void {
+    const { vm, record } = this
+    if (vm.config !== undefined || isOver(record) || record.def === undefined) return
+    vm.remains ??= record.def
+    this.#qemu.add(vm)
+  }
+
+  /** What was kept of it is not needed any more. */
+  leaveNothing(): void {
+    const { vm, record } = this
+    if (record.def === undefined || vm.remains !== record.def) return
+    vm.remains = undefined
+    forgetIfNothing(this.#qemu, vm)
   }
 }
 

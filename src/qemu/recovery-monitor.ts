@@ -12,6 +12,7 @@ import { QmpClient, type QmpConnectOptions } from '../qmp/client.js'
 import { unixSocket } from '../tunnel/join.js'
 import type { Monitor } from './monitor.js'
 import { qemuDir } from './process.js'
+import type { Live } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -37,8 +38,8 @@ export class RecoveryMonitor {
   }
 
   /** While QEMU still answers to everything. */
-  static async open(runDir: string, monitor: Monitor): Promise<RecoveryMonitor> {
-    const fd = native.connectUnix(recoverySocket(runDir))
+  static async open({ runDir, monitor, access }: Live): Promise<RecoveryMonitor> {
+    const fd = access.makeSocket(() => native.connectUnix(recoverySocket(runDir)))
     const { ino } = fstatSync(fd)
     const client = await QmpClient.connect(streamOf(fd), options({ outOfBand: true }))
     try {

@@ -82,8 +82,8 @@ export interface SecurityDriver {
   ): Promise<void>
 
   /**
-   * Directly before a listening unix socket is made that QEMU inherits, and directly after it. Nothing else runs between the
-   * two, so neither may wait for anything. `clearSocketLabel` comes also when the socket could not be made.
+   * Directly before a unix socket is made that QEMU inherits, is given, or connects to, and directly after it. Nothing else
+   * runs between the two, so neither may wait for anything. `clearSocketLabel` comes also when the socket could not be made.
    */
   setSocketLabel?(def: DomainDef): void
   clearSocketLabel?(def: DomainDef): void

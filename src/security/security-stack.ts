@@ -115,7 +115,7 @@ export class SecurityStack {
     if (entries.length > 0) journal.save()
   }
 
-  /** Makes a listening socket that QEMU will inherit. */
+  /** Makes a socket that QEMU will have, or connect to. */
   makeSocket<T>(def: DomainDef, make: () => T): T {
     const set: SecurityDriver[] = []
     try {

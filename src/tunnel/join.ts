@@ -85,9 +85,9 @@ export interface JoinedDescriptor {
   joined: Promise<void>
 }
 
-/** A descriptor that is the other end of `stream`, for a program that takes descriptors (QEMU: getfd). */
-export function descriptorFor(stream: Duplex): JoinedDescriptor {
-  const [fd, ours] = native.socketpair()
+/** A descriptor that is the other end of `stream`, for a program that takes descriptors (QEMU: getfd). `pair` makes it. */
+export function descriptorFor(stream: Duplex, pair = (): [number, number] => native.socketpair()): JoinedDescriptor {
+  const [fd, ours] = pair()
   const socket = new Socket({ fd: ours, readable: true, writable: true, allowHalfOpen: true })
   return { fd, joined: joinDuplex(stream, socket) }
 }

@@ -50,7 +50,6 @@ test('a link that is cut while memory goes over leaves the guest; cut while its 
   await assert.rejects(going)
   assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
   await link(hosts, 'up')
-  await until('nothing is left there', async () => (await there.conn.listAllDomains()).length === 0, 90_000)
 
   const moved = await reached(() => dom.migrate(there.conn, params, STREAM))
   const after = await agentOf(t, there.folder)

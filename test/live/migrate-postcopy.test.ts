@@ -23,6 +23,7 @@ import {
   VIR_DOMAIN_SHUTOFF_MIGRATED,
   VIR_DOMAIN_XML_MIGRATABLE,
   VIR_MIGRATE_LIVE,
+  VIR_MIGRATE_NON_SHARED_DISK,
   VIR_MIGRATE_PERSIST_DEST,
   VIR_MIGRATE_POSTCOPY,
   VIR_MIGRATE_POSTCOPY_RESUME,
@@ -36,7 +37,6 @@ import {
   diskXml,
   lifecycleOf,
   recordEvents,
-  reopen,
   startGuest,
   startPlain,
   testRoot,
@@ -44,9 +44,12 @@ import {
   virError,
   type TestRoot,
 } from '../support/domain.js'
+import { reconnect, twoApart } from '../support/apart.js'
 import { dacRoot } from '../support/dac.js'
+import { daemonRoot } from '../support/daemon-root.js'
 import type { Guest } from '../support/guest.js'
 import { type Cleanup, emptyImage, patternImage, temporaryFolder } from '../support/images.js'
+import { leftOf } from '../support/move.js'
 import { requires } from '../support/requires.js'
 
 const POSTCOPY = VIR_MIGRATE_LIVE | VIR_MIGRATE_POSTCOPY
@@ -79,12 +82,14 @@ test('memory follows a guest that runs elsewhere already, and its disk follows a
   await assertWhole(t, there, memory)
 })
 
-test('a process that dies while memory follows is replaced at either side, and the rest goes over', async (t) => {
-  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
-  const [here, there] = [await testRoot(t), await testRoot(t)]
+test('a process that is killed while memory follows is replaced at either side, and the rest goes over', async (context) => {
+  if (!requires(context, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const t = new Stack()
+  context.after(() => t.undo((text) => context.diagnostic(text)))
+  const [here, there] = [await daemonRoot(t), await daemonRoot(t)]
   const { dom, params, guest, memory } = await guestWithMemory(t, here, there)
   await guest.work('vda', 'slowly')
-  const slow = { ...params, bandwidth: 1, bandwidthPostcopy: 1, diskStreamBandwidth: 4 * MiB }
+  const slow = { ...params, uri: there.uri, bandwidth: 1, bandwidthPostcopy: 1, diskStreamBandwidth: 4 * MiB }
   const going = start(dom, there, slow, POSTCOPY | VIR_MIGRATE_STREAM_DISKS | VIR_MIGRATE_PERSIST_DEST)
   await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
   await dom.migrateStartPostCopy()
@@ -100,11 +105,11 @@ test('a process that dies while memory follows is replaced at either side, and t
   const resumed = start(dom, there, {}, POSTCOPY | VIR_MIGRATE_POSTCOPY_RESUME)
   await until('it goes on', async () => (await dom.getState()).reason === VIR_DOMAIN_PAUSED_POSTCOPY)
 
-  await reopen(here)
+  await here.crash()
   await assert.rejects(going)
   await assert.rejects(resumed)
   await until('it goes on', async () => (await moved.getState()).reason === postcopy.reason)
-  await reopen(there)
+  await there.crash()
   const again = await there.conn.domainLookupByName('guest')
   await until('it goes on', async () => (await again.getState()).reason === postcopy.reason)
   const source = await here.conn.domainLookupByName('guest')
@@ -150,6 +155,53 @@ test('a link that is cut while memory follows is waited for, twice, and the rest
   assert.deepEqual(await moved.getState(), { state: VIR_DOMAIN_RUNNING, reason: VIR_DOMAIN_RUNNING_MIGRATED })
   await assertWhole(t, there, memory)
   await until('the source is free', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
+})
+
+test('memory follows a guest whose disk was mirrored, and one whose disk both hosts see; where it is given back at once it is lost with the link', async (context) => {
+  if (!requires(context, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const t = new Stack()
+  context.after(() => t.undo((text) => context.diagnostic(text)))
+  const apart = await twoApart(t)
+  const { here, there, link } = apart
+  const { dom, params, memory } = await guestWithMemory(t, here, there)
+  const follow = async (from: Domain, to: Side, how: MigrateParams, flags = 0): Promise<Domain> => {
+    const going = start(from, to, { ...how, bandwidth: 1 }, POSTCOPY | flags)
+    await until('memory goes over', async () => (await from.getJobStats()).memProcessed > 0)
+    await from.migrateStartPostCopy()
+    return going
+  }
+  const moved = await follow(dom, there, { ...params, uri: there.uri }, VIR_MIGRATE_NON_SHARED_DISK)
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
+  await assertWhole(t, there, memory)
+
+  const destinationXML = (await moved.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replace(
+    join(there.folder, 'guest.serial'),
+    join(here.folder, 'guest.serial'),
+  )
+  const back = await follow(moved, here, { destinationXML })
+  assert.deepEqual(await there.conn.listAllDomains(), [])
+  await assertWhole(t, here, memory)
+
+  await reconnect(apart)
+  const lost = follow(back, there, { uri: there.uri, releaseRam: true, bandwidthPostcopy: 1 })
+  await until('its memory follows', async () => (await back.getState()).reason === VIR_DOMAIN_PAUSED_POSTCOPY)
+  const runsThere = async (): Promise<boolean> =>
+    (await (await there.direct.listAllDomains())[0]?.getState())?.state === VIR_DOMAIN_RUNNING
+  await until('it runs there', runsThere)
+  await assert.rejects(
+    back.abortJob(VIR_DOMAIN_ABORT_JOB_POSTCOPY),
+    virError('VIR_ERR_OPERATION_INVALID', /cannot be interrupted \(releaseRam\)/),
+  )
+  link.cut()
+  await assert.rejects(lost, virError('VIR_ERR_OPERATION_FAILED', /'guest' is lost,.*releaseRam/))
+  const failed = { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY_FAILED }
+  assert.deepEqual(await back.getState(), failed)
+  link.mend()
+  await assert.rejects(back.resume(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
+  await back.destroy()
+  const [rest] = await there.direct.listAllDomains()
+  await rest?.destroy()
+  await until('nothing is left of it', () => leftOf(here).length + leftOf(there).length === 0)
 })
 
 test('QEMU that may not have userfaultfd is refused at the destination, and the guest stays', async (t) => {

@@ -11,6 +11,7 @@ import {
   VIR_DOMAIN_RUNNING,
   VIR_DOMAIN_SHUTOFF,
   VIR_DOMAIN_SHUTOFF_MIGRATED,
+  VIR_DOMAIN_START_PAUSED,
   VIR_DOMAIN_XML_MIGRATABLE,
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_NON_SHARED_DISK,
@@ -51,6 +52,15 @@ test('what cannot be run at the destination is refused there, and the guest stay
   await refused(raw.replaceAll(there.folder, here.folder), 'VIR_ERR_OPERATION_FAILED', /exists already/)
   await refused(xml.replaceAll(there.folder, here.folder), 'VIR_ERR_OPERATION_FAILED', /exists already/)
   await refused('<domain', 'VIR_ERR_XML_DETAIL', /./)
+  const known = (words: RegExp, code: Parameters<typeof virError>[0] = 'VIR_ERR_OPERATION_INVALID'): Promise<void> =>
+    assert.rejects(dom.migrate(there.conn, { destinationXML: xml }, STREAM), virError(code, words))
+  const other = await startPlain(there, { devices: '' })
+  await known(/domain 'guest' already exists with uuid/, 'VIR_ERR_OPERATION_FAILED')
+  await other.destroy()
+  await other.undefine()
+  const twin = await there.conn.domainCreateXML(xml.replace(/<disk[^]*<\/disk>/, ''), VIR_DOMAIN_START_PAUSED)
+  await known(/'guest' is already active/)
+  await twin.destroy()
   const foreign = { uri: 'virstream+unix:///nowhere/at/all' }
   await assert.rejects(
     dom.migrate(there.conn, { destinationXML: xml, ...foreign }, STREAM),

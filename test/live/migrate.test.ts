@@ -83,6 +83,7 @@ test('whoever dies while disks follow is replaced: both drivers, and the QEMU th
   const dom = await here.conn.domainLookupByName('guest')
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY })
   await assert.rejects(dom.resume(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
+  await assert.rejects(dom.undefine(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
   await assert.rejects(dom.destroy(), virError('VIR_ERR_OPERATION_INVALID', /still reads its disks from here/))
   assert.equal(await mayWrite(from, 'raw'), false)
   process.kill(qemuPid(here, dom), 'SIGKILL')

@@ -56,7 +56,11 @@ async function leave(
   const xml = plainXml({ devices: diskXml('vda', '/images/vda.qcow2', { driver: "copy_on_read='on'" }) })
   const { disks } = parseDomainXml(xml)
   for (const { source } of disks) if (source !== undefined) source.index = 1
-  const exports = new NbdExports(monitor, '/nowhere', { listen: () => -1, threadOf: () => undefined })
+  const exports = new NbdExports(monitor, '/nowhere', {
+    listen: () => -1,
+    connect: () => -1,
+    threadOf: () => undefined,
+  })
   await serveLeaving({ monitor, exports }, disks, caps)
   await keepImages({ monitor, exports }, disks, caps, (text) => assert.fail(text))
   return commands

@@ -57,7 +57,7 @@ export async function moveGuest(t: Cleanup, options: MoveOptions = {}): Promise<
 }
 
 /** What migrations and domains left in a root that nobody needs. */
-export function leftOf({ folder }: TestRoot): string[] {
+export function leftOf({ folder }: Pick<TestRoot, 'folder'>): string[] {
   return ['migration', 'offline', 'qemu'].flatMap((dir) =>
     readdirSync(join(folder, 'root/run', dir)).filter((name) => name !== 'tunnel.sock'),
   )
