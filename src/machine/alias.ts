@@ -29,20 +29,6 @@ export function assignAliases(def: DomainDef): void {
   checkAliases(def)
 }
 
-/** Drops the names that were given out for one run; the user's own stay. */
-export function dropAliases(def: DomainDef): void {
-  for (const { device } of devicesOf(def)) dropAlias(device)
-  for (const console of def.consoles) dropAlias(console)
-}
-
-function dropAlias(device: { alias?: string }): void {
-  if (device.alias !== undefined && !isUserAlias(device.alias)) delete device.alias
-}
-
-export function isUserAlias(alias: string): boolean {
-  return alias.startsWith('ua-')
-}
-
 /**
  * The alias of a disk, given or to come (qemuAssignDeviceDiskAlias). On a drive bus it tells the place, elsewhere the
  * position that the target names, so the third disk of a USB bus is `usb-disk0` when it is called 'sda'.
@@ -118,11 +104,4 @@ export function assignSourceIndexes(def: DomainDef, last = 0): number {
     for (let image = source; image; image = image.backingStore ?? undefined) image.index ??= ++index
   }
   return index
-}
-
-/** Drops the numbers of a run; a definition that does not run has none. */
-export function dropSourceIndexes(def: DomainDef): void {
-  for (const { source } of def.disks) {
-    for (let image = source; image; image = image.backingStore ?? undefined) delete image.index
-  }
 }
