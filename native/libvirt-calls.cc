@@ -5,13 +5,18 @@
 
 #include <cerrno>
 #include <chrono>
+#include <iterator>
 #include <system_error>
 #include <thread>
 #include <utility>
 
+#include "libvirt-loop.h"
+
 namespace {
 
 constexpr size_t kMostThreads = 128;
+// of one lane at once: more make no server answer sooner, and threads in each other's way
+constexpr size_t kMostOfLane = 8;
 constexpr auto kIdle = std::chrono::seconds(5);
 
 using Function = uintptr_t (*)(uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t,
@@ -27,6 +32,54 @@ CallThreads::~CallThreads() { close(wake_); }
 
 void CallThreads::Submit(std::unique_ptr<ForeignCall> call) {
   std::unique_lock lock(mutex_);
+  Lane& lane = lanes_[call->lane];
+  if (call->lane != 0 && lane.running >= kMostOfLane) {
+    lane.waiting.push_back(std::move(call));
+    return;
+  }
+  lane.running++;
+  Start(lock, std::move(call));
+}
+
+void CallThreads::Stretch(uint32_t number) {
+  std::unique_lock lock(mutex_);
+  const auto found = lanes_.find(number);
+  if (found == lanes_.end() || found->second.waiting.empty()) return;
+  auto call = std::move(found->second.waiting.front());
+  found->second.waiting.pop_front();
+  found->second.running++;
+  Start(lock, std::move(call));
+}
+
+std::unique_ptr<ForeignCall> CallThreads::NextOf(uint32_t number) {
+  Lane& lane = lanes_[number];
+  for (const int watch : LibvirtLoop::TakeDeferred()) lane.watches.push_back(watch);
+  if (lane.waiting.empty() || lane.running > kMostOfLane) {
+    lane.running--;
+    return nullptr;
+  }
+  auto next = std::move(lane.waiting.front());
+  lane.waiting.pop_front();
+  return next;
+}
+
+void CallThreads::SettleQuiet() {
+  std::vector<int> watches;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto at = lanes_.begin(); at != lanes_.end();) {
+      auto& [number, lane] = *at;
+      const bool quiet = lane.running == 0 && lane.waiting.empty();
+      // calls of their own have nothing to do with each other
+      if (quiet || number == 0) watches.insert(watches.end(), lane.watches.begin(), lane.watches.end());
+      if (number == 0) lane.watches.clear();
+      at = quiet ? lanes_.erase(at) : std::next(at);
+    }
+  }
+  LibvirtLoop::Settle(watches);
+}
+
+void CallThreads::Start(std::unique_lock<std::mutex>& lock, std::unique_ptr<ForeignCall> call) {
   waiting_.push_back(std::move(call));
   if (!idle_.empty()) {
     const auto sleeper = idle_.back();
@@ -49,20 +102,25 @@ void CallThreads::Submit(std::unique_ptr<ForeignCall> call) {
 }
 
 void CallThreads::Run() {
+  LibvirtLoop::Defer();
   const auto self = std::make_shared<Sleeper>();
   std::unique_lock lock(mutex_);
   while (WaitForCall(lock, self)) {
     auto call = std::move(waiting_.front());
     waiting_.pop_front();
-    lock.unlock();
-    Perform(*call);
-    lock.lock();
-    done_.push_back(std::move(call));
-    if (done_.size() > 1) continue;
-    // not with the lock held: the owner would wake up only to wait for it
-    lock.unlock();
-    WakeOwner();
-    lock.lock();
+    while (call != nullptr) {
+      lock.unlock();
+      Perform(*call);
+      lock.lock();
+      auto next = NextOf(call->lane);
+      done_.push_back(std::move(call));
+      call = std::move(next);
+      if (done_.size() > 1) continue;
+      // not with the lock held: the owner would wake up only to wait for it
+      lock.unlock();
+      WakeOwner();
+      lock.lock();
+    }
   }
   threads_--;
 }
@@ -136,6 +194,7 @@ void CallThreads::Stop() {
   const std::lock_guard lock(mutex_);
   stopped_ = true;
   waiting_.clear();
+  for (auto& [number, lane] : lanes_) lane.waiting.clear();
   for (const auto& sleeper : idle_) sleeper->wake.notify_one();
   answers_.notify_all();
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 // One call of a C function whose arguments are integers and pointers, on whichever thread is free.
@@ -12,6 +13,7 @@ struct ForeignCall {
   static constexpr size_t kMostArguments = 9;
 
   double id;
+  uint32_t lane;  // 0: of its own
   uintptr_t function;
   bool answersPointer;
   uintptr_t arguments[kMostArguments] = {};
@@ -52,9 +54,14 @@ class CallThreads : public std::enable_shared_from_this<CallThreads> {
   // Before it is taken.
   void Woken() const;
 
+  // Of one lane a few run at a time; the others wait for them, and are gone on with by the same threads.
   void Submit(std::unique_ptr<ForeignCall> call);
+  // One more of a lane runs, if one waits.
+  void Stretch(uint32_t lane);
   std::vector<std::unique_ptr<ForeignCall>> TakeDone();
   std::vector<Notice> TakeNotices();
+  // For the owner, once it has done what followed from what it took: connections that have no call under way are the loop's.
+  void SettleQuiet();
   void Tell(uintptr_t opaque, int64_t number);
   // Waits for Answer(); -1 once stopped.
   int Ask(uintptr_t opaque, uintptr_t data, int64_t number);
@@ -74,7 +81,16 @@ class CallThreads : public std::enable_shared_from_this<CallThreads> {
     bool woken = false;
   };
 
+  struct Lane {
+    size_t running = 0;
+    std::deque<std::unique_ptr<ForeignCall>> waiting;
+    std::vector<int> watches;  // of the loop, which its calls have taken away and do not need any more
+  };
+
   void Run();
+  void Start(std::unique_lock<std::mutex>& lock, std::unique_ptr<ForeignCall> call);
+  // A call of the lane has ended: the one that the same thread goes on with, if any.
+  std::unique_ptr<ForeignCall> NextOf(uint32_t lane);
   // With the lock held at both ends; false: no call came, and the thread is not needed.
   bool WaitForCall(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Sleeper>& self);
   void Perform(ForeignCall& call) const;
@@ -85,6 +101,7 @@ class CallThreads : public std::enable_shared_from_this<CallThreads> {
   std::mutex mutex_;
   std::condition_variable answers_;
   std::deque<std::unique_ptr<ForeignCall>> waiting_;
+  std::unordered_map<uint32_t, Lane> lanes_;
   std::vector<std::unique_ptr<ForeignCall>> done_;
   std::vector<Notice> notices_;
   std::vector<Question*> questions_;

@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <ctime>
 #include <system_error>
+#include <utility>
 
 namespace {
 
@@ -14,6 +16,7 @@ namespace {
 constexpr int kReadable = 1, kWritable = 2, kError = 4, kHangup = 8;
 constexpr int kWakeId = 0;
 constexpr int kMostAtOnce = 64;
+constexpr int64_t kSecond = 1'000'000'000, kMillisecond = 1'000'000;
 
 uint32_t ToEpoll(int events) {
   return (events & kReadable ? EPOLLIN : 0U) | (events & kWritable ? EPOLLOUT : 0U) |
@@ -25,13 +28,14 @@ int FromEpoll(uint32_t events) {
          (events & EPOLLHUP ? kHangup : 0);
 }
 
-// Negative: never; 0: as soon as the loop comes by, again and again.
-void SetTimer(int fd, int milliseconds) {
-  itimerspec when{};
-  if (milliseconds == 0) when.it_value.tv_nsec = 1;
-  if (milliseconds > 0) when.it_value = {milliseconds / 1000, (milliseconds % 1000) * 1'000'000L};
-  when.it_interval = when.it_value;
-  timerfd_settime(fd, 0, &when, nullptr);
+// Of this thread: whether it defers, and the watches that it has to look after again.
+thread_local bool defers = false;
+thread_local std::vector<int> deferred;
+
+int64_t Now() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * kSecond + now.tv_nsec;
 }
 
 }  // namespace
@@ -63,6 +67,7 @@ void LibvirtLoop::Dispatch() {
       RunOne(static_cast<int>(events[i].data.u64), events[i].events);
     }
   }
+  RunDue();
   RunReleases();
 }
 
@@ -78,7 +83,54 @@ void LibvirtLoop::RunOne(int id, uint32_t events) {
     return;
   }
   uint64_t expirations;
-  if (read(watch.fd, &expirations, sizeof expirations) == sizeof expirations) watch.onTimeout(id, watch.opaque);
+  if (read(watch.fd, &expirations, sizeof expirations) == sizeof expirations) RunTimer(id);
+}
+
+// Calls what is to be called by now, and sees to it that it is called again in time.
+void LibvirtLoop::RunTimer(int id) {
+  std::unique_lock lock(mutex_);
+  auto found = watches_.find(id);
+  if (found == watches_.end()) return;
+  Watch& timer = found->second;
+  const int64_t now = Now();
+  if (timer.alarm <= now) timer.alarm = 0;
+  if (timer.deadline > now && timer.alarm == 0) SetAlarm(timer);
+  if (timer.deadline == 0 || timer.deadline > now) return;
+  timer.deadline = 0;
+  const auto [callback, opaque] = std::pair(timer.onTimeout, timer.opaque);
+  lock.unlock();
+  callback(id, opaque);
+  lock.lock();
+  found = watches_.find(id);
+  if (found != watches_.end() && found->second.deadline == 0) Schedule(id, found->second, found->second.interval);
+}
+
+void LibvirtLoop::RunDue() {
+  std::vector<int> due;
+  {
+    const std::lock_guard lock(mutex_);
+    due.swap(due_);
+  }
+  for (const int id : due) RunTimer(id);
+}
+
+// Negative: never; 0: as soon as the loop comes by, again and again. One that is put off, as libvirt does at every message
+// for its keep-alive, costs nothing: its alarm stays and finds that it is too early.
+void LibvirtLoop::Schedule(int id, Watch& timer, int milliseconds) {
+  timer.interval = milliseconds;
+  timer.deadline = milliseconds < 0 ? 0 : Now() + milliseconds * kMillisecond;
+  if (milliseconds == 0) {
+    due_.push_back(id);
+    Wake();
+  } else if (milliseconds > 0 && (timer.alarm == 0 || timer.alarm > timer.deadline)) {
+    SetAlarm(timer);
+  }
+}
+
+void LibvirtLoop::SetAlarm(Watch& timer) {
+  timer.alarm = timer.deadline;
+  const itimerspec when{{}, {timer.alarm / kSecond, timer.alarm % kSecond}};
+  timerfd_settime(timer.fd, TFD_TIMER_ABSTIME, &when, nullptr);
 }
 
 void LibvirtLoop::RunReleases() {
@@ -122,6 +174,7 @@ bool LibvirtLoop::SetEvents(int id, Watch& watch, uint32_t events) {
 int LibvirtLoop::Insert(Watch watch, uint32_t events) {
   const std::lock_guard lock(mutex_);
   const int id = next_++;
+  watch.wanted = events;
   if (!SetEvents(id, watch, events)) return -1;
   watches_.emplace(id, watch);
   return id;
@@ -143,14 +196,33 @@ int LibvirtLoop::Remove(int id) {
 }
 
 int LibvirtLoop::AddHandle(int fd, int events, HandleCallback callback, void* opaque, FreeCallback release) {
-  return Instance().Insert({fd, fd, false, false, callback, nullptr, opaque, release}, ToEpoll(events));
+  return Instance().Insert({fd, fd, false, false, 0, callback, nullptr, opaque, release}, ToEpoll(events));
 }
 
 void LibvirtLoop::UpdateHandle(int watch, int events) {
   LibvirtLoop& self = Instance();
   const std::lock_guard lock(self.mutex_);
   const auto found = self.watches_.find(watch);
-  if (found != self.watches_.end()) self.SetEvents(watch, found->second, ToEpoll(events));
+  if (found == self.watches_.end()) return;
+  found->second.wanted = ToEpoll(events);
+  if (defers && events != 0)
+    deferred.push_back(watch);
+  else
+    self.SetEvents(watch, found->second, found->second.wanted);
+}
+
+void LibvirtLoop::Defer() { defers = true; }
+
+std::vector<int> LibvirtLoop::TakeDeferred() { return std::exchange(deferred, {}); }
+
+void LibvirtLoop::Settle(const std::vector<int>& watches) {
+  if (watches.empty()) return;
+  LibvirtLoop& self = Instance();
+  const std::lock_guard lock(self.mutex_);
+  for (const int watch : watches) {
+    const auto found = self.watches_.find(watch);
+    if (found != self.watches_.end()) self.SetEvents(watch, found->second, found->second.wanted);
+  }
 }
 
 int LibvirtLoop::RemoveHandle(int watch) { return Instance().Remove(watch); }
@@ -158,9 +230,11 @@ int LibvirtLoop::RemoveHandle(int watch) { return Instance().Remove(watch); }
 int LibvirtLoop::AddTimeout(int milliseconds, TimeoutCallback callback, void* opaque, FreeCallback release) {
   const int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
   if (fd < 0) return -1;
-  SetTimer(fd, milliseconds);
-  const int id = Instance().Insert({fd, fd, true, false, nullptr, callback, opaque, release}, EPOLLIN);
-  if (id < 0) close(fd);
+  const int id = Instance().Insert({fd, fd, true, false, 0, nullptr, callback, opaque, release}, EPOLLIN);
+  if (id < 0)
+    close(fd);
+  else
+    UpdateTimeout(id, milliseconds);
   return id;
 }
 
@@ -168,7 +242,8 @@ void LibvirtLoop::UpdateTimeout(int timer, int milliseconds) {
   LibvirtLoop& self = Instance();
   const std::lock_guard lock(self.mutex_);
   const auto found = self.watches_.find(timer);
-  if (found != self.watches_.end() && found->second.onTimeout != nullptr) SetTimer(found->second.fd, milliseconds);
+  if (found != self.watches_.end() && found->second.onTimeout != nullptr)
+    self.Schedule(timer, found->second, milliseconds);
 }
 
 int LibvirtLoop::RemoveTimeout(int timer) { return Instance().Remove(timer); }

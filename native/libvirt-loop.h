@@ -26,6 +26,13 @@ class LibvirtLoop {
   // Everything known is forgotten and never called; nothing is freed either.
   void Abandon();
 
+  // The calling thread from now on only notes which descriptors are wanted again, for Settle(): a call takes its
+  // connection's away from the loop and gives it back at its end, in vain where another call follows.
+  static void Defer();
+  // What it has noted.
+  static std::vector<int> TakeDeferred();
+  static void Settle(const std::vector<int>& watches);
+
   static int AddHandle(int fd, int events, HandleCallback callback, void* opaque, FreeCallback release);
   static void UpdateHandle(int watch, int events);
   static int RemoveHandle(int watch);
@@ -39,10 +46,15 @@ class LibvirtLoop {
     int fd;     // that or a copy of it; a timer's own
     bool ownsFd;
     bool added;  // to epoll; what nobody wants to hear of is not, since it would report hang-ups for ever
+    uint32_t wanted;  // what it will be added with, once whoever deferred that has settled
     HandleCallback onHandle;
     TimeoutCallback onTimeout;
     void* opaque;
     FreeCallback release;
+    // of a timer, in milliseconds and nanoseconds of the monotonic clock; 0: never
+    int interval = -1;
+    int64_t deadline = 0;  // when it is to be called
+    int64_t alarm = 0;     // when its descriptor becomes readable: at the deadline, or too early after it was put off
   };
   struct Release {
     FreeCallback release;
@@ -54,12 +66,17 @@ class LibvirtLoop {
   bool SetEvents(int id, Watch& watch, uint32_t events);
   int Remove(int id);
   void RunOne(int id, uint32_t events);
+  void RunTimer(int id);
+  void RunDue();
   void RunReleases();
+  void Schedule(int id, Watch& timer, int milliseconds);
+  static void SetAlarm(Watch& timer);
   void Wake() const;
 
   std::mutex mutex_;
   std::unordered_map<int, Watch> watches_;
   std::vector<Release> releases_;
+  std::vector<int> due_;  // timers of 0 ms
   int next_ = 1;
   int epoll_ = -1;
   int wake_ = -1;

@@ -138,6 +138,7 @@ class Libvirt {
     if (napi_make_callback(env_, context_, env_.Global(), onWake_.Value(), 2, arguments, nullptr) == napi_pending_exception &&
         napi_get_and_clear_last_exception(env_, &thrown) == napi_ok)
       napi_fatal_exception(env_, thrown);
+    threads_->SettleQuiet();
   }
 
   Napi::Object ToObject(const Notice& notice) const {
@@ -160,15 +161,16 @@ class Libvirt {
 
 Libvirt* TheLibvirt(const Napi::CallbackInfo& info) { return static_cast<Libvirt*>(info.Data()); }
 
-// call(id, function, answersPointer, args): each argument a number, a bigint, a string, null, or bytes that come back changed,
+// call(id, lane, function, answersPointer, args): each argument a number, a bigint, a string, null, or bytes that come back changed,
 // which the caller keeps until the call is answered.
 void Call(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   auto call = std::make_unique<ForeignCall>();
   call->id = info[0].As<Napi::Number>().DoubleValue();
-  call->function = AddressOf(info[1]);
-  call->answersPointer = info[2].ToBoolean();
-  const Napi::Array args = info[3].As<Napi::Array>();
+  call->lane = info[1].As<Napi::Number>().Uint32Value();
+  call->function = AddressOf(info[2]);
+  call->answersPointer = info[3].ToBoolean();
+  const Napi::Array args = info[4].As<Napi::Array>();
   if (args.Length() > ForeignCall::kMostArguments) throw Napi::RangeError::New(env, "too many arguments");
   for (uint32_t i = 0; i < args.Length(); i++) {
     const Napi::Value arg = args.Get(i);
@@ -189,6 +191,10 @@ void Call(const Napi::CallbackInfo& info) {
     }
   }
   TheLibvirt(info)->Submit(std::move(call));
+}
+
+void Stretch(const Napi::CallbackInfo& info) {
+  TheLibvirt(info)->threads().Stretch(info[0].As<Napi::Number>().Uint32Value());
 }
 
 void Answer(const Napi::CallbackInfo& info) {
@@ -220,6 +226,7 @@ Napi::Value HostLibvirt(const Napi::CallbackInfo& info) {
       libvirt, nullptr);
   Napi::Object host = Napi::Object::New(env);
   host.Set("call", Napi::Function::New(env, Call, "call", libvirt));
+  host.Set("stretch", Napi::Function::New(env, Stretch, "stretch", libvirt));
   host.Set("answer", Napi::Function::New(env, Answer, "answer", libvirt));
   Napi::Object functions = Napi::Object::New(env);
   functions.Set("addHandle", Address(env, LibvirtLoop::AddHandle));

@@ -83,10 +83,13 @@ export interface LibvirtHost {
   /**
    * Calls the C function at an address on a thread that is never waited for, not even at the end of the process. Arguments:
    * a number or bigint (integers, addresses), a string, null, or bytes, which are a copy while the call runs and are
-   * written back before it is told: keep them until then. `answersAddress`: 0 is its failure, otherwise a negative int. While calls are out, the
+   * written back before it is told: keep them until then. `answersAddress`: 0 is its failure, otherwise a negative int. Eight calls of one
+   * `lane` run at a time, the others wait in their order; 0: it waits for none. While calls are out, the
    * event loop lives.
    */
-  call(id: number, address: bigint, answersAddress: boolean, args: readonly unknown[]): void
+  call(id: number, lane: number, address: bigint, answersAddress: boolean, args: readonly unknown[]): void
+  /** One more call of a lane runs now. */
+  stretch(lane: number): void
   /** Ends the waiting of a thread that asked. */
   answer(token: number, answer: number): void
   /** no thread of this process has had it before: libvirt does not know the functions yet */

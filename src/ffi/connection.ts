@@ -3,7 +3,7 @@ import koffi from 'koffi'
 import type { DomainRef, DriverHost } from '../driver.js'
 import { failFrom, VirError } from '../error.js'
 import { Authentication } from './authentication.js'
-import { Gate } from './gate.js'
+import { Lane } from './lane.js'
 import { library } from './library.js'
 import type { Library } from './library.js'
 import type { AnswerOf, ArgsOf, Blocking } from './symbols.js'
@@ -33,7 +33,7 @@ export class Connection {
   /** what libvirt is asked for runs on this machine, as far as the URI tells */
   readonly isOfThisHost: boolean
   readonly #handles = new Map<string, Handle>()
-  readonly #gate = new Gate()
+  readonly #lane: Lane
   #at = 0n
   #lost = false
   #closing: Promise<void> | undefined
@@ -48,6 +48,7 @@ export class Connection {
       this.#lost = true
       host.emit({ kind: 'close', reason: number })
     })
+    this.#lane = new Lane(() => lib.stretch(this.id))
   }
 
   /** Opens `uri` as libvirt reads it. Rejects with libvirt's own error. */
@@ -88,7 +89,7 @@ export class Connection {
     name: Name,
     ...args: ArgsOf<Blocking[Name]['args']>
   ): Promise<AnswerOf<Blocking[Name]>> {
-    return this.#here ? this.lib.callHere(name, ...args) : this.#gate.run(() => this.lib.call(name, ...args))
+    return this.#here ? this.lib.callHere(name, ...args) : this.#lane.watch(this.lib.callIn(this.id, name, ...args))
   }
 
   /** As `call`, for a function that answers text to be freed. */

@@ -80,12 +80,26 @@ export class Library {
     name: Name,
     ...args: ArgsOf<Blocking[Name]['args']>
   ): Promise<AnswerOf<Blocking[Name]>> {
+    return this.callIn(0, name, ...args)
+  }
+
+  /** As `call`: of the calls of one lane a few run at a time, in their order. */
+  callIn<Name extends keyof Blocking>(
+    lane: number,
+    name: Name,
+    ...args: ArgsOf<Blocking[Name]['args']>
+  ): Promise<AnswerOf<Blocking[Name]>> {
     return new Promise((resolve, reject) => {
       const { library, answers }: Signature = blocking[name]
       const id = this.#nextCall++
-      this.#host.call(id, this.#find(name, library), answers === 'address', args)
+      this.#host.call(id, lane, this.#find(name, library), answers === 'address', args)
       this.#pending.set(id, { name, args, resolve: resolve as Pending['resolve'], reject })
     })
+  }
+
+  /** One more call of a lane runs, if one waits. */
+  stretch(lane: number): void {
+    this.#host.stretch(lane)
   }
 
   /** Calls a function that answers from memory; what it answers is not judged. */

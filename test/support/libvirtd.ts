@@ -1,5 +1,14 @@
 /** A libvirtd of the test's own, in mount namespaces of its own: nothing that it writes is the host's. Needs root. */
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { native } from '../../src/native.js'
 import { run } from '../../src/util/run.js'
@@ -30,9 +39,27 @@ export function mayUnshare(): Promise<boolean> {
   )
 }
 
+/** Mount namespace of a process; undefined when there is no such process. */
+function namespaceOf(pid: number): string | undefined {
+  try {
+    return readlinkSync(`/proc/${pid}/ns/mnt`)
+  } catch {
+    return undefined
+  }
+}
+
+/** Ends every process of a mount namespace that is not ours: QEMUs go on when their libvirtd has ended. */
+function endAllOf(namespace: string): void {
+  if (namespace === namespaceOf(process.pid)) return
+  for (const name of readdirSync('/proc')) {
+    const pid = Number(name)
+    if (Number.isInteger(pid) && namespaceOf(pid) === namespace) process.kill(pid, 'SIGKILL')
+  }
+}
+
 /**
- * `folder` is its own; `qemuConf` comes first in its qemu.conf, where the first word counts. What it runs must be
- * ended before the test is. `tls`: it listens there as well, with the certificates of a folder.
+ * `folder` is its own; `qemuConf` comes first in its qemu.conf, where the first word counts. What it runs is
+ * ended with the test. `tls`: it listens there as well, with the certificates of a folder.
  */
 export async function startLibvirtd(
   t: Cleanup,
@@ -84,5 +111,7 @@ export async function startLibvirtd(
       () => false,
     )
   })
+  const namespace = namespaceOf(pid)
+  if (namespace !== undefined) t.after(() => endAllOf(namespace))
   return { runDir, uri, virsh, kill: (signal = 9) => watch.kill(signal) }
 }

@@ -1,0 +1,34 @@
+/** calls that the addon lets run at once: up to here none waits */
+const AT_ONCE = 8
+/** ms without any answer, after which one more may go: calls that take their time must not hold up all others */
+const PATIENCE = 20
+
+/** Looks after the calls of one connection, of which the addon lets a few run at a time. */
+export class Lane {
+  readonly #stretch: () => void
+  #under = 0
+  #timer: NodeJS.Timeout | undefined
+
+  /** `stretch` lets one more run, if one waits. */
+  constructor(stretch: () => void) {
+    this.#stretch = stretch
+  }
+
+  async watch<T>(call: Promise<T>): Promise<T> {
+    this.#under += 1
+    if (this.#under > AT_ONCE) this.#timer ??= setInterval(this.#stretch, PATIENCE).unref()
+    try {
+      return await call
+    } finally {
+      this.#under -= 1
+      if (this.#under > AT_ONCE) this.#timer?.refresh()
+      else this.#rest()
+    }
+  }
+
+  #rest(): void {
+    if (this.#timer === undefined) return
+    clearInterval(this.#timer)
+    this.#timer = undefined
+  }
+}
