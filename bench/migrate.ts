@@ -1,4 +1,4 @@
-/** Migration: the guest first and its disk afterwards, against the disk first; and over a link with a round trip time. */
+/** Migration: the guest first and its disk (and memory) afterwards, against the disk first; and over a link with a round trip time. */
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import {
@@ -24,45 +24,66 @@ export const benchMigrate: Bench = async (t, { rounds, size }) => {
   const tables = [await latencyTable(t, rounds, Math.min(size, 128 * MiB))]
   if (!(await mayMakeHosts())) return tables
   const hosts = await twoHosts(t, await temporaryFolder(t), MEGABITS)
-  for (const each of [size / 4, size]) tables.unshift(await twoWays(t, hosts, rounds, each))
+  for (const each of [size / 4, size]) tables.unshift(await allWays(t, hosts, rounds, each))
   return tables
 }
 
-async function twoWays(t: Cleanup, hosts: Hosts, rounds: number, size: number): Promise<Table> {
+/** How a guest gets to another host, and what a column of a table says of it. */
+const columns: readonly { way: Way; name: string }[] = [
+  { way: 'mirror', name: 'disk first' },
+  { way: 'stream', name: 'disk afterwards' },
+  { way: 'postcopy', name: 'disk and memory afterwards' },
+]
+
+async function allWays(t: Cleanup, hosts: Hosts, rounds: number, size: number): Promise<Table> {
   const base = await patternImage(await temporaryFolder(t), size)
-  const moves = new Map<Way, Move[]>([
-    ['stream', []],
-    ['mirror', []],
-  ])
-  for (let round = 0; round < rounds; round++)
-    for (const way of round % 2 === 0 ? (['mirror', 'stream'] as const) : (['stream', 'mirror'] as const)) {
+  const moves = new Map<Way, Move[]>(columns.map(({ way }) => [way, []]))
+  const ways = columns.map(({ way }) => ({
+    name: way,
+    run: async () => {
       const moved = await move(t, hosts, way, base)
       if (moved.bad > 0) throw new Error(`${moved.bad} blocks were wrong`)
       moves.get(way)?.push(moved)
-    }
-  const [stream, mirror] = [moves.get('stream') ?? [], moves.get('mirror') ?? []]
-  const row = (what: string, pick: (moved: Move) => number, text: (all: readonly number[]) => string): string[] => {
-    const times: Times = new Map([
-      ['stream', stream.map(pick)],
-      ['mirror', mirror.map(pick)],
-    ])
-    return [what, text(mirror.map(pick)), text(stream.map(pick)), ratio(times, 'mirror', 'stream').text]
-  }
+      return moved.total
+    },
+  }))
+  await inTurn(ways, rounds)
+  const figures = (pick: (moved: Move) => number): Times =>
+    new Map(columns.map(({ way }) => [way, (moves.get(way) ?? []).map(pick)]))
+  const row = (what: string, times: Times, text: (all: readonly number[]) => string): string[] => [
+    what,
+    ...columns.flatMap(({ way }) => [
+      text(times.get(way) ?? []),
+      ...(way === 'mirror' ? [] : [ratio(times, 'mirror', way).text]),
+    ]),
+  ]
   const mebibytes = (all: readonly number[]): string => `${Math.round(median(all) / MiB)} MiB`
-  const sooner: Times = new Map([
-    ['stream', stream.map(({ running }) => running)],
-    ['mirror', mirror.map(({ running }) => running)],
-  ])
+  const running = figures((moved) => moved.running)
+  const sooner = (way: Way): string => ratio(running, way, 'mirror').text
   return {
     title: `${size / MiB} MiB, a guest of 128 MiB, 60 MiB/s between two hosts`,
-    head: ['', 'mirror first', 'disk afterwards', 'afterwards : first'],
+    head: ['', ...columns.flatMap(({ way, name }) => (way === 'mirror' ? [name] : [name, ': first']))],
     rows: [
-      row('until the guest runs', ({ running }) => running, spread),
-      row('the guest stands still', ({ stop }) => stop, spread),
-      row('until its source is free', ({ total }) => total, spread),
-      row('over the link', ({ bytes }) => bytes, mebibytes),
+      row('until the guest runs', running, spread),
+      row(
+        'the guest stands still',
+        figures(({ stop }) => stop),
+        spread,
+      ),
+      row(
+        'until its source is free',
+        figures(({ total }) => total),
+        spread,
+      ),
+      row(
+        'over the link',
+        figures(({ bytes }) => bytes),
+        mebibytes,
+      ),
     ],
-    notes: [`It runs ${ratio(sooner, 'stream', 'mirror').text} times as soon. Every block was right at the end.`],
+    notes: [
+      `With its disk afterwards the guest runs ${sooner('stream')} times as soon, with its memory too ${sooner('postcopy')} times. Every block was right at the end.`,
+    ],
   }
 }
 

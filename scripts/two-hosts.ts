@@ -1,13 +1,15 @@
 /** Two hosts on one machine: network namespaces with a link of limited rate between them, a daemon of virstream in each. */
-import { readFile, rm } from 'node:fs/promises'
+import { open, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import {
   Connect,
+  VIR_DOMAIN_EVENT_RESUMED,
   VIR_DOMAIN_SHUTOFF,
   VIR_DOMAIN_XML_MIGRATABLE,
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_NON_SHARED_DISK,
+  VIR_MIGRATE_POSTCOPY,
   VIR_MIGRATE_STREAM_DISKS,
   type Domain,
 } from '../src/index.js'
@@ -27,7 +29,14 @@ export interface Hosts {
   there: { folder: string; conn: Connect; uri: string }
 }
 
-export type Way = 'stream' | 'mirror'
+/** 'mirror': disks go first; 'stream': after the guest; 'postcopy': and its memory as well */
+export type Way = 'mirror' | 'stream' | 'postcopy'
+
+const flagsOf: Record<Way, number> = {
+  mirror: VIR_MIGRATE_NON_SHARED_DISK,
+  stream: VIR_MIGRATE_STREAM_DISKS,
+  postcopy: VIR_MIGRATE_STREAM_DISKS | VIR_MIGRATE_POSTCOPY,
+}
 
 export interface Move {
   /** ms until the guest ran there */
@@ -79,6 +88,8 @@ export async function move(t: Cleanup, hosts: Hosts, way: Way, base: PatternImag
   const { here, there } = hosts
   const disk = join(here.folder, `${way}.qcow2`)
   await run('qemu-img', ['convert', '-O', 'qcow2', base.path, disk])
+  // a guest that stops has its disk flushed: what we have just written is not the guest's to wait for
+  await flush(disk)
   const xml = await guestXml(here.folder, { name: way, devices: diskXml('vda', disk) })
   const dom = await here.conn.domainDefineXML(xml)
   await dom.create()
@@ -89,19 +100,50 @@ export async function move(t: Cleanup, hosts: Hosts, way: Way, base: PatternImag
   await guest.work('vda', 'slowly')
   await guest.command('ticks on')
   const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+  const arrival = arrived(there.conn, way)
   const before = await bytesOf(hosts.link)
   const began = performance.now()
-  const flags = VIR_MIGRATE_LIVE | (way === 'stream' ? VIR_MIGRATE_STREAM_DISKS : VIR_MIGRATE_NON_SHARED_DISK)
-  const moved = await dom.migrate(there.conn, { destinationXML, uri: there.uri }, flags)
-  const running = performance.now() - began
+  const going = dom.migrate(there.conn, { destinationXML, uri: there.uri }, VIR_MIGRATE_LIVE | flagsOf[way])
+  if (way === 'postcopy') await switchAtOnce(dom, going)
+  const running = (await Promise.race([arrival, going.then(() => arrival)])) - began
   const after = await Guest.connect(join(there.folder, `${way}.serial`))
   t.after(() => after[Symbol.dispose]())
+  const moved = await going
   while ((await dom.getState()).state !== VIR_DOMAIN_SHUTOFF) await delay(50)
   const total = performance.now() - began
   const bytes = (await bytesOf(hosts.link)) - before
   const { bad, blocks } = await checked(after)
   await finish(moved, dom, [disk, disk.replace(here.folder, there.folder)])
   return { running, stop: standstill(guest, after), total, bytes, bad, blocks }
+}
+
+/** When the guest begins to run there. */
+async function arrived(conn: Connect, name: string): Promise<number> {
+  for await (const event of conn.domainEvents({ kinds: ['lifecycle'] }))
+    if (event.kind === 'lifecycle' && event.event === VIR_DOMAIN_EVENT_RESUMED && event.domain.name === name)
+      return performance.now()
+  throw new Error('the connection to the destination has ended')
+}
+
+/** Memory follows from its first pass on: that can be asked for once it has begun to go over. */
+async function switchAtOnce(dom: Domain, going: Promise<Domain>): Promise<void> {
+  const state = { isOver: false }
+  const over = (): boolean => (state.isOver = true)
+  void going.then(over, over)
+  for (;;) {
+    try {
+      await dom.migrateStartPostCopy()
+      return
+    } catch (error) {
+      if (state.isOver) throw error
+      await delay(5)
+    }
+  }
+}
+
+async function flush(path: string): Promise<void> {
+  await using file = await open(path, 'r+')
+  await file.sync()
 }
 
 /** From the last tick here to the first one there, less what the guest's own clock says that it did between them. */

@@ -3,6 +3,7 @@ import type { Duplex } from 'node:stream'
 import { native } from '../native.js'
 import { descriptorFor } from '../tunnel/join.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
+import type { WindowLimits } from '../tunnel/window.js'
 import type { Monitor } from './monitor.js'
 import type { MigrationWatch, Seen } from './migration-watch.js'
 import type { Live } from './vm.js'
@@ -112,12 +113,16 @@ export function sendMemory(live: Live, commands: MigrationCommands, channel: Dup
 }
 
 /** The guest's memory comes over a channel that the other side opens; `live` is undefined where nobody waits for it. */
-export async function takeMemory(request: ChannelRequest, live: Live | undefined): Promise<Duplex | undefined> {
+export async function takeMemory(
+  request: ChannelRequest,
+  live: Live | undefined,
+  windows?: Partial<WindowLimits>,
+): Promise<Duplex | undefined> {
   if (live === undefined) {
     request.refuse('nobody waits for memory')
     return undefined
   }
-  const channel = request.accept()
+  const channel = request.accept({}, windows)
   try {
     await lend(live, channel, (fd) => new MigrationCommands(live.monitor).receive(fd))
     return channel

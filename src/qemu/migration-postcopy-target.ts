@@ -25,6 +25,9 @@ const fail = failFrom('VIR_FROM_QEMU')
 /** ms between two looks at a QEMU that takes the state of the devices in */
 const POLL = 20
 
+/** A page that the guest waits for comes behind what is on its way already: no more than the link needs. */
+const WINDOWS = { floor: 64 * 1024 }
+
 const SYSCTL = '/proc/sys/vm/unprivileged_userfaultfd'
 
 /** At prepare: VIR_ERR_OPERATION_UNSUPPORTED where QEMU may not have userfaultfd, or its memory is of a kind that can't. */
@@ -63,13 +66,14 @@ export async function stateIsHere({ monitor }: Live): Promise<void> {
 /** A channel with memory: the first one, or one that takes the place of one that broke. */
 export async function takeChannel({ record, vm, memory }: Incoming, request: ChannelRequest): Promise<void> {
   if (record.memoryFollows !== true) {
-    memory.channel = await takeMemory(request, record.phase === 'incoming' ? vm.live : undefined)
+    const windows = (record.flags & c.VIR_MIGRATE_POSTCOPY) === 0 ? undefined : WINDOWS
+    memory.channel = await takeMemory(request, record.phase === 'incoming' ? vm.live : undefined, windows)
     return
   }
   try {
     const socket = await memory.recovery?.connect()
     if (socket === undefined) throw new Error('nobody waits for memory')
-    memory.channel = request.accept()
+    memory.channel = request.accept({}, WINDOWS)
     joinDuplex(memory.channel, socket).catch(() => undefined)
   } catch (error) {
     request.refuse(messageOf(error))

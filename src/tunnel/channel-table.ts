@@ -29,7 +29,7 @@ export interface ChannelFigures {
 
 interface ChannelState {
   phase: 'opening' | 'offered' | 'open'
-  readonly window: ReceiveWindow
+  window: ReceiveWindow
   readonly out: Outgoing
   /** the other side sent FIN */
   ended: boolean
@@ -96,8 +96,10 @@ export class ChannelTable {
     return channel
   }
 
-  accept(channel: number, params: Params): void {
+  /** `windows`: of this channel; default: as of all. */
+  accept(channel: number, params: Params, windows?: Partial<WindowLimits>): void {
     const state = this.#state(channel, 'offered')
+    if (windows !== undefined) state.window = this.#newWindow(windows)
     const bytes = frame(frameTypes.accept, channel, acceptPayload({ window: state.window.size, params }))
     state.phase = 'open'
     this.#say(bytes)
@@ -220,14 +222,18 @@ export class ChannelTable {
   }
 
   #newChannel(channel: number, phase: ChannelState['phase'], credit: number): ChannelState {
-    const { windows, now } = this.#options
     return {
       phase,
-      window: new ReceiveWindow(windows, now()),
+      window: this.#newWindow(),
       out: new Outgoing(channel, credit),
       ended: false,
       received: 0,
     }
+  }
+
+  #newWindow(limits: Partial<WindowLimits> = {}): ReceiveWindow {
+    const { windows, now } = this.#options
+    return new ReceiveWindow({ ...windows, ...limits }, now())
   }
 
   #state(channel: number, phase: ChannelState['phase']): ChannelState {

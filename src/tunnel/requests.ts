@@ -1,13 +1,17 @@
 import type { Channel } from './channel.js'
 import { TunnelError } from './error.js'
 import type { Params } from './payloads.js'
+import type { WindowLimits } from './window.js'
 
 /** The other side wants a channel: answer once, by `accept` or `refuse`. */
 export interface ChannelRequest {
   readonly service: string
   readonly params: Params
-  /** Throws TunnelError ECONNRESET when the other side has given up by now. */
-  accept(reply?: Params): Channel
+  /**
+   * `windows`: of what comes on this channel, where they are to be others than those of the tunnel. Throws TunnelError
+   * ECONNRESET when the other side has given up by now.
+   */
+  accept(reply?: Params, windows?: Partial<WindowLimits>): Channel
   /** The other side's `open` rejects with this reason. Without effect when it has given up by now. */
   refuse(reason: string): void
 }
@@ -16,7 +20,11 @@ export interface ChannelRequest {
 export type OpenHandler = (request: ChannelRequest) => void | Promise<void>
 
 interface Desk {
-  accept(id: number, service: string, params: Params, reply: Params): Channel
+  accept(
+    id: number,
+    about: { service: string; params: Params; reply: Params },
+    windows?: Partial<WindowLimits>,
+  ): Channel
   refuse(id: number, reason: string): void
 }
 
@@ -44,10 +52,10 @@ export class ChannelRequests {
     const request: ChannelRequest = {
       service,
       params,
-      accept: (reply = {}) => {
+      accept: (reply = {}, windows) => {
         if (!this.#waiting.delete(id))
           throw new TunnelError('ECONNRESET', `channel '${service}' is not asked for any more`)
-        return this.#desk.accept(id, service, params, reply)
+        return this.#desk.accept(id, { service, params, reply }, windows)
       },
       refuse: (reason) => {
         if (this.#waiting.delete(id)) this.#desk.refuse(id, reason)

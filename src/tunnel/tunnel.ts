@@ -62,9 +62,9 @@ export class Tunnel {
     this.#session = new Session({ ...options, role, now: () => performance.now() }, this.#events())
     this.#requests = new ChannelRequests(
       {
-        accept: (id, service, params, reply) => {
-          this.#session.channels.accept(id, reply)
-          return this.#newChannel(id, service, params, reply)
+        accept: (id, about, windows) => {
+          this.#session.channels.accept(id, about.reply, windows)
+          return this.#newChannel(id, about)
         },
         refuse: (id, reason) => this.#session.channels.refuse(id, reason),
       },
@@ -169,7 +169,7 @@ export class Tunnel {
       onOpen: (id, service, params) => this.#requests.add(id, service, params),
       onAccepted: (id, reply) => {
         const opening = this.#takeOpening(id)
-        opening?.resolve(this.#newChannel(id, opening.service, opening.params, reply))
+        if (opening !== undefined) opening.resolve(this.#newChannel(id, { ...opening, reply }))
       },
       onRefused: (id, reason) => {
         this.#takeOpening(id)?.reject(new TunnelError('ECONNREFUSED', reason))
@@ -220,8 +220,8 @@ export class Tunnel {
     }
   }
 
-  #newChannel(id: number, service: string, params: Params, reply: Params): Channel {
-    const channel = new Channel(this.#session.channels, id, { service, params, reply })
+  #newChannel(id: number, about: ConstructorParameters<typeof Channel>[2]): Channel {
+    const channel = new Channel(this.#session.channels, id, about)
     this.#channels.set(id, channel)
     channel.once('close', () => {
       this.#channels.delete(id)
