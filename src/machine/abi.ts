@@ -47,7 +47,15 @@ function guestView(def: DomainDef, key: string): Plain | undefined {
   if (key === 'vcpu') return strip(value, new Set(['cpuset', 'placement', 'residue']))
   // where a disk stands tells its address and its bus; what it is called is for people
   if (key === 'disks') return strip(value, new Set([...HOST_SIDE].filter((name) => name !== 'target')))
+  // libvirt lists them as they were made
+  if (key === 'controllers') return strip(byNumber(def.controllers), HOST_SIDE)
   return strip(value, HOST_SIDE)
+}
+
+function byNumber(controllers: DomainDef['controllers']): DomainDef['controllers'] {
+  const rank = ({ type, index }: DomainDef['controllers'][number]): string =>
+    `${type} ${String(index).padStart(9, '0')}`
+  return [...controllers].sort((one, other) => (rank(one) < rank(other) ? -1 : 1))
 }
 
 function strip(value: unknown, without: ReadonlySet<string>): Plain | undefined {
