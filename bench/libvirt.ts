@@ -11,6 +11,7 @@ import { time, type BenchOptions } from './bench.js'
 import { duration, inTurn, median, ratio, type Table, type Way } from './report.js'
 
 const IN_FLIGHT = 64
+const EVENTS = 400
 
 /** Debian's, which has the bindings. */
 const PYTHON = '/usr/bin/python3'
@@ -97,6 +98,8 @@ const domainXml = (nth: number): string => `<domain type='test'>
 
 async function eventLatency(conn: Connect, dom: Domain, count: number): Promise<number> {
   const events = conn.domainEvents({ domain: dom, kinds: ['lifecycle'] })
+  // the server knows by then that we listen
+  for (const change of [() => dom.suspend(), () => dom.resume()]) await Promise.all([events.next(), change()])
   let total = 0
   for (let nth = 0; nth < count; nth++) {
     const began = performance.now()
@@ -152,7 +155,11 @@ export async function benchLibvirt(t: Cleanup, { rounds, size: domains }: BenchO
       calls,
       ways(() => time(() => inFlight(dom, calls)), plain, loop, ['flight', calls, IN_FLIGHT]),
     ],
-    ['from a call to its event', 100, ways(() => eventLatency(conn, dom, 100), undefined, loop, ['events', 100])],
+    [
+      'from a call to its event',
+      EVENTS,
+      ways(() => eventLatency(conn, dom, EVENTS), undefined, loop, ['events', EVENTS]),
+    ],
   ]
   const rows: string[][] = []
   for (const [what, count, these] of tasks) {
