@@ -77,14 +77,17 @@ export async function followDisks(
   const sizes = new Map<string, number>()
   try {
     while (!interrupted.signal.aborted) {
-      const states = await context.attempt(
-        `Failed to follow the disks of domain '${arrived.name}', which go on being streamed`,
-        () => disksOf(arrived),
+      const [states, isFree] = await context.attempt(
+        `Failed to follow the disks of domain '${arrived.name}', which follow it as long as virstreamd has the roots of both hosts open`,
+        async () => [await disksOf(arrived), await hasLetGo(source, arrived)] as const,
       )
       if (states === undefined) throw await gone(source, arrived)
-      if (states.length === 0 && (await hasLetGo(source, arrived))) {
+      if (states.length === 0 && isFree) {
         for (const [what, size] of sizes) view?.at(what, { offset: size, size })
-        return undefined
+        if ((await stateOf(arrived)) !== c.VIR_DOMAIN_SHUTOFF) return undefined
+        throw new CommandError(
+          `Domain '${arrived.name}' does not run at the destination any more; all of its disks are there`,
+        )
       }
       for (const state of states) show(view, sizes, state)
       await delay(LOOK_INTERVAL, undefined, { signal: interrupted.signal }).catch(() => undefined)

@@ -140,12 +140,12 @@ async function migrate(context: Context, what: string, uri: string, options: Val
     view?.end()
   }
   const goesOn = end === undefined && options.flag('wait') ? undefined : await followers(domain)
-  if (goesOn === undefined) {
+  if (goesOn === undefined && end === undefined) {
     const becomes = (flags & c.VIR_MIGRATE_OFFLINE) === 0 ? 'runs' : 'is defined'
     context.say(`Domain '${arrived.name}' ${becomes} at '${uri}'`, '')
     return undefined
   }
-  const lines = hints(context, { name: domain.name, arrived: arrived.name, uri, disks: goesOn })
+  const lines = hints(context, { name: domain.name, arrived: arrived.name, uri, disks: goesOn ?? [] })
   if (end === undefined) context.say(...lines, '')
   else for (const line of lines) context.err.line(line)
   return end === undefined ? undefined : DETACHED

@@ -52,6 +52,10 @@ interface Hosts {
   source: ScriptedDriver & { uri: string }
   destination: ScriptedDriver & { uri: string }
   state: DomainState
+  /** at the destination */
+  there: DomainState
+  /** the source's daemon ends */
+  leave: () => Promise<void>
   /** where the disk is that follows; undefined: it is there */
   disk: number | undefined
   /** lets the memory arrive */
@@ -90,6 +94,7 @@ async function hosts(t: TestContext): Promise<Hosts> {
   const there = scriptedDriver({
     domainMigratePrepare: () => Promise.resolve({ cookie: 'prepared', uri: '' }),
     domainMigrateFinish: (_params, _flags, _cookie, cancelled) => Promise.resolve(cancelled ? undefined : ref),
+    domainGetState: () => Promise.resolve(both.there),
     domainStreamDiskInfo: () => Promise.resolve(both.disk === undefined ? [] : [moving(both.disk)]),
   })
   const [source, destination] = [await testDaemon(t, here.driver), await testDaemon(t, there.driver)]
@@ -97,6 +102,8 @@ async function hosts(t: TestContext): Promise<Hosts> {
     source: { ...here, uri: source.uri },
     destination: { ...there, uri: destination.uri },
     state: running,
+    there: running,
+    leave: () => source.daemon.close(),
     disk: 16 * MiB,
     arrive,
   }
@@ -259,6 +266,26 @@ test('a guest that comes back in the meantime is an error of who waits for its d
   assert.match(stderr, /has come back, the migration was aborted/)
   const again = await cli(['-c', source.uri, 'migrate-rollback', 'guest'])
   assert.match(again.stderr, /is not at another host with its disks still here/)
+})
+
+test('who waits for the disks of a guest hears when it has ended there, and when its source has gone', async (t) => {
+  const words = '--live --stream-disks --wait'.split(' ')
+  const wait = async (both: Hosts, change: () => unknown): ReturnType<typeof cli> => {
+    both.arrive()
+    const command = cli(['-c', both.source.uri, 'migrate', 'guest', both.destination.uri, ...words])
+    await until('the disk is on its way', () => named(both.destination, 'domainStreamDiskInfo').length > 0)
+    await change()
+    return command
+  }
+  const both = await hosts(t)
+  const ended = await wait(both, () => Object.assign(both, { state: shutOff, there: shutOff, disk: undefined }))
+  assert.equal(ended.status, 1)
+  assert.match(ended.stderr, /'guest' does not run at the destination any more; all of its disks are there/)
+
+  const left = await hosts(t)
+  const alone = await wait(left, left.leave)
+  assert.equal(alone.status, 1)
+  assert.match(alone.stderr, /Failed to follow the disks of domain 'guest', which follow it as long as virstreamd/)
 })
 
 test('a destination that is lost is given up when that is said, wherever the domain is', async (t) => {
