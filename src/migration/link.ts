@@ -46,6 +46,7 @@ export class MigrationLink {
   #tunnel: Tunnel | undefined
   #messages: Messages | undefined
   #closed = false
+  #connecting: Promise<void> | undefined
   #lasting = false
   /** why it is down; undefined while it is up */
   problem: string | undefined = 'not connected yet'
@@ -62,13 +63,19 @@ export class MigrationLink {
     return this.#tunnel
   }
 
-  /** Reaches the destination once. UnknownThereError, or why it could not be reached. */
-  async connect(): Promise<void> {
+  /** Tries to reach the destination, unless that is being done. UnknownThereError, or why it could not be reached. */
+  connect(): Promise<void> {
+    return (this.#connecting ??= this.#connect().finally(() => (this.#connecting = undefined)))
+  }
+
+  async #connect(): Promise<void> {
     const { id, key, onOpen, onRequest } = this.#options
     const tunnel = await this.#reach()
     try {
       tunnel.onOpen ??= onOpen
       const messages = new Messages(await tunnel.open(SERVICE.messages, { id, key }), { onRequest })
+      // who closed it meanwhile had nothing yet to close
+      if (this.#closed) throw fail('VIR_ERR_OPERATION_FAILED', 'the link to the destination was closed')
       this.#tunnel = tunnel
       this.#messages = messages
       this.problem = undefined

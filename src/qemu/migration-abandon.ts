@@ -62,10 +62,11 @@ export async function tellAbandoned(qemu: Qemu, outgoing: Outgoing): Promise<voi
 
 /** Whether the destination knows it now; it has paused its guest then, or has none. */
 async function tell({ link }: Outgoing, warn: (error: unknown) => void = () => undefined): Promise<boolean> {
-  if (link?.isUp !== true) return false
   try {
-    await link.request('abandoned', {}, PAUSING)
-    return true
+    // a process that has just opened the root is on its way there
+    if (link?.isUp === false) await link.connect()
+    await link?.request('abandoned', {}, PAUSING)
+    return link !== undefined
   } catch (error) {
     warn(error)
     return false

@@ -152,6 +152,7 @@ async function resolve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     'migrate',
     async () => {
       const { record, vm } = outgoing
+      if (!qemu.outgoing.has(record.id)) return
       if (record.phase === 'switched') await resolveSwitched(qemu, outgoing, true)
       else if (record.phase === 'serving') {
         outgoing.memory?.recover()

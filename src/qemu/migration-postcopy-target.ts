@@ -16,7 +16,7 @@ import { NOTICE } from './migration-postcopy.js'
 import { saveRecord } from './migration-record.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Qemu } from './qemu.js'
-import { catchUp } from './reconnect.js'
+import { catchUp, untilAnswers } from './reconnect.js'
 import { RecoveryMonitor } from './recovery-monitor.js'
 import type { Live } from './vm.js'
 
@@ -112,21 +112,12 @@ export function watchRest(qemu: Qemu, incoming: Incoming, live: Live): void {
   incoming.watch = watch
   if (record.recovery !== undefined) memory.recovery = RecoveryMonitor.reopen(live.runDir, live.pid, record.recovery)
   qemu.inBackground(`the memory of domain '${record.name}'`, async () => {
-    if (!(await answers(live, watch))) return
+    if (!(await untilAnswers(live, () => watch.isClosed))) return
     await catchUp(qemu, incoming.vm, live)
     const { status = 'none' } = await new MigrationCommands(live.monitor).query()
     watch.now(status)
     await followRest(qemu, incoming, live)
   })
-}
-
-/** Waits until QEMU, which may stand still where it misses a page, answers again; false when nobody waits any more. */
-async function answers({ monitor }: Live, watch: MigrationWatch): Promise<boolean> {
-  while (!watch.isClosed && !monitor.isClosed) {
-    const status = await monitor.queryStatus().catch((error: unknown) => messageOf(error))
-    if (typeof status !== 'string') return true
-  }
-  return false
 }
 
 /** From the moment in which the guest may run here until all of its memory is here. */

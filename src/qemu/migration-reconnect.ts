@@ -15,7 +15,7 @@ import type { Qemu } from './qemu.js'
 import { type Live, Vm } from './vm.js'
 import { linkFor, resume } from './migration-leave.js'
 import { letGo } from './migration-release.js'
-import { Outgoing } from './outgoing.js'
+import { isOver, Outgoing } from './outgoing.js'
 import { Incoming } from './incoming.js'
 import { settleAbandoned } from './migration-abandoned.js'
 import { cancel, run } from './migration-arrive.js'
@@ -58,8 +58,14 @@ function relayAgain(qemu: Qemu, incoming: Incoming, def: DomainDef): ReturnType<
 
 /** After QEMUs have been taken over. */
 export async function reconnectMigrations(qemu: Qemu): Promise<void> {
-  for (const incoming of [...qemu.incoming.values()]) await reconnectIncoming(qemu, rebound(qemu, incoming))
-  for (const outgoing of [...qemu.outgoing.values()]) await reconnectOutgoing(qemu, rebound(qemu, outgoing))
+  const attempt = async (name: string, work: () => Promise<void>): Promise<void> =>
+    work().catch((error: unknown) =>
+      qemu.warn(`the migration of domain '${name}' is left as it is: ${messageOf(error)}`),
+    )
+  for (const incoming of [...qemu.incoming.values()])
+    await attempt(incoming.record.name, () => reconnectIncoming(qemu, rebound(qemu, incoming)))
+  for (const outgoing of [...qemu.outgoing.values()])
+    await attempt(outgoing.record.name, () => reconnectOutgoing(qemu, rebound(qemu, outgoing)))
   const waiting = [...qemu.incoming.values()].length > 0
   if (waiting && qemu.host.tunnels !== true) await listenForMigrations(qemu)
 }
@@ -77,6 +83,18 @@ async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> 
   // one that waits to be let run has read nothing yet
   if (record.phase === 'loaded' && live !== undefined) incoming.relay = await relayAgain(qemu, incoming, live.def)
   await reopenWay(qemu, incoming)
+  const { catchingUp } = live ?? {}
+  if (catchingUp === undefined) await goOn(qemu, incoming)
+  else
+    qemu.inBackground(`the migration of domain '${record.name}'`, async () => {
+      await catchingUp
+      if (vm.live === live && qemu.incoming.has(record.id)) await goOn(qemu, incoming)
+    })
+}
+
+async function goOn(qemu: Qemu, incoming: Incoming): Promise<void> {
+  const { record, vm } = incoming
+  const { live } = vm
   if (record.phase === 'abandoned') {
     await vm.jobs.run('migrate', () => settleAbandoned(qemu, incoming))
     return
@@ -139,7 +157,8 @@ async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> 
   if (record.phase === 'returning') outgoing.enter('serving')
   if (record.phase === 'returned' && live !== undefined && vm.state.state === c.VIR_DOMAIN_PAUSED)
     await vm.jobs.run('migrate', () => runAgain(qemu, outgoing, live))
-  if (live === undefined) vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED }
+  if (live === undefined && !isOver(record))
+    vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED }
   await vm.jobs.run('migrate', () => serveAside(qemu, outgoing))
   serveAgainLater(qemu, outgoing)
   outgoing.link = linkFor(qemu, outgoing)

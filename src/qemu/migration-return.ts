@@ -34,6 +34,8 @@ export async function bringBack(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm, record, link } = outgoing
   if (record.phase !== 'serving' || link === undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' has no migration that could be canceled`)
+  // a process that has just opened the root is on its way there
+  if (!link.isUp) await link.connect().catch(() => undefined)
   if (!link.isUp) {
     const text = `domain '${vm.name}' runs on '${record.peer}', which cannot be reached: ${link.problem ?? ''}; if that host is lost for good, give it up with VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST (migrate-rollback --destination-is-lost), and with it what the guest has written there`
     throw fail('VIR_ERR_OPERATION_FAILED', text)

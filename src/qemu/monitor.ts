@@ -72,6 +72,11 @@ export class Monitor {
     return new Monitor(undefined, domain)
   }
 
+  /** Did it answer within its time when it was connected to? */
+  get hasAnswered(): boolean {
+    return this.#client?.hasAnswered === true
+  }
+
   get isClosed(): boolean {
     return this.#client?.isClosed ?? true
   }

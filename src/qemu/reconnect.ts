@@ -124,8 +124,8 @@ export async function revokeAccess(qemu: Qemu, status: DomainStatus, runDir: str
 async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number }, runDir: string): Promise<void> {
   const { pid, id, def, startTime = '' } = status
   const pending = pendingLive(qemu, vm)
-  const standsStill = missesMemory(qemu, status.uuid)
-  const monitor = await connect(qemu, status, runDir, pending, standsStill)
+  const from = [...qemu.incoming.values()].find(({ record }) => record.uuid === status.uuid)?.record
+  const monitor = await connect(qemu, status, runDir, pending, from === undefined ? TIMEOUT : SHORT_TIMEOUT)
   const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
   const access = new Access(qemu.access, def, (text) => qemu.warn(text), status.access)
   const [guards, staleHeaders] = [new Map(status.guards), new Set(status.staleHeaders)]
@@ -139,32 +139,52 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   qemu.add(vm)
   pending.attach(live)
   if (monitor.isClosed) return
-  // else who has the rest of its memory come does
-  if (!standsStill) await catchUp(qemu, vm, live)
+  // its guest has come before all of its memory: who has the rest of that come does it
+  if (from?.memoryFollows !== true) {
+    if (monitor.hasAnswered) await catchUp(qemu, vm, live)
+    else live.catchingUp = catchUpLater(qemu, vm, live)
+  }
   if (status.booting === true) beginBootStreams(qemu, vm, live)
   await keepLocks(qemu, vm, live)
 }
 
-/** A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. */
+/**
+ * A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. One that greets may
+ * answer later: it stands still where it misses a page or a block, which it may get when the root is open.
+ */
 async function connect(
   qemu: Qemu,
   status: DomainStatus,
   runDir: string,
   pending: Pending<Live>,
-  patient: boolean,
+  timeout: number,
 ): Promise<Monitor> {
-  const timeout = patient ? SHORT_TIMEOUT : TIMEOUT
   try {
-    return await Monitor.connect(monitorSocket(runDir), status.name, { ...pending.events, patient }, timeout)
+    return await Monitor.connect(monitorSocket(runDir), status.name, { ...pending.events, patient: true }, timeout)
   } catch (error) {
     qemu.host.logger.error({ err: error, domain: status.name }, 'QEMU runs but does not answer on its monitor')
     return Monitor.lost(status.name)
   }
 }
 
-/** Its guest has come before all of its memory: QEMU stands still where it misses a page, until its source sends that. */
-const missesMemory = (qemu: Qemu, uuid: string): boolean =>
-  [...qemu.incoming.values()].some(({ record }) => record.uuid === uuid && record.memoryFollows === true)
+function catchUpLater(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
+  qemu.warn(`QEMU of domain '${vm.name}' does not answer yet`)
+  const work = async (): Promise<void> => {
+    if (await untilAnswers(live)) await catchUp(qemu, vm, live)
+  }
+  const done = work()
+  qemu.inBackground(`catching up with domain '${vm.name}'`, () => done)
+  return done
+}
+
+/** Waits until QEMU answers again; false when nobody waits any more. */
+export async function untilAnswers({ monitor }: Live, isOver: () => boolean = () => false): Promise<boolean> {
+  while (!isOver() && !monitor.isClosed) {
+    const status = await monitor.queryStatus().catch((error: unknown) => messageOf(error))
+    if (typeof status !== 'string') return true
+  }
+  return false
+}
 
 /** What happened while nobody watched: the machine's state, jobs that ended or went on. */
 export async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {

@@ -56,6 +56,8 @@ export interface Live extends ImageHolder {
   pauseReason?: number
   /** it is looked after, so that the guest goes on when its base is back */
   awaitsBase?: boolean
+  /** it did not answer when it was taken over: until what happened before is known */
+  catchingUp?: Promise<void>
   /** the guest was paused by an I/O error */
   onIoPause?: () => void
   /** of QEMU's MIGRATION events */

@@ -46,6 +46,7 @@ interface Waiter {
 export class QmpClient {
   readonly #stream: Duplex
   readonly #options: QmpConnectOptions
+  #hasAnswered = false
   readonly #splitter = new QmpSplitter()
   readonly #waiters = new Map<string, Waiter>()
   readonly #expired = new Set<string>()
@@ -98,6 +99,7 @@ export class QmpClient {
     const args = outOfBand === true ? { enable: ['oob'] } : undefined
     try {
       await this.execute('qmp_capabilities', args, { timeout })
+      this.#hasAnswered = true
     } catch (error) {
       // what is sent from now on is read when this has been
       if (patient !== true || !(error instanceof QmpTimeoutError)) throw error
@@ -106,6 +108,11 @@ export class QmpClient {
 
   get isClosed(): boolean {
     return this.#closed !== undefined
+  }
+
+  /** Did QEMU answer within its time when it was connected to? */
+  get hasAnswered(): boolean {
+    return this.#hasAnswered
   }
 
   /**

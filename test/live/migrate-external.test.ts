@@ -27,14 +27,7 @@ test('a daemon serves the disks of a guest that has gone, gives them back, and s
   await assert.rejects(dom.create(), virError('VIR_ERR_OPERATION_INVALID', /has been migrated/))
   await reopen(here)
   const again = await here.conn.domainLookupByName('guest')
-  await until('it reaches the destination', async () => {
-    const failed = await again.abortJob().then(
-      () => undefined,
-      (error: unknown) => String(error),
-    )
-    if (failed !== undefined) assert.match(failed, /cannot be reached/)
-    return failed === undefined
-  })
+  await again.abortJob()
   assert.equal((await again.getState()).state, VIR_DOMAIN_RUNNING)
   const back = await agentOf(t, here.folder)
   await until('nothing is left of it', () => leftOf(there).length === 0)

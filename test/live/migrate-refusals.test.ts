@@ -10,6 +10,7 @@ import {
   VIR_DOMAIN_PAUSED_USER,
   VIR_DOMAIN_RUNNING,
   VIR_DOMAIN_SHUTOFF,
+  VIR_DOMAIN_SHUTOFF_CRASHED,
   VIR_DOMAIN_SHUTOFF_MIGRATED,
   VIR_DOMAIN_START_PAUSED,
   VIR_DOMAIN_XML_MIGRATABLE,
@@ -20,7 +21,16 @@ import {
   VIR_MIGRATE_STREAM_DISKS,
   type Domain,
 } from '../../src/index.js'
-import { diskXml, processesOf, startPlain, testRoot, until, virError, type TestRoot } from '../support/domain.js'
+import {
+  diskXml,
+  processesOf,
+  qemuPid,
+  startPlain,
+  testRoot,
+  until,
+  virError,
+  type TestRoot,
+} from '../support/domain.js'
 import { emptyImage, temporaryFolder, type Cleanup } from '../support/images.js'
 import { requires } from '../support/requires.js'
 
@@ -90,7 +100,7 @@ test('flags and parameters that make no sense are refused by name', async (t) =>
   await assertStays(here, there, dom)
 })
 
-test('a migration that is called off, or whose destination dies, leaves the guest where it is', async (t) => {
+test('a migration that is called off, or whose destination dies, leaves the guest where it is; one whose source dies leaves nothing elsewhere', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
   const { here, there, dom, xml } = await twoRoots(t)
   await dom.resume()
@@ -107,6 +117,13 @@ test('a migration that is called off, or whose destination dies, leaves the gues
   for (const pid of processesOf(there.folder)) process.kill(pid, 'SIGKILL')
   await assert.rejects(dying, virError('VIR_ERR_OPERATION_FAILED', /could not be migrated/))
   await assertStays(here, there, dom)
+  const lost = dom.migrate(there.conn, slow, STREAM)
+  lost.catch(() => undefined)
+  await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
+  process.kill(qemuPid(here, dom), 'SIGKILL')
+  await assert.rejects(lost, virError('VIR_ERR_OPERATION_FAILED', /stopped while it was migrated/))
+  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_CRASHED })
+  await assertNothingThere(here, there)
 })
 
 test('a guest that is suspended on its way moves and runs there; one that was called off is saved and restored', async (t) => {
@@ -180,6 +197,10 @@ async function twoRoots(t: Cleanup): Promise<{ here: TestRoot; there: TestRoot; 
 /** It runs here as it did, and there is no trace of it. */
 async function assertStays(here: TestRoot, there: TestRoot, dom: Domain): Promise<void> {
   assert.equal(await dom.isActive(), true)
+  await assertNothingThere(here, there)
+}
+
+async function assertNothingThere(here: TestRoot, there: TestRoot): Promise<void> {
   await until('nothing is left there', () => processesOf(there.folder).length === 0)
   assert.deepEqual(await there.conn.listAllDomains(), [])
   assert.equal(existsSync(join(there.folder, 'disk.qcow2')), false)
