@@ -1,6 +1,7 @@
 /** Asks a QEMU binary what it can do: one run without a machine, over QMP on its standard input and output. */
 import { spawn, type ChildProcessByStdio } from 'node:child_process'
 import { once } from 'node:events'
+import { existsSync } from 'node:fs'
 import { Duplex, type Readable, type Writable } from 'node:stream'
 import { failFrom, messageOf } from '../error.js'
 import { QmpClient } from '../qmp/client.js'
@@ -52,7 +53,8 @@ export interface ProbedCapabilities {
 /** VIR_ERR_INTERNAL_ERROR, with the binary's own words, when it cannot be run or does not speak QMP. */
 export async function probeCapabilities(binary: string): Promise<ProbedCapabilities> {
   const args = ['-S', '-no-user-config', '-nodefaults', '-display', 'none', '-machine', 'none', '-qmp', 'stdio']
-  const child = spawn(binary, args, { stdio: ['pipe', 'pipe', 'pipe'], env: { LC_ALL: 'C', PATH: '/usr/bin:/bin' } })
+  const [program, ...rest] = endingWithUs(binary, args)
+  const child = spawn(program, rest, { stdio: ['pipe', 'pipe', 'pipe'], env: { LC_ALL: 'C', PATH: '/usr/bin:/bin' } })
   let words = ''
   child.stderr.setEncoding('utf8').on('data', (text: string) => (words = (words + text).slice(-4096)))
   const failed = once(child, 'error').then(([error]: unknown[]) => Promise.reject(error as Error))
@@ -67,6 +69,13 @@ export async function probeCapabilities(binary: string): Promise<ProbedCapabilit
   } finally {
     child.kill('SIGKILL')
   }
+}
+
+const SETPRIV = '/usr/bin/setpriv'
+
+/** QEMU does not mind that nobody listens any more, so a process that is killed would leave it behind for ever. */
+function endingWithUs(binary: string, args: string[]): [string, ...string[]] {
+  return existsSync(SETPRIV) ? [SETPRIV, '--pdeathsig', 'KILL', '--', binary, ...args] : [binary, ...args]
 }
 
 async function ask(child: ChildProcessByStdio<Writable, Readable, Readable>): Promise<ProbedCapabilities> {

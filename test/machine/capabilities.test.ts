@@ -1,4 +1,7 @@
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
 import { chmod, readdir, readFile, stat, utimes, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
@@ -7,7 +10,9 @@ import { SchemaIndex, type SchemaInfo } from '../../src/machine/capabilities-sch
 import { QemuCapabilities } from '../../src/machine/capabilities.js'
 import { kvmProbeProgram } from '../../src/machine/kvm-probe.gen.js'
 import { probeAcceleration, probeKvm } from '../../src/machine/kvm-probe.js'
+import { processStartTime } from '../../src/util/process-start-time.js'
 import { run } from '../../src/util/run.js'
+import { until } from '../support/domain.js'
 import { temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
 import { emulator, startQemu, withoutMachine } from './command-qemu.js'
@@ -211,4 +216,21 @@ test('QEMU itself agrees with what the cache says of its schema', async (t) => {
   if (!qemu) return
   const caps = await load(await temporaryFolder(t))
   assert.deepEqual(caps.schema, await qemu.execute('query-qmp-schema'))
+})
+
+test('a binary that is being asked ends with a process that is killed', async (t) => {
+  if (!requires(t, 'program:setpriv')) return
+  const folder = await temporaryFolder(t)
+  const [path, said] = [join(folder, 'qemu'), join(folder, 'pid')]
+  await writeFile(path, `#!/bin/sh\necho $$ > '${said}.new'\nmv '${said}.new' '${said}'\nexec sleep 600\n`)
+  await chmod(path, 0o755)
+  const code = `import('${import.meta.resolve('../../src/machine/capabilities-probe.js')}').then((probe) => probe.probeCapabilities('${path}'))`
+  const asking = spawn(process.execPath, ['-e', code], { stdio: 'ignore' })
+  t.after(() => asking.kill('SIGKILL'))
+  await until('the binary runs', () => existsSync(said))
+  const pid = Number(await readFile(said, 'utf8'))
+  assert.notEqual(processStartTime(pid), undefined)
+  asking.kill('SIGKILL')
+  await once(asking, 'exit')
+  await until('it is gone', () => processStartTime(pid) === undefined)
 })
