@@ -16,9 +16,9 @@ const EVENTS = 400
 /** Debian's, which has the bindings. */
 const PYTHON = '/usr/bin/python3'
 
-/** Does what a line of its input says, and answers the ms that it took. `loop`: with an event loop, as we have one. */
+/** Does what a line of its input says, and answers the ms that it took, or a time by the clock of `monotonic`. `loop`: with an event loop, as we have one. */
 const program = `
-import json, sys, threading, time
+import json, queue, sys, threading, time
 import libvirt
 uri, loop = sys.argv[1], sys.argv[2] == 'loop'
 if loop:
@@ -52,12 +52,22 @@ def events(count):
         total += at[-1] - began
     conn.domainEventDeregisterAny(id)
     return total * 1000
+def listen():
+    def callback(*args): told.put(time.monotonic())
+    listening.append(conn.domainEventRegisterAny(dom, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, callback, None))
+def rest(): conn.domainEventDeregisterAny(listening.pop())
+def heard(): return told.get() * 1000
+def change(nth):
+    began = time.monotonic()
+    dom.suspend() if nth % 2 == 0 else dom.resume()
+    return began * 1000
+told, listening = queue.SimpleQueue(), []
 print('ready', flush=True)
 for line in sys.stdin:
     what, *args = json.loads(line)
     began = time.perf_counter()
-    told = {'states': states, 'flight': flight, 'listing': listing, 'events': events}[what](*args)
-    print((time.perf_counter() - began) * 1000 if told is None else told, flush=True)
+    answer = globals()[what](*args)
+    print((time.perf_counter() - began) * 1000 if answer is None else answer, flush=True)
 `
 
 type Ask = (what: string, ...args: number[]) => Promise<number>
@@ -111,6 +121,50 @@ async function eventLatency(conn: Connect, dom: Domain, count: number): Promise<
   return total
 }
 
+/** ms of the clock that all processes of this machine have */
+const monotonic = (): number => Number(process.hrtime.bigint()) / 1e6
+
+/** ms from the beginning of what another process does to a domain until we hear of it, `count` times. */
+async function latencyHere(conn: Connect, dom: Domain, actor: Ask, count: number): Promise<number> {
+  const events = conn.domainEvents({ domain: dom, kinds: ['lifecycle'] })
+  // the server knows by then that we listen
+  for (const change of [() => dom.suspend(), () => dom.resume()]) await Promise.all([events.next(), change()])
+  let total = 0
+  for (let nth = 0; nth < count; nth++) {
+    const heard = events.next().then(monotonic)
+    const began = await actor('change', nth)
+    total += (await heard) - began
+  }
+  events.close()
+  return total
+}
+
+/** The same of a program that listens. */
+async function latencyThere(listener: Ask, actor: Ask, count: number): Promise<number> {
+  await listener('listen')
+  let total = 0
+  for (let nth = 0; nth < count; nth++) {
+    const began = await actor('change', nth)
+    total += (await listener('heard')) - began
+  }
+  await listener('rest')
+  return total
+}
+
+/** On the test driver's own domain, which all connections of a daemon have in common. */
+async function eventsOfOthers(t: Cleanup, daemonUri: string): Promise<Way[]> {
+  const uri = daemonUri.replace('qemu+unix:///system', 'test+unix:///default')
+  const conn = await Connect.open(uri)
+  t.after(() => conn.close())
+  const [dom] = await conn.listAllDomains()
+  if (dom === undefined) throw new Error('the test driver has no domain')
+  const [actor, listener] = [await python(t, uri, false), await python(t, uri, true)]
+  return [
+    { name: OURS, run: () => latencyHere(conn, dom, actor, EVENTS) },
+    { name: 'libvirt-python with an event loop', run: () => latencyThere(listener, actor, EVENTS) },
+  ]
+}
+
 async function inFlight(dom: Domain, count: number): Promise<void> {
   let left = count
   const one = async (): Promise<void> => {
@@ -160,6 +214,7 @@ export async function benchLibvirt(t: Cleanup, { rounds, size: domains }: BenchO
       EVENTS,
       ways(() => eventLatency(conn, dom, EVENTS), undefined, loop, ['events', EVENTS]),
     ],
+    ["from another's call to its event", EVENTS, await eventsOfOthers(t, daemon.uri)],
   ]
   const rows: string[][] = []
   for (const [what, count, these] of tasks) {
