@@ -75,7 +75,8 @@ test('over ssh: calls and events work; a wrong key, a strange host and a socket 
     [ssh({ keyfile: wrong }), /Permission denied/],
     [ssh({ command: sshWith(folder, 'stranger', '') }), /Host key verification failed/],
     [ssh({ socket: join(folder, 'nobody') }), /nobody/],
-    [ssh({ command: join(folder, 'no-such-ssh') }), /no-such-ssh/],
+    // libvirt's event loop may hear that there is no ssh before its call, which then says no more than that
+    [ssh({ command: join(folder, 'no-such-ssh') }), /no-such-ssh|client socket is closed/],
   ]
   for (const [uri, why] of refusals)
     await assert.rejects(Connect.open(uri), (error) => {
