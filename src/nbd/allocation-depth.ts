@@ -12,8 +12,10 @@ export const MAX_UNIT = 32 * 1024 * 1024
 const SECTOR = 512
 /** bytes; the most */
 const FURTHEST = 2 ** 30
-/** units that are asked about before they are needed */
-const AHEAD = 16
+/** units that one question stands for */
+const STRIDE = 8
+/** questions that are asked before their answers are needed */
+const AHEAD = 4
 
 export interface Range {
   /** bytes */
@@ -54,32 +56,43 @@ export async function* unitsOf(
 
 /**
  * The same for a disk that needs all of one image below, which is raw and behind a link. There QEMU takes a round trip for
- * each extent of a range that it is asked about, although all of them lie in that image. So it is only asked whether a unit
- * begins in the disk's own image, of several units at a time. Where that cannot be answered the unit is taken for missing.
+ * each extent of a range that it is asked about, although all of them lie in that image. So it is only asked where a stretch
+ * of some units begins to be missing; what is there behind that place costs a request that copies nothing. Where that
+ * cannot be answered the stretch is taken for missing.
  */
 export async function* unitsAhead(
   client: NbdClient,
   { offset = 0, unit }: Pick<UnitOptions, 'offset' | 'unit'>,
 ): AsyncGenerator<Range> {
   const { size } = client
+  const stretch = STRIDE * unit
   const asked: { at: number; from: Promise<number> }[] = []
   let [next, done] = [offset, offset]
   try {
     for (;;) {
-      for (; asked.length < AHEAD && next < size; next += unit)
+      for (; asked.length < AHEAD && next < size; next += stretch)
         asked.push({ at: next, from: missingFrom(client, next).catch(orAt(next)) })
       const [first] = asked
       if (first === undefined) return
       const from = Math.max(done, await first.from)
       asked.shift()
-      const end = Math.min(first.at + unit, size)
-      if (from < end) yield { offset: from, length: end - from }
+      const end = Math.min(first.at + stretch, size)
+      yield* slices(from, end, first.at, unit)
       done = Math.max(from, end)
-      next = Math.max(next, first.at + Math.floor((done - first.at) / unit) * unit)
+      next = Math.max(next, first.at + Math.floor((done - first.at) / stretch) * stretch)
     }
   } finally {
     // QEMU must not be left with questions that nobody knows of
     await Promise.all(asked.map(({ from }) => from))
+  }
+}
+
+/** From `from` to `end`, cut at each `unit` behind `origin`. */
+function* slices(from: number, end: number, origin: number, unit: number): Generator<Range> {
+  for (let at = from; at < end;) {
+    const to = Math.min(end, origin + (Math.floor((at - origin) / unit) + 1) * unit)
+    yield { offset: at, length: to - at }
+    at = to
   }
 }
 

@@ -196,31 +196,30 @@ test('the next unit begins at or behind the offset', async () => {
   assert.equal(await nextUnit(new Disk(() => 1).client, 0, 4096), undefined)
 })
 
-test('over a link each unit is asked about once, several at a time, and what is there is not asked for again', async () => {
-  const disk = new Disk((unit) => (unit < 20 || unit % 4 === 0 ? 1 : 2))
+test('over a link stretches of units are asked about, several at a time, and one that is there is passed over', async () => {
+  // stretches of eight: there, there, missing, missing but for its beginning, missing
+  const disk = new Disk((unit) => (unit < 16 || (unit >= 24 && unit < 27) || unit === 20 ? 1 : 2))
   disk.tell = () => delay(5)
-  const missing = disk.depths.flatMap((depth, unit) => (depth === 2 ? [unit] : []))
   await new Puller(disk.client, { window: 8, bandwidth: 0, overLink: true }).run()
-  assert.deepEqual(disk.asked, missing)
-  assert.ok(disk.mostOpen > 4, `${disk.mostOpen} questions at a time`)
-  assert.ok(disk.looked <= missing.length * 512 + UNITS * DEFAULT_UNIT, `${disk.looked} bytes were looked at`)
+  const expected = Array.from({ length: UNITS }, (_, unit) => unit).filter(
+    (unit) => unit >= 16 && !(unit >= 24 && unit < 27),
+  )
+  assert.deepEqual(disk.asked, expected)
+  assert.ok(disk.mostOpen > 2, `${disk.mostOpen} questions at a time`)
+  assert.ok(disk.looked <= 5 * 512 + 4 * DEFAULT_UNIT, `${disk.looked} bytes were looked at`)
   const [again] = [new Disk((unit) => (unit === 39 ? 2 : 1))]
   await new Puller(again.client, { window: 8, bandwidth: 0, overLink: true }).run()
   assert.deepEqual(again.asked, [39])
 })
 
-test('over a link a unit that begins in the own image is pulled from where that ends', async () => {
-  const disk = new Disk((unit) => (unit % 8 < 2 ? 1 : 2))
+test('over a link a stretch that begins in the own image is pulled from where that ends, in units', async () => {
+  const disk = new Disk((unit) => (unit % 8 === 0 ? 1 : 2))
   const units: [number, number][] = []
-  for await (const { offset, length } of unitsAhead(disk.client, { unit: 4 * DEFAULT_UNIT }))
+  for await (const { offset, length } of unitsAhead(disk.client, { unit: 2 * DEFAULT_UNIT }))
     units.push([offset / DEFAULT_UNIT, length / DEFAULT_UNIT])
-  assert.deepEqual(
-    units,
-    Array.from({ length: UNITS / 8 }, (_, at) => [
-      [8 * at + 2, 2],
-      [8 * at + 4, 4],
-    ]).flat(),
-  )
+  const whole = (from: number, to: number): [number, number][] =>
+    Array.from({ length: (to - from) / 2 }, (_, nth) => [from + 2 * nth, 2])
+  assert.deepEqual(units, [[1, 1], ...whole(2, 16), [17, 1], ...whole(18, 32), [33, 1], ...whole(34, 40)])
 })
 
 test('over a link a unit that nothing is known of is pulled', async () => {
@@ -237,14 +236,14 @@ test('a pull that is stopped is busy until its questions are answered too', asyn
   disk.tell = (unit) => (unit < 4 ? Promise.resolve() : told)
   const puller = new Puller(disk.client, { window: 2, bandwidth: 0, overLink: true })
   const done = puller.run()
-  while (disk.asked.length < 4 || puller.inFlight > 0) await delay(1)
+  while (disk.asked.length < 8 || puller.inFlight > 0) await delay(1)
   puller.abort()
   assert.equal(puller.isBusy, true)
   tell()
   await done
   assert.equal(puller.isBusy, false)
   assert.equal(disk.open, 0)
-  assert.equal(disk.asked.length, 4)
+  assert.equal(disk.asked.length, 8)
 })
 
 test('the next unit is found without a look at what lies behind it', async () => {
