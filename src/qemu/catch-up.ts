@@ -49,7 +49,7 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
   if (host.blockJobs.all.length > 0) follow(qemu, vm, host)
   watchIdleness(qemu, vm, host)
   // how far they are is written down with them
-  await look(qemu, vm, host)
+  await look(qemu, vm, host).catch((error: unknown) => qemu.warn(messageOf(error)))
   saveStatus(vm, host)
 }
 
