@@ -100,7 +100,7 @@ test('the benchmark of real libvirt runs, and tells of every way', async (t) => 
     return
   }
   const [table] = await benchNamed('libvirt')(t, { rounds: 1, size: 20 * MiB })
-  assert.equal(table?.rows.length, 13)
+  assert.equal(table?.rows.length, 15)
   assertNumbers(table.rows, 3)
 })
 
