@@ -10,10 +10,11 @@ import {
   type Domain,
   type StreamDiskState,
 } from '../../src/index.js'
-import { assertNothingRuns, diskXml, powerOff, startGuest, testRoot, until, virError } from '../support/domain.js'
+import { assertNothingRuns, diskXml, startGuest, testRoot, until, virError } from '../support/domain.js'
 import { backingOf, checkImage, overlay, patternImage } from '../support/images.js'
 import { BLOCK_SIZE, checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
+import { assertStreamed } from '../support/streamed.js'
 import { nbdUri, qemuNbd } from '../support/servers.js'
 
 const MiB = 1024 * 1024
@@ -54,13 +55,7 @@ for (const engine of ['job', 'pull'] as const) {
     await until('the stream moves again', async () => ((await stateOf(dom))?.offset ?? Infinity) > reached, 40_000)
     await stream.setBandwidth(0)
     await stream.finished
-    const { bad, errors } = await guest.stop()
-    assert.deepEqual({ bad, errors }, { bad: 0, errors: 0 })
-    assert.equal((await guest.verify('vda')).bad, 0)
-    const digest = await guest.digest('vda')
-    await powerOff(dom, guest)
-    assert.equal(await backingOf(path), undefined)
-    assert.equal((await checkPattern(path, 'qcow2', base.seed)).digest, digest)
+    await assertStreamed({ dom, guest, path, base })
   })
 }
 

@@ -16,20 +16,10 @@ import {
   type Domain,
   type StreamDiskState,
 } from '../../src/index.js'
-import {
-  diskXml,
-  plainXml,
-  powerOff,
-  qemuPid,
-  startGuest,
-  startPlain,
-  testRoot,
-  until,
-  virError,
-} from '../support/domain.js'
-import { backingOf, overlay, patternImage } from '../support/images.js'
-import { checkPattern } from '../support/pattern.js'
+import { diskXml, plainXml, qemuPid, startGuest, startPlain, testRoot, until, virError } from '../support/domain.js'
+import { overlay, patternImage } from '../support/images.js'
 import { requires } from '../support/requires.js'
+import { assertStreamed } from '../support/streamed.js'
 import { nbdUri, qemuNbd } from '../support/servers.js'
 
 const MiB = 1024 * 1024
@@ -73,13 +63,7 @@ for (const engine of ['job', 'pull'] as const) {
     // it may just have ended by itself
     await stream.setBandwidth(0).catch(() => stream.finished)
     await stream.finished
-    const { bad, errors } = await guest.stop()
-    assert.deepEqual({ bad, errors }, { bad: 0, errors: 0 })
-    assert.equal((await guest.verify('vda')).bad, 0)
-    const digest = await guest.digest('vda')
-    await powerOff(dom, guest)
-    assert.equal(await backingOf(path), undefined)
-    assert.equal((await checkPattern(path, 'qcow2', base.seed)).digest, digest)
+    await assertStreamed({ dom, guest, path, base })
 
     events.close()
     const seen = []
