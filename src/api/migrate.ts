@@ -112,7 +112,7 @@ export async function migrateDomain(
   const prepared = await destination
     .call('domainMigratePrepare', () => [checked, flags, begun.cookie, begun.xml])
     .catch(async (error: unknown) => {
-      await confirmCancelled(source, domain, checked, flags, '')
+      await confirmCancelled(source, domain, checked, flags, '').catch(noteFor(source))
       throw error
     })
   const uri = params.uri ?? prepared.uri
@@ -124,18 +124,16 @@ export async function migrateDomain(
     await destination
       .call('domainMigrateFinish', () => [checked, flags, prepared.cookie, true])
       .catch(noteFor(destination))
-    await confirmCancelled(source, domain, checked, flags, prepared.cookie)
+    await confirmCancelled(source, domain, checked, flags, prepared.cookie).catch(noteFor(source))
     throw error
   }
   let arrived: DomainRef | undefined
   try {
     arrived = await destination.call('domainMigrateFinish', () => [checked, flags, performed.cookie, false])
   } catch (error) {
-    await source
-      .call('domainMigrateConfirm', () => [domain, checked, flags, performed.cookie, true])
-      .catch((unknown: unknown) => {
-        throw fail('VIR_ERR_OPERATION_FAILED', `${messageOf(error)}; ${messageOf(unknown)}`, error)
-      })
+    await confirmCancelled(source, domain, checked, flags, performed.cookie).catch((unknown: unknown) => {
+      throw fail('VIR_ERR_OPERATION_FAILED', `${messageOf(error)}; ${messageOf(unknown)}`, error)
+    })
     if (await hasGone(source, domain)) return foundThere(destination, domain)
     throw error
   }
@@ -161,17 +159,18 @@ async function foundThere(destination: Session, { name, uuid }: DomainRef): Prom
     })
 }
 
-/** What went wrong before is what the caller has to hear; what goes wrong now is logged. */
-async function confirmCancelled(
+/** The source is told that the domain does not move. */
+function confirmCancelled(
   source: Session,
   domain: DomainRef,
   params: Checked,
   flags: number,
   cookie: string,
 ): Promise<void> {
-  await source.call('domainMigrateConfirm', () => [domain, params, flags, cookie, true]).catch(noteFor(source))
+  return source.call('domainMigrateConfirm', () => [domain, params, flags, cookie, true])
 }
 
+/** What went wrong before is what the caller has to hear; what goes wrong now is logged. */
 const noteFor =
   (session: Session) =>
   (error: unknown): undefined => {

@@ -11,7 +11,7 @@ import { failFrom } from '../error.js'
 import { formatBackingString } from '../storage/backing-string.js'
 import { chainOf } from './block-graph.js'
 import { findDisk } from './disk-names.js'
-import { linkProblem, remoteImages } from './link-watch.js'
+import { isNbd, linkProblem, remoteImages } from './link-watch.js'
 import { isFromMigration } from './migration-record.js'
 import type { Qemu } from './qemu.js'
 import { replaceBase } from './replace-base.js'
@@ -75,9 +75,6 @@ export async function setBaseTimeout(
     throw error
   }
 }
-
-const isNbd = (image: StorageSource): image is StorageSource & { type: 'network' } =>
-  image.type === 'network' && image.protocol === 'nbd'
 
 function requirePausing(disk: DiskDef): void {
   if (pausesOnErrors(disk)) return

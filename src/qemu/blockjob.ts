@@ -76,8 +76,6 @@ export class BlockJob {
   waiting: string | undefined
   /** an error has brought it to a halt, from which somebody has to wake it */
   stuck = false
-  /** the server of the base answers, but only that it is shutting down */
-  baseLeaves = false
   /** when the base was last seen to be away since `offset` moved (performance.now) */
   goneAt: number | undefined
   /** why we cancelled it ourselves */

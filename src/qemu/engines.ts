@@ -14,7 +14,7 @@ import { formatNodeName } from '../machine/blockdev.js'
 import type { BlockJob } from './blockjob.js'
 import { hasLostRequests, Waker } from './lost-requests.js'
 import { BASE_LEAVES } from './leaving-base.js'
-import { isOutage, isRemote, linksOf } from './link-watch.js'
+import { isNbd, isOutage, isRemote, linksOf } from './link-watch.js'
 import { beginFinal, isRaw } from './migration-final.js'
 import { untilAllMoved, writesBack } from './migration-write-back.js'
 import { Puller } from './puller.js'
@@ -87,7 +87,7 @@ export function beginPull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, c
 
 /** All that a disk lacks is in one raw image, which an NBD server has. */
 const isOverLink = ([, base, ...others]: readonly StorageSource[]): boolean =>
-  base?.type === 'network' && base.protocol === 'nbd' && isRaw(base) && others.length === 0
+  base !== undefined && isNbd(base) && isRaw(base) && others.length === 0
 
 async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller: Puller): Promise<void> {
   const isAborted = (): boolean => puller.aborted

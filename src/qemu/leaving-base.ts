@@ -7,7 +7,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { DiskDef } from '../conf/domain-def.js'
 import { NbdError } from '../nbd/error.js'
 import { isBroken, resumeGuest } from './base-timeout.js'
-import { baseProblem, remoteImages } from './link-watch.js'
+import { baseProblem, isNbd, remoteImages } from './link-watch.js'
 import type { Qemu } from './qemu.js'
 import { isServed } from './stand-in.js'
 import type { Live, StreamHost, Vm } from './vm.js'
@@ -71,7 +71,6 @@ async function waitAndResume(qemu: Qemu, vm: Vm, live: Live, disk: DiskDef): Pro
 /** Once it is gone QEMU connects again as soon as it can, and requests wait for that. */
 async function isStillLeaving(disk: DiskDef): Promise<boolean> {
   if ((await baseProblem(disk)) !== undefined) return false
-  for (const image of remoteImages(disk))
-    if (image.type === 'network' && image.protocol === 'nbd' && !(await isServed(image))) return true
+  for (const image of remoteImages(disk)) if (isNbd(image) && !(await isServed(image))) return true
   return false
 }

@@ -7,10 +7,15 @@ import { chainOf } from './block-graph.js'
 const CONNECT_TIMEOUT = 2_000
 const DEFAULT_PORTS: Record<string, number> = { nbd: 10809, http: 80, https: 443, ftp: 21, ftps: 990 }
 
+type NetworkSource = StorageSource & { type: 'network' }
+
 export const isRemote = (source: StorageSource): boolean => source.type === 'network'
 
+export const isNbd = (source: StorageSource): source is NetworkSource =>
+  source.type === 'network' && source.protocol === 'nbd'
+
 /** Does QEMU leave it to libcurl (HTTP, FTP)? */
-export const isCurl = (source: StorageSource): boolean => source.type === 'network' && source.protocol !== 'nbd'
+export const isCurl = (source: StorageSource): boolean => isRemote(source) && !isNbd(source)
 
 /** How far the images of a disk are: all in local files, some over NBD, or some over HTTP or FTP, which QEMU leaves to libcurl. */
 export function linksOf(disk: DiskDef): 'local' | 'nbd' | 'curl' {

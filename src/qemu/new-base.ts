@@ -11,7 +11,7 @@ import { chainOf, writeConfigChain } from './block-graph.js'
 import { formatNodeName } from '../machine/blockdev.js'
 import { saveConfig } from './config.js'
 import { findDisk } from './disk-names.js'
-import { isRemote, linkProblem } from './link-watch.js'
+import { isNbd, isRemote, linkProblem } from './link-watch.js'
 import { isFromMigration } from './migration-record.js'
 import { offlineDefinition, refuseSaved, resolveOffline } from './offline.js'
 import type { Qemu } from './qemu.js'
@@ -140,7 +140,7 @@ async function makePassable(
   old: StorageSource,
   fresh: StorageSource,
 ): Promise<StandIn | undefined> {
-  if (old.type !== 'network' || old.protocol !== 'nbd') return undefined
+  if (!isNbd(old)) return undefined
   const job = host.blockJobs.ofDisk(disk.target)
   const moves = job !== undefined && job.waiting === undefined && performance.now() - job.movedAt < LIVELY
   if (moves || (await isServed(old)) || failsAtOnce(vm, host, disk, old)) return undefined

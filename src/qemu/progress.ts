@@ -92,17 +92,14 @@ function placeOf(job: BlockJob, infos: BlockJobInfo[]): Place | undefined {
 
 /** Why a stream does not move, if something outside holds it up. */
 async function obstacle(host: StreamHost, job: BlockJob, { trouble, offset }: Place): Promise<string | undefined> {
-  job.baseLeaves = false
   if (trouble === 'nospace') return 'No space left on device'
   if (trouble === 'failed') job.stuck = true
   if (trouble === 'ok' && performance.now() - job.movedAt < STALL) return undefined
   const disk = diskOf(host, job)
   let problem = await baseProblem(disk)
   if (problem !== undefined) job.puller?.noticeOutage()
-  if (problem === undefined && trouble === 'failed') {
-    job.baseLeaves = job.puller?.leaving ?? (await isBaseLeaving(host, disk, offset))
-    if (job.baseLeaves) problem = BASE_LEAVES
-  }
+  else if (trouble === 'failed' && (job.puller?.leaving ?? (await isBaseLeaving(host, disk, offset))))
+    problem = BASE_LEAVES
   if (problem !== undefined) job.goneAt = performance.now()
   return problem ?? (trouble === 'failed' ? IO_ERROR : undefined)
 }
@@ -114,7 +111,7 @@ const diskOf = (host: StreamHost, { record }: BlockJob): DiskDef | undefined =>
 
 /** QEMU's job stands still after an error: it goes on where that can help, and fails where it cannot. */
 async function handleError(host: StreamHost, job: BlockJob, { trouble, halted }: Place): Promise<void> {
-  if (trouble === 'failed' && !job.baseLeaves && !(await isOutage(diskOf(host, job), job))) {
+  if (trouble === 'failed' && !(await isOutage(diskOf(host, job), job))) {
     if (job.failure !== undefined) return
     job.failure = IO_ERROR
     await host.monitor.jobCancel(job.record.id)
