@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { test, type TestContext } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { VirError } from '../../src/index.js'
-import { VIR_DOMAIN_START_PAUSED, VIR_STREAM_DISK_ONE, type Domain } from '../../src/index.js'
+import { VIR_DOMAIN_START_PAUSED, VIR_STREAM_DISK_ONE, type DiskStream, type Domain } from '../../src/index.js'
 import { agentOf, diskXml, guestXml, reopen, testRoot, type TestRoot } from '../support/domain.js'
 import { backingOf, overlay, patternImage, type PatternImage } from '../support/images.js'
 import { requires } from '../support/requires.js'
@@ -69,6 +69,21 @@ test('a stream of a disk that the guest does not use yet waits for it, also acro
   }
 })
 
+/**
+ * Stops a stream; true if it has come to its end before: a job of QEMU 7.2 copies a chunk at each reset, whatever its
+ * bandwidth, and so may have all before the last one.
+ */
+async function stopOrEnd(stream: DiskStream): Promise<boolean> {
+  try {
+    await stream.stop()
+    return false
+  } catch (error) {
+    if ((await stream.info()) !== undefined) throw error
+    await stream.finished
+    return true
+  }
+}
+
 for (const engine of ['pull', 'job'] as const)
   test(`streams by engine '${engine}' begin and are stopped while the guest is reset again and again`, async (t) => {
     if (!requires(t, 'program:qemu-system-x86_64')) return
@@ -85,13 +100,14 @@ for (const engine of ['pull', 'job'] as const)
     const streams = async (disk: string): Promise<void> => {
       for (let i = 0; !over; i++) {
         const stream = await s.dom.stream(disk, { engine, bandwidth: MiB / 4 })
-        stream.finished.catch(() => undefined)
         await delay((i * 61) % 400)
-        await stream.stop()
+        if (await stopOrEnd(stream)) return
       }
+      await (
+        await s.dom.stream(disk, { engine })
+      ).finished
     }
     await Promise.all([resets(), streams('vda'), streams('sda')])
-    await Promise.all(['vda', 'sda'].map(async (disk) => (await s.dom.stream(disk, { engine })).finished))
     const guest = await agentOf(t, root.folder)
     for (const disk of ['vda', 'sda']) {
       await guest.base(disk, base.seed, base.size)
