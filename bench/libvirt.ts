@@ -27,13 +27,20 @@ if loop:
         while True: libvirt.virEventRunDefaultImpl()
     threading.Thread(target=run, daemon=True).start()
 conn = libvirt.open(uri)
-dom = conn.listAllDomains()[0]
+domains = conn.listAllDomains()
+dom = domains[0]
 def states(count):
     for _ in range(count): dom.state()
 def flight(count, threads):
-    all = [threading.Thread(target=states, args=(count // threads,)) for _ in range(threads)]
+    def each(first):
+        for nth in range(first, count, threads): domains[nth % len(domains)].state()
+    all = [threading.Thread(target=each, args=(nth,)) for nth in range(threads)]
     for one in all: one.start()
     for one in all: one.join()
+def each():
+    for one in domains: one.state()
+def together():
+    conn.domainListGetStats(domains, libvirt.VIR_DOMAIN_STATS_STATE)
 def listing():
     for one in conn.listAllDomains(): one.XMLDesc()
 def events(count):
@@ -165,10 +172,10 @@ async function eventsOfOthers(t: Cleanup, daemonUri: string): Promise<Way[]> {
   ]
 }
 
-async function inFlight(dom: Domain, count: number): Promise<void> {
-  let left = count
+async function inFlight(all: readonly Domain[], count: number): Promise<void> {
+  let next = 0
   const one = async (): Promise<void> => {
-    while (left-- > 0) await dom.getState()
+    while (next < count) await all[next++ % all.length]?.getState()
   }
   await Promise.all(Array.from({ length: IN_FLIGHT }, one))
 }
@@ -182,15 +189,16 @@ export async function benchLibvirt(t: Cleanup, { rounds, size: domains }: BenchO
   const uri = daemon.uri.replace('qemu+unix:///system', `test+unix://${file}`)
   const conn = await Connect.open(uri)
   t.after(() => conn.close())
-  const [dom] = await conn.listAllDomains()
+  const all = await conn.listAllDomains()
+  const [dom] = all
   if (dom === undefined) throw new Error('the test driver has no domain')
   const [plain, loop] = [await python(t, uri, false), await python(t, uri, true)]
   const calls = domains * 3
   const names = Array.from({ length: domains }, (_, nth) => `bench${nth}`)
 
   const listing = async (): Promise<void> => {
-    const all = await conn.listAllDomains()
-    await Promise.all(all.map((each) => each.getXMLDesc()))
+    const listed = await conn.listAllDomains()
+    await Promise.all(listed.map((each) => each.getXMLDesc()))
   }
   const states = async (): Promise<void> => {
     for (let nth = 0; nth < calls; nth++) await dom.getState()
@@ -207,7 +215,15 @@ export async function benchLibvirt(t: Cleanup, { rounds, size: domains }: BenchO
     [
       `state, ${IN_FLIGHT} calls in flight`,
       calls,
-      ways(() => time(() => inFlight(dom, calls)), plain, loop, ['flight', calls, IN_FLIGHT]),
+      ways(() => time(() => inFlight(all, calls)), plain, loop, ['flight', calls, IN_FLIGHT]),
+    ],
+    [
+      `state of each of ${domains} domains`,
+      domains,
+      [
+        ...ways(() => time(() => Promise.all(all.map((each) => each.getState()))), plain, loop, ['each']),
+        { name: "libvirt-python, by 'domainListGetStats'", run: () => plain('together') },
+      ],
     ],
     [
       'from a call to its event',

@@ -127,14 +127,18 @@ export class Connection {
 
   /** Of a handle that stays libvirt's. */
   refOf(at: bigint): DomainRef {
-    const uuid = Buffer.alloc(37)
-    this.lib.now('virDomainGetUUIDString', at, uuid)
     const id = this.lib.now('virDomainGetID', at) | 0
     return {
       name: koffi.decode.string(this.lib.now('virDomainGetName', at)),
-      uuid: uuid.toString('latin1', 0, 36),
+      uuid: this.uuidOf(at),
       id,
     }
+  }
+
+  uuidOf(domain: bigint): string {
+    const uuid = Buffer.alloc(37)
+    this.lib.now('virDomainGetUUIDString', domain, uuid)
+    return uuid.toString('latin1', 0, 36)
   }
 
   /** `step` runs when the connection is being closed, while it still can be used. */

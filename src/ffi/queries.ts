@@ -5,6 +5,7 @@ import { bytesAt, readTypedParamsAt } from './typed-params.js'
 import type { Connection } from './connection.js'
 import { toJobStats } from './job-stats.js'
 import { fillIn } from './numbers.js'
+import { States } from './states.js'
 
 type QueryOps = Pick<
   HypervisorOps,
@@ -31,6 +32,7 @@ type QueryOps = Pick<
 export function queryOps(conn: Connection): QueryOps {
   const is = (name: 'virDomainIsActive' | 'virDomainIsPersistent') => (ref: DomainRef) =>
     conn.withDomain(ref, async (domain) => (await conn.call(name, domain)) === 1)
+  const states = new States(conn)
   const version = async (name: 'virConnectGetVersion' | 'virConnectGetLibVersion'): Promise<number> => {
     const out = fillIn(8)
     await conn.call(name, conn.at, out.bytes)
@@ -52,12 +54,7 @@ export function queryOps(conn: Connection): QueryOps {
     domainLookupByUUID: async (uuid) => conn.take(await conn.call('virDomainLookupByUUIDString', conn.at, uuid)),
     domainLookupByID: async (id) => conn.take(await conn.call('virDomainLookupByID', conn.at, id)),
     domainGetXMLDesc: (ref, flags) => conn.withDomain(ref, (domain) => conn.text('virDomainGetXMLDesc', domain, flags)),
-    domainGetState: (ref) =>
-      conn.withDomain(ref, async (domain) => {
-        const out = fillIn(8)
-        await conn.call('virDomainGetState', domain, out.bytes.subarray(0, 4), out.bytes.subarray(4), 0)
-        return { state: out.int(0), reason: out.int(4) }
-      }),
+    domainGetState: (ref) => conn.withDomain(ref, (domain) => states.ask(ref, domain)),
     domainGetInfo: (ref) =>
       conn.withDomain(ref, async (domain) => {
         const out = fillIn(40)

@@ -93,6 +93,7 @@ export const blocking = {
   virDomainGetInfo: int('address', 'bytes'),
   virDomainIsActive: int('address'),
   virDomainIsPersistent: int('address'),
+  virDomainListGetStats: int('bytes', 'uint', 'bytes', 'uint'),
 
   virDomainGetBlockInfo: int('address', 'text', 'bytes', 'uint'),
   virDomainBlockStatsFlags: int('address', 'text', 'bytes', 'bytes', 'uint'),
@@ -136,6 +137,7 @@ export const immediate = {
   virGetLastError: address(),
   virFreeError: int('address'),
   virTypedParamsFree: int('address', 'int'),
+  virDomainStatsRecordListFree: int('address'),
   virDomainGetName: address('address'),
   virDomainGetUUIDString: int('address', 'bytes'),
   virDomainGetID: int('address'),

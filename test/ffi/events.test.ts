@@ -1,10 +1,13 @@
 /** Events that a libvirtd tells of a guest, beside those of its life and its block jobs. */
 import assert from 'node:assert/strict'
+import { readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
 import * as c from '../../src/index.js'
 import { Connect } from '../../src/index.js'
 import type { ConnectEvent, EventOfKind } from '../../src/index.js'
+import { errnoOf } from '../../src/error.js'
+import { native } from '../../src/native.js'
 import { agentOf, guestXml, recordEvents, testRoot, until } from '../support/domain.js'
 import { startNbdkit, trouble } from '../support/nbd-server.js'
 import { requires } from '../support/requires.js'
@@ -68,3 +71,40 @@ test('events of the agent, of I/O errors and of migrations arrive as libvirtd te
   assert.equal(ended.operation, c.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)
   assert.equal(ended.domain.uuid, dom.uuid)
 })
+
+test('a QEMU that says what is no QMP is a control error', async (t) => {
+  const daemon = await daemonFor(t)
+  if (daemon === undefined) return
+  const conn = await Connect.open(daemon.uri)
+  t.after(() => conn.close())
+  const events = recordEvents(conn)
+  const name = 'garbled'
+  const dom = await conn.domainDefineXML(
+    `<domain type='qemu'><name>${name}</name><memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os></domain>`,
+  )
+  await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  const pid = Number(readFileSync(join(daemon.runDir, 'qemu', `${name}.pid`), 'utf8'))
+  assert.ok(sayOnSockets(pid, 'this is no QMP\r\n') > 0)
+  await until('it is told', () =>
+    events.some((event) => event.kind === 'control-error' && event.domain.uuid === dom.uuid),
+  )
+})
+
+/** Writes into the connections of another process, as if it did itself; answers into how many. */
+function sayOnSockets(pid: number, text: string): number {
+  let said = 0
+  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+    if (!readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith('socket:')) continue
+    const copy = native.copyFd(pid, Number(fd))
+    try {
+      writeSync(copy, text)
+      said += 1
+    } catch (error) {
+      // one that listens
+      assert.equal(errnoOf(error), 'ENOTCONN')
+    } finally {
+      native.close(copy)
+    }
+  }
+  return said
+}

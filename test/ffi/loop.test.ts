@@ -74,7 +74,7 @@ test('calls to a server that stands still are answered when it goes on, and fail
   t.after(() => conn.close())
   const dom = await conn.domainLookupByName('test')
   daemon.kill(SIGSTOP)
-  const calls = Array.from({ length: 40 }, () => dom.getState())
+  const calls = Array.from({ length: 40 }, () => dom.isActive())
   // what is on another connection does not wait for them
   const other = await Connect.open('test:///default', { driver: 'ffi' })
   await other.close()
