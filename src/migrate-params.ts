@@ -9,7 +9,7 @@ export interface MigrateParams {
   destinationName?: string
   /** definition at the destination, as getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE) gave it, with other paths; same guest ABI */
   destinationXML?: string
-  /** definition to keep there with VIR_MIGRATE_PERSIST_DEST; default: that of the source */
+  /** definition to keep there with VIR_MIGRATE_PERSIST_DEST; default: that of the source, with the disks where they have moved to */
   persistXML?: string
   /** where the destination is found, 'virstream+tls://host[:port]/' or 'virstream+unix:///path'; default: it says so itself */
   uri?: string
@@ -21,7 +21,7 @@ export interface MigrateParams {
   downtime?: number
   /** target devs of the disks to move; default: all that are neither read-only nor shared nor empty */
   migrateDisks?: string[]
-  /** address on which the destination listens; default: the one that it listens on anyway */
+  /** refused by the drivers of this library: a destination listens where its daemon does */
   listenAddress?: string
   /** 'xbzrle', with VIR_MIGRATE_COMPRESSED */
   compression?: string

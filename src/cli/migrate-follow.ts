@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Connect } from '../api/connect.js'
 import type { Domain } from '../api/domain.js'
 import * as c from '../constants.gen.js'
-import type { MigrateParams, StreamDiskState } from '../driver.js'
+import type { DomainState, MigrateParams, StreamDiskState } from '../driver.js'
 import { VirError } from '../error.js'
 import { CommandError } from './context.js'
 import type { Context } from './context.js'
@@ -84,10 +84,8 @@ export async function followDisks(
       if (states === undefined) throw await gone(source, arrived)
       if (states.length === 0 && isFree) {
         for (const [what, size] of sizes) view?.at(what, { offset: size, size })
-        if ((await stateOf(arrived)) !== c.VIR_DOMAIN_SHUTOFF) return undefined
-        throw new CommandError(
-          `Domain '${arrived.name}' does not run at the destination any more; all of its disks are there`,
-        )
+        if ((await knownOf(arrived))?.state !== c.VIR_DOMAIN_SHUTOFF) return undefined
+        throw ended(arrived, 'all of its disks are there')
       }
       for (const state of states) show(view, sizes, state)
       await delay(LOOK_INTERVAL, undefined, { signal: interrupted.signal }).catch(() => undefined)
@@ -120,14 +118,15 @@ async function disksOf(arrived: Domain): Promise<StreamDiskState[] | undefined> 
 
 /** Has the source nothing to serve any more? VIR_ERR_NO_DOMAIN: it has forgotten the domain. */
 async function hasLetGo(source: Domain, arrived: Domain): Promise<boolean> {
-  const state = await stateOf(source)
-  if (state === c.VIR_DOMAIN_RUNNING) throw await gone(source, arrived)
-  return state === undefined || state === c.VIR_DOMAIN_SHUTOFF
+  const here = await knownOf(source)
+  if (here?.state === c.VIR_DOMAIN_RUNNING) throw await gone(source, arrived)
+  return here === undefined || here.state === c.VIR_DOMAIN_SHUTOFF
 }
 
-async function stateOf(domain: Domain): Promise<number | undefined> {
+/** Its state; undefined: there is no such domain. */
+async function knownOf(domain: Domain): Promise<DomainState | undefined> {
   try {
-    return (await domain.getState()).state
+    return await domain.getState()
   } catch (error) {
     if (error instanceof VirError && error.code === 'VIR_ERR_NO_DOMAIN') return undefined
     throw error
@@ -136,10 +135,14 @@ async function stateOf(domain: Domain): Promise<number | undefined> {
 
 /** Why there is nothing to follow any more. */
 async function gone(source: Domain, arrived: Domain): Promise<CommandError> {
-  const back = (await stateOf(source)) === c.VIR_DOMAIN_RUNNING
-  return new CommandError(
-    back
-      ? `Domain '${source.name}' has come back, the migration was aborted`
-      : `Domain '${arrived.name}' does not run at the destination any more; ask for it here by domstate --reason`,
-  )
+  const here = await knownOf(source)
+  if (here?.state === c.VIR_DOMAIN_RUNNING)
+    return new CommandError(`Domain '${source.name}' has come back, the migration was aborted`)
+  // a transient one is not there any more; the source lets go of it when all has gone over
+  const moved =
+    here === undefined || (here.state === c.VIR_DOMAIN_SHUTOFF && here.reason === c.VIR_DOMAIN_SHUTOFF_MIGRATED)
+  return ended(arrived, moved ? 'all of its disks are there' : 'ask for it here by domstate --reason')
 }
+
+const ended = ({ name }: Domain, rest: string): CommandError =>
+  new CommandError(`Domain '${name}' does not run at the destination any more; ${rest}`)

@@ -3,7 +3,7 @@ import type { WriteStream } from 'node:tty'
 import type { StreamProgress } from '../api/disk-stream.js'
 import type { Context } from './context.js'
 import { formatSize } from './output.js'
-import { isTerminal, makeView, type ProgressView } from './progress.js'
+import { drawBar, isTerminal, makeView, type ProgressView } from './progress.js'
 
 /** Shows how far memory and each of the disks are. */
 export interface MigrationView {
@@ -46,8 +46,6 @@ function lines(context: Context): MigrationView {
   }
 }
 
-const WIDTH = 30
-
 function bars(stream: WriteStream): MigrationView {
   const notes = new Map<string, string>()
   const speeds = new Map<string, Speed>()
@@ -58,11 +56,9 @@ function bars(stream: WriteStream): MigrationView {
     clearOnComplete: false,
     format: (_options, { progress, value, total }, payload: { what: string }) => {
       const { what } = payload
-      const bar = '='.repeat(Math.round(progress * WIDTH)).padEnd(WIDTH)
-      const percent = String(Math.floor(progress * 100)).padStart(3)
       const why = notes.get(what)
       const last = why === undefined ? (speeds.get(what)?.text ?? '') : `waits: ${why}`
-      return `${what.padEnd(10)} [${bar}] ${percent} %  ${formatSize(value)} of ${formatSize(total)}  ${last}`
+      return `${drawBar(stream, what.padEnd(10), progress)}  ${formatSize(value)} of ${formatSize(total)}  ${last}`
     },
   })
   return {

@@ -66,7 +66,6 @@ export async function migrateParams(options: Values): Promise<MigrateParams> {
     destinationXML: await document(options, 'xml'),
     persistXML: await document(options, 'persistent-xml'),
     uri: options.text('migrateuri'),
-    listenAddress: options.text('listen-address'),
     compression: options.text('comp-methods'),
     bandwidth: megabytes(options, 'bandwidth'),
     bandwidthPostcopy: megabytes(options, 'postcopy-bandwidth'),
@@ -100,6 +99,8 @@ function checkUsage(options: Values): void {
   ] as const)
     if ((options.flag(name) || options.text(name) !== undefined) && !options.flag('postcopy'))
       throw new UsageError(`option --${name} requires --postcopy`)
+  if (options.text('persistent-xml') !== undefined && !options.flag('persistent'))
+    throw new UsageError('option --persistent-xml requires --persistent')
   const streams = options.flag('stream-disks')
   const streaming = ['wait', 'write-back', 'external', 'disk-bandwidth', 'disk-engine'] as const
   for (const name of streaming)
@@ -216,7 +217,7 @@ export const migrateCommand: CommandSpec = {
     ['--auto-converge', 'slow the guest down until its memory can be copied'],
     ['--compressed', 'compress memory'],
     ['--comp-methods <method>', "how: 'xbzrle'"],
-    ['--tls', "encrypt memory by QEMU's own TLS; not needed through virstream+tls"],
+    ['--tls', 'refuse a connection that is not encrypted, as all of virstream+tls:// are'],
     ['--bandwidth <rate>', 'MiB/s for memory, or a number with K, M or G; default: no limit'],
     ['--disk-bandwidth <rate>', 'with --stream-disks: MiB/s for each disk; default: no limit'],
     ['--disk-engine <name>', "with --stream-disks: 'job', 'pull' or 'auto' as in stream-disk"],
@@ -230,9 +231,11 @@ export const migrateCommand: CommandSpec = {
     ['--timeout-suspend', 'that is what --timeout does anyway'],
     ['--timeout-postcopy', 'with --postcopy: after --timeout let it run there, its memory follows'],
     ['--migrateuri <uri>', 'where the hosts find each other, if not at <desturi>'],
-    ['--listen-address <address>', 'where the destination listens, if not at its usual place'],
     ['--xml <file>', 'definition for the destination, with other paths; the same hardware'],
-    ['--persistent-xml <file>', 'definition to keep there with --persistent'],
+    [
+      '--persistent-xml <file>',
+      'with --persistent: definition to keep there; default: that of here, its disks where they went',
+    ],
     ['--dname <name>', 'name at the destination'],
     ['--wait', 'with --stream-disks: wait until the disks are there, too'],
     ['--verbose', 'show how far memory and disks are: bars on a terminal, lines elsewhere'],

@@ -55,6 +55,17 @@ function lineView(context: Context, label: string): ProgressView {
   }
 }
 
+/** characters of a line at most besides what it begins with and the bar: sizes and a speed with a unit each, and what is between them */
+const BESIDES = 55
+const DEFAULT_COLUMNS = 80
+
+/** A bar behind `label`, so long that the whole line fits on the terminal. */
+export function drawBar({ columns }: WriteStream, label: string, progress: number): string {
+  // 0: a terminal that does not know
+  const width = Math.min(30, Math.max(10, (columns || DEFAULT_COLUMNS) - label.length - BESIDES))
+  return `${label} [${'='.repeat(Math.round(progress * width)).padEnd(width)}] ${String(Math.floor(progress * 100)).padStart(3)} %`
+}
+
 function barView(stream: WriteStream, label: string): ProgressView {
   let speed = ''
   let why = ''
@@ -63,12 +74,9 @@ function barView(stream: WriteStream, label: string): ProgressView {
     stream,
     hideCursor: true,
     clearOnComplete: false,
-    barsize: 30,
     format: (_options, { progress, value, total }) => {
-      const done = Math.round(progress * 30)
-      const drawn = '='.repeat(done).padEnd(30)
       const sizes = `${formatSize(value)} of ${formatSize(total)}`
-      return `${label}: [${drawn}] ${String(Math.floor(progress * 100)).padStart(3)} %  ${sizes}  ${why || speed}`
+      return `${drawBar(stream, `${label}:`, progress)}  ${sizes}  ${why || speed}`
     },
   })
   let started = false

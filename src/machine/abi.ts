@@ -1,4 +1,4 @@
-/** What a guest sees of its machine: a definition that it is moved to must not change it (virDomainDefCheckABIStability). */
+/** What a guest sees of its machine: a definition that it is moved to must not change it (virDomainDefCheckABIStability), nor its name. */
 import type { DomainDef } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
 
@@ -15,7 +15,7 @@ const HOST_SIDE: ReadonlySet<string> = new Set([
 
 /** Parts of a domain that its guest does not see. */
 const OUTSIDE: ReadonlySet<string> = new Set([
-  ...['id', 'name', 'title', 'description', 'metadata', 'emulator', 'seclabels', 'residue', 'virtType', 'iothreads'],
+  ...['id', 'title', 'description', 'metadata', 'emulator', 'seclabels', 'residue', 'virtType', 'iothreads'],
   ...['onPoweroff', 'onReboot', 'onCrash', 'memoryBacking', 'graphics', 'qemuCommandline', 'currentMemory', 'pm'],
 ])
 

@@ -135,6 +135,9 @@ export class Incoming {
     this.#qemu.incoming.delete(this.record.id)
     // at once: who finds it gone from the list takes it for over
     removeRecord(this.#qemu.root, this.record.id)
+    // who has asked for this is answered first
+    this.messages?.closeWhenAnswered()
+    this.messages = undefined
     await this.close()
   }
 }

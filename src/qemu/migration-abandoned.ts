@@ -60,13 +60,10 @@ export async function settleAbandoned(qemu: Qemu, incoming: Incoming): Promise<v
 
 /** Its QEMU is gone: what remains is an image that lacks blocks. */
 export function forgetAbandoned(qemu: Qemu, incoming: Incoming): void {
-  // the answer to the source goes first
-  setImmediate(() =>
-    qemu.inBackground('a migration that was given up', async () => {
-      await incoming.forget()
-      forgetIfNothing(qemu, incoming.vm)
-    }),
-  )
+  qemu.inBackground('a migration that was given up', async () => {
+    await incoming.forget()
+    forgetIfNothing(qemu, incoming.vm)
+  })
 }
 
 /** Stands where the source's disks were: every read fails at once, and every write that was to go back. */

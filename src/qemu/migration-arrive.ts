@@ -1,5 +1,6 @@
 /** What the destination of a migration does once the guest has come, or will not: lets it run, pulls its disks, or ends it. */
 import { rmSync } from 'node:fs'
+import type { DomainDef } from '../conf/domain-def.js'
 import { parseDomainXml } from '../conf/parse.js'
 import type { Incoming } from './incoming.js'
 import * as c from '../constants.gen.js'
@@ -40,9 +41,9 @@ export async function finish(qemu: Qemu, incoming: Incoming, locks?: LockCookie)
       throw fail('VIR_ERR_OPERATION_FAILED', `the state of domain '${vm.name}' has not arrived`)
     await beginWriteBack(qemu, incoming, live)
     if (storageOf(record.flags) === 'shared') await live.access.setDiskLocks(sharedDisks(live), 'held', locks)
-    if ((record.flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0) keepDefinition(qemu, incoming, live)
     // who called it off was told that it would not run here
     if (incoming.cancelling !== undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'it was called off meanwhile')
+    if ((record.flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0) keepDefinition(qemu, incoming, live)
     if (storageOf(record.flags) === 'stream') record.def = remainsOf(live.def, record)
     incoming.enter('streaming')
     vm.remains = record.def
@@ -87,6 +88,7 @@ export async function run(qemu: Qemu, incoming: Incoming, live: Live): Promise<v
 function keepDefinition(qemu: Qemu, { vm, record }: Incoming, live: Live): void {
   const def = record.persistentXml === undefined ? structuredClone(live.def) : parseDomainXml(record.persistentXml)
   def.name = vm.name
+  if (record.params.persistXML === undefined) placeDisks(def, live.def, record)
   nameOverlays(def, record)
   if (storageOf(record.flags) === 'stream') leaveToHeaders(def, record)
   const known = vm.config !== undefined
@@ -95,6 +97,14 @@ function keepDefinition(qemu: Qemu, { vm, record }: Incoming, live: Live): void 
   vm.config = def
   const detail = known ? c.VIR_DOMAIN_EVENT_DEFINED_UPDATED : c.VIR_DOMAIN_EVENT_DEFINED_ADDED
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_DEFINED, detail)
+}
+
+/** A definition that comes from the source names the places that disks have there. */
+function placeDisks(def: DomainDef, here: DomainDef, { disks }: MigrationRecord): void {
+  for (const { disk: target } of disks) {
+    const [disk, moved] = [def, here].map((each) => each.disks.find((candidate) => candidate.target === target))
+    if (disk !== undefined && moved?.source !== undefined) disk.source = structuredClone(moved.source)
+  }
 }
 
 /** The guest will not come: nothing of it remains here. */

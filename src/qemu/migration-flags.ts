@@ -4,6 +4,7 @@ import type { MigrateParams } from '../driver.js'
 import { failFrom } from '../error.js'
 import { checkOfflineFlags } from './migration-offline.js'
 import { VIR_MIGRATE_STREAM_DISKS } from '../stream-flags.js'
+import { parseTunnelUri } from '../tunnel/address.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -39,11 +40,25 @@ export function checkMigrationFlags(params: MigrateParams, flags: number): void 
   const postcopy = (flags & c.VIR_MIGRATE_POSTCOPY) !== 0
   if (postcopy && (params.writeBack === true || params.serve === 'external'))
     throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "'writeBack' and serve 'external' do not go with VIR_MIGRATE_POSTCOPY")
+  if (params.listenAddress !== undefined)
+    throw fail(
+      'VIR_ERR_ARGUMENT_UNSUPPORTED',
+      "this driver does not offer the parameter 'listenAddress': a destination listens where its daemon does",
+    )
   if (params.compression !== undefined && params.compression !== 'xbzrle')
     throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `compression is 'xbzrle', not '${params.compression}'`)
   for (const key of ['releaseRam', 'bandwidthPostcopy'] as const)
     if (params[key] !== undefined && !postcopy)
       throw fail('VIR_ERR_INVALID_ARG', `parameter '${key}' needs the flag VIR_MIGRATE_POSTCOPY`)
+}
+
+/** VIR_ERR_OPERATION_UNSUPPORTED: with VIR_MIGRATE_TLS nothing goes over a connection that is not encrypted. */
+export function requireEncrypted(uri: string, flags: number): void {
+  if ((flags & c.VIR_MIGRATE_TLS) === 0 || parseTunnelUri(uri).kind === 'tls') return
+  throw fail(
+    'VIR_ERR_OPERATION_UNSUPPORTED',
+    `the connection to '${uri}' is not encrypted, as VIR_MIGRATE_TLS wants it`,
+  )
 }
 
 /** QEMU's MigrationCapability, alike on both sides. */

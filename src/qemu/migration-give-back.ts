@@ -1,6 +1,6 @@
 /** What the destination of a migration does when its guest is wanted back before all of its disks are here. */
 import * as c from '../constants.gen.js'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom } from '../error.js'
 import { deleteConfig } from './config.js'
 import { forgetIfNothing } from './define.js'
 import type { Incoming } from './incoming.js'
@@ -124,12 +124,6 @@ export async function giveUp(qemu: Qemu, incoming: Incoming): Promise<void> {
     vm.remains = undefined
     removeMade(record)
   })
-  // the answer to the source goes first
-  setImmediate(
-    () =>
-      void incoming.forget().then(
-        () => forgetIfNothing(qemu, vm),
-        (error: unknown) => qemu.warn(messageOf(error)),
-      ),
-  )
+  await incoming.forget()
+  forgetIfNothing(qemu, vm)
 }

@@ -5,7 +5,7 @@ import * as c from '../constants.gen.js'
 import type { MigrateParams } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
-import { capabilitiesFor, parametersFor } from './migration-flags.js'
+import { capabilitiesFor, parametersFor, requireEncrypted } from './migration-flags.js'
 import { MigrationCommands, seeThrough, sendMemory } from './migration-commands.js'
 import { newId, newKey, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
 import { chooseDisks, type SourceStorage, sourceStorage } from './migration-disks.js'
@@ -80,6 +80,7 @@ export async function perform(
     throw fail('VIR_ERR_OPERATION_INVALID', `the migration of domain '${vm.name}' is past that phase`)
   const { id, host } = await readCookie(cookie)
   if (id !== record.id) throw fail('VIR_ERR_INVALID_ARG', 'the cookie is of another migration')
+  requireEncrypted(uri, record.flags)
   record.peer = host.name
   record.uri = uri
   const storage = sourceStorage(qemu, outgoing, live)

@@ -42,6 +42,7 @@ export async function prepare(
   const def = await readDefinition(qemu, xml, false)
   if (cookie.abi !== undefined) checkAbi(parseDomainXml(cookie.abi), def)
   if (params.destinationName !== undefined) def.name = params.destinationName
+  if (params.persistXML !== undefined) await checkKept(qemu, def, cookie)
   if (storageOf(flags) === 'shared') requireShared(def, cookie, flags)
   const vm = match(qemu, def) ?? new Vm(def.name, def.uuid)
   if (qemu.outgoing.has(cookie.id))
@@ -61,6 +62,14 @@ export async function prepare(
   })
   const { id, key } = cookie
   return { cookie: writeCookie({ version: 1, id, key, host: thisHost() }), uri }
+}
+
+/** The definition that somebody wants to be kept here: it would be too late to find out when the guest has come. */
+async function checkKept(qemu: Qemu, def: DomainDef, { persistentXml }: MigrationCookie): Promise<void> {
+  if (persistentXml === undefined) return
+  const { uuid } = await readDefinition(qemu, persistentXml, false)
+  if (uuid !== def.uuid)
+    throw fail('VIR_ERR_CONFIG_UNSUPPORTED', `the definition to keep has uuid '${uuid}', not '${def.uuid}'`)
 }
 
 /** Its source begins anew, so it has given up what it had begun; nobody would come for that any more. */

@@ -2,8 +2,10 @@
 import type { DiskDef } from '../conf/domain-def.js'
 import type { BlockJob } from './blockjob.js'
 import { completeLater, finalizeLater } from './finalize.js'
+import type { Incoming } from './incoming.js'
 import { BASE_LEAVES, isBaseLeaving } from './leaving-base.js'
 import { baseProblem, isOutage } from './link-watch.js'
+import { isFromMigration } from './migration-record.js'
 import type { BlockJobInfo } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
@@ -62,7 +64,7 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
       completeLater(qemu, host, job)
       continue
     }
-    job.waiting = await obstacle(host, job, place)
+    job.waiting = (await obstacle(host, job, place)) ?? sourceProblem(qemu, vm, host, job)
     if (job.puller === undefined) await handleError(host, job, place)
   }
   qemu.budget.update()
@@ -102,6 +104,16 @@ async function obstacle(host: StreamHost, job: BlockJob, { trouble, offset }: Pl
     problem = BASE_LEAVES
   if (problem !== undefined) job.goneAt = performance.now()
   return problem ?? (trouble === 'failed' ? IO_ERROR : undefined)
+}
+
+/** The socket that a migrated disk is read from is one of ours, and takes connections also while its source is away. */
+function sourceProblem(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): string | undefined {
+  const disk = diskOf(host, job)
+  if (disk === undefined || !isFromMigration(disk) || performance.now() - job.movedAt < STALL) return undefined
+  const isAway = ({ vm: its, relay }: Incoming): boolean => its === vm && relay?.tunnel === undefined
+  const source = [...qemu.incoming.values()].find(isAway)
+  if (source === undefined) return undefined
+  return `the base does not answer: '${source.record.peer}', which has the disk, is not connected`
 }
 
 const IO_ERROR = 'Input/output error'

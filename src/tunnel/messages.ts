@@ -53,6 +53,7 @@ export class Messages {
   #nextId = 1
   #parts: Buffer[] = []
   #length = 0
+  #isClosing = false
   #over: TunnelError | undefined
   #resolveClosed!: (error: TunnelError | undefined) => void
 
@@ -99,6 +100,16 @@ export class Messages {
   /** Ends the channel; requests that wait reject. */
   close(): void {
     this.#end(undefined)
+  }
+
+  /** The same as soon as what the other side has asked is answered. */
+  closeWhenAnswered(): void {
+    this.#isClosing = true
+    this.#endWhenAnswered()
+  }
+
+  #endWhenAnswered(): void {
+    if (this.#isClosing && this.#answering.size === 0) this.#end(undefined)
   }
 
   #receive(bytes: Buffer): void {
@@ -169,6 +180,7 @@ export class Messages {
       this.#reply({ id, error: toWire(error) })
     } finally {
       this.#answering.delete(id)
+      this.#endWhenAnswered()
     }
   }
 

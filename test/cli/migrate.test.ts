@@ -18,6 +18,7 @@ const MiB = 1024 * 1024
 const running = { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_BOOTED }
 const serving = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_POSTCOPY }
 const shutOff = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED }
+const givenUp = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_DESTROYED }
 
 const job: DomainJobStats = {
   type: c.VIR_DOMAIN_JOB_UNBOUNDED,
@@ -56,8 +57,8 @@ interface Hosts {
   there: DomainState
   /** the source's daemon ends */
   leave: () => Promise<void>
-  /** where the disk is that follows; undefined: it is there */
-  disk: number | undefined
+  /** where the disk is that follows; undefined: it is there; 'unknown': its domain is not there any more */
+  disk: number | 'unknown' | undefined
   /** lets the memory arrive */
   arrive: () => void
 }
@@ -95,7 +96,10 @@ async function hosts(t: TestContext): Promise<Hosts> {
     domainMigratePrepare: () => Promise.resolve({ cookie: 'prepared', uri: '' }),
     domainMigrateFinish: (_params, _flags, _cookie, cancelled) => Promise.resolve(cancelled ? undefined : ref),
     domainGetState: () => Promise.resolve(both.there),
-    domainStreamDiskInfo: () => Promise.resolve(both.disk === undefined ? [] : [moving(both.disk)]),
+    domainStreamDiskInfo: () =>
+      both.disk === 'unknown'
+        ? Promise.reject(new VirError('VIR_ERR_NO_DOMAIN', 'VIR_FROM_QEMU', 'there is no such domain'))
+        : Promise.resolve(both.disk === undefined ? [] : [moving(both.disk)]),
   })
   const [source, destination] = [await testDaemon(t, here.driver), await testDaemon(t, there.driver)]
   const both: Hosts = {
@@ -166,6 +170,7 @@ test('words that do not go together are refused before anything is asked', async
   await refused('--timeout 5', /Unexpected timeout/)
   await refused('--live --timeout-suspend', /--timeout-suspend requires --timeout/)
   await refused('--live --wait', /--wait requires --stream-disks/)
+  await refused('--live --persistent-xml x.xml', /--persistent-xml requires --persistent/)
   await refused('--live --write-back', /--write-back requires --stream-disks/)
   await refused('--live --bandwidth fast', /bandwidth must be a number/)
   await refused('--xml /nowhere/x.xml', /cannot read file '\/nowhere\/x.xml'/)
@@ -281,6 +286,15 @@ test('who waits for the disks of a guest hears when it has ended there, and when
   const ended = await wait(both, () => Object.assign(both, { state: shutOff, there: shutOff, disk: undefined }))
   assert.equal(ended.status, 1)
   assert.match(ended.stderr, /'guest' does not run at the destination any more; all of its disks are there/)
+
+  // a transient one is not even there any more when its disks are
+  const transient = await hosts(t)
+  const forgotten = await wait(transient, () => Object.assign(transient, { state: shutOff, disk: 'unknown' }))
+  assert.equal(forgotten.status, 1)
+  assert.match(forgotten.stderr, /'guest' does not run at the destination any more; all of its disks are there/)
+  const given = await hosts(t)
+  const lost = await wait(given, () => Object.assign(given, { state: givenUp, disk: 'unknown' }))
+  assert.match(lost.stderr, /does not run at the destination any more; ask for it here by domstate --reason/)
 
   const left = await hosts(t)
   const alone = await wait(left, left.leave)

@@ -113,10 +113,16 @@ test('on a terminal progress is a bar', async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'virstream-cli-'))
   t.after(() => rm(folder, { recursive: true }))
   const command = `"${process.execPath}" "${program}" -c test:///default stream-disk test vda --wait`
-  const { stdout } = await run('script', ['-qec', command, join(folder, 'typescript')])
-  assert.match(stdout, /Stream of disk 'vda': \[=+ +\] +\d+ %/)
-  assert.match(stdout, /\[={30}\] 100 % {2}64\.000 MiB of 64\.000 MiB/)
-  assert.match(stdout, /Stream of disk 'vda' complete/)
+  for (const [columns, length] of [
+    [200, 30],
+    [90, 14],
+  ]) {
+    const line = `stty cols ${columns}; ${command}`
+    const { stdout } = await run('script', ['-qec', line, join(folder, 'typescript')])
+    assert.match(stdout, /Stream of disk 'vda': \[=+ +\] +\d+ %/)
+    assert.match(stdout, new RegExp(`\\[={${length}}\\] 100 % {2}64\\.000 MiB of 64\\.000 MiB {2}.*B/s`))
+    assert.match(stdout, /Stream of disk 'vda' complete/)
+  }
 })
 
 test('every command ends by itself once its work is done', async () => {

@@ -55,7 +55,13 @@ test('a link that is cut while memory goes over leaves the guest; cut while its 
   const after = await agentOf(t, there.folder)
   await until('a part of it is there', async () => ((await moved.streamDiskInfo())[0]?.offset ?? 0) > 4 * MiB, 30_000)
   await link(hosts, 'down')
-  await delay(15_000)
+  const waits = /^the base does not answer: '.*', which has the disk, is not connected$/
+  await until('it says why it waits', async () => {
+    const [state] = await moved.streamDiskInfo()
+    return state?.status === 'waiting' && waits.test(state.error ?? '')
+  })
+  // longer than a link that says nothing is believed in
+  await delay(10_000)
   assert.equal((await moved.getState()).state, VIR_DOMAIN_RUNNING)
   await link(hosts, 'up')
   await until('the source is free', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF, 120_000)

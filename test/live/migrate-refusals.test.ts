@@ -1,6 +1,8 @@
 /** Migrations that do not come about: whatever fails before the switch, the guest stays, and nothing is left elsewhere. */
 import assert from 'node:assert/strict'
+import { randomUUID } from 'node:crypto'
 import { existsSync, readdirSync } from 'node:fs'
+import { mkdir, rmdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import {
@@ -13,12 +15,15 @@ import {
   VIR_DOMAIN_SHUTOFF_CRASHED,
   VIR_DOMAIN_SHUTOFF_MIGRATED,
   VIR_DOMAIN_START_PAUSED,
+  VIR_DOMAIN_XML_INACTIVE,
   VIR_DOMAIN_XML_MIGRATABLE,
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_NON_SHARED_DISK,
   VIR_MIGRATE_OFFLINE,
   VIR_MIGRATE_PARALLEL,
+  VIR_MIGRATE_PERSIST_DEST,
   VIR_MIGRATE_STREAM_DISKS,
+  VIR_MIGRATE_TLS,
   type Domain,
 } from '../../src/index.js'
 import {
@@ -62,6 +67,14 @@ test('what cannot be run at the destination is refused there, and the guest stay
   await refused(raw.replaceAll(there.folder, here.folder), 'VIR_ERR_OPERATION_FAILED', /exists already/)
   await refused(xml.replaceAll(there.folder, here.folder), 'VIR_ERR_OPERATION_FAILED', /exists already/)
   await refused('<domain', 'VIR_ERR_XML_DETAIL', /./)
+  await refused(xml.replace('<name>guest<', '<name>other<'), 'VIR_ERR_CONFIG_UNSUPPORTED', /'name' 'other'/)
+  const keep = async (persistXML: string, code: Parameters<typeof virError>[0], words: RegExp): Promise<void> => {
+    const kept = dom.migrate(there.conn, { destinationXML: xml, persistXML }, STREAM | VIR_MIGRATE_PERSIST_DEST)
+    await assert.rejects(kept, virError(code, words))
+    await assertStays(here, there, dom)
+  }
+  await keep('<domain', 'VIR_ERR_XML_DETAIL', /./)
+  await keep(xml.replace(/<uuid>[^<]*/, `<uuid>${randomUUID()}`), 'VIR_ERR_CONFIG_UNSUPPORTED', /to keep has uuid/)
   const known = (words: RegExp, code: Parameters<typeof virError>[0] = 'VIR_ERR_OPERATION_INVALID'): Promise<void> =>
     assert.rejects(dom.migrate(there.conn, { destinationXML: xml }, STREAM), virError(code, words))
   const other = await startPlain(there, { devices: '' })
@@ -79,9 +92,27 @@ test('what cannot be run at the destination is refused there, and the guest stay
   await assertStays(here, there, dom)
 })
 
+test('a guest that cannot be let run at the destination goes on here, with the reason alone', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { here, there, dom, xml } = await twoRoots(t)
+  await dom.resume()
+  // the definition to keep cannot be written down, which is found out when all of its memory is there
+  const inTheWay = join(there.folder, 'root/etc/qemu/guest.xml')
+  await mkdir(inTheWay, { recursive: true })
+  const kept = dom.migrate(there.conn, { destinationXML: xml }, STREAM | VIR_MIGRATE_PERSIST_DEST)
+  await assert.rejects(kept, virError('VIR_ERR_SYSTEM_ERROR', /guest\.xml[^;]*$/))
+  assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
+  await assertStays(here, there, dom)
+  await rmdir(inTheWay)
+
+  const moved = await dom.migrate(there.conn, { destinationXML: xml }, STREAM | VIR_MIGRATE_PERSIST_DEST)
+  const places = await moved.getXMLDesc(VIR_DOMAIN_XML_INACTIVE)
+  assert.match(places, new RegExp(`<source file='${join(there.folder, 'disk.qcow2')}'/>`))
+})
+
 test('flags and parameters that make no sense are refused by name', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
-  const { here, there, dom } = await twoRoots(t)
+  const { here, there, dom, xml } = await twoRoots(t)
   const refused = (params: object, flags: number, code: Parameters<typeof virError>[0], words: RegExp): Promise<void> =>
     assert.rejects(dom.migrate(there.conn, params, flags), virError(code, words))
   await refused({}, STREAM | VIR_MIGRATE_NON_SHARED_DISK, 'VIR_ERR_INVALID_ARG', /mutually exclusive/)
@@ -91,6 +122,9 @@ test('flags and parameters that make no sense are refused by name', async (t) =>
   await refused({ writeBack: true }, VIR_MIGRATE_LIVE, 'VIR_ERR_INVALID_ARG', /'writeBack' needs/)
   await refused({ bandwith: 1 }, STREAM, 'VIR_ERR_INVALID_ARG', /no migration parameter 'bandwith'/)
   await refused({ migrateDisks: ['vdz'] }, STREAM, 'VIR_ERR_INVALID_ARG', /'vdz'/)
+  await refused({ listenAddress: '127.0.0.1' }, STREAM, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /'listenAddress'/)
+  const tls = dom.migrate(there.conn, { destinationXML: xml }, STREAM | VIR_MIGRATE_TLS)
+  await assert.rejects(tls, virError('VIR_ERR_OPERATION_UNSUPPORTED', /is not encrypted, as VIR_MIGRATE_TLS/))
   await refused({ compression: 'lzma' }, STREAM, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /'lzma'/)
   await assert.rejects(
     dom.migrate(here.conn, {}, STREAM),

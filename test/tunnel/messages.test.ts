@@ -91,6 +91,23 @@ test('a channel that is cut in a message rejects who waits', async () => {
   await assert.rejects(near.request('question', 'with a long text'), TunnelError)
 })
 
+test('what has been asked is answered before the channel ends', async () => {
+  const ends: (() => void)[] = []
+  const [near, far] = pair({
+    onRequest: async (method) => {
+      far.closeWhenAnswered()
+      if (method === 'last') await new Promise<void>((resolve) => ends.push(resolve))
+      return method
+    },
+  })
+  const answers = Promise.all([near.request('last', 1), near.request('first', 1)])
+  assert.equal(await Promise.race([far.closed, near.request('another', 1)]), 'another')
+  for (const end of ends) end()
+  assert.deepEqual(await answers, ['last', 'first'])
+  assert.equal(await near.closed, undefined)
+  await assert.rejects(near.request('late', 1), { code: 'ESHUTDOWN' })
+})
+
 test('too many requests at a time are too many', async () => {
   const [near, far] = pair({ maxInFlight: 3, onRequest: () => new Promise(() => undefined) })
   const results = await Promise.allSettled([1, 2, 3, 4].map((i) => near.request('hangs', i)))
