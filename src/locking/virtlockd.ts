@@ -170,6 +170,6 @@ async function isFree(
     if (isBusy(error)) return false
     throw error
   }
-  await client.call('releaseResource', resourceArgs(name))
+  await releaseOne(client, name)
   return true
 }

@@ -34,6 +34,8 @@ export class AccessLocks {
   pid: number | undefined
   /** while the process is about to become QEMU */
   holder: LockHolder | undefined
+  /** the process is gone: a lock for it would be nobody's, and never be given back */
+  #over = false
 
   constructor(
     locks: LockDriver | undefined,
@@ -59,6 +61,10 @@ export class AccessLocks {
       throw fail('VIR_ERR_INTERNAL_ERROR', `there is no process to lock '${resource.path}' for`)
     const lease = await this.#locks.acquire(this.owner(this.pid), [resource], state, this.holder)
     const entry = { ...lease, driver: this.#locks.name }
+    if (this.#over) {
+      await this.#release(entry)
+      throw fail('VIR_ERR_OPERATION_INVALID', `the process that was to have image '${resource.path}' has ended`)
+    }
     this.#record.leases.push(entry)
     this.#persist()
     return entry
@@ -69,6 +75,13 @@ export class AccessLocks {
     return this.#record.leases.find(
       (lease) => !others.includes(lease) && lease.resources.some((one) => one.path === path && one.mode === mode),
     )
+  }
+
+  /** The process is gone: all is given back, and nothing is taken any more. What fails is logged. */
+  async end(): Promise<void> {
+    this.#over = true
+    delete this.#record.diskLocks
+    await this.giveBack([...this.#record.leases])
   }
 
   /** Newest first. What fails is logged. Answers what the driver said of the last one. */
@@ -110,12 +123,12 @@ export class AccessLocks {
   async confirm(): Promise<void> {
     const failures: unknown[] = []
     for (const lease of [...this.#record.leases])
-      await this.#confirm(lease).catch((error: unknown) => failures.push(error))
+      if (!this.#over) await this.#confirm(lease).catch((error: unknown) => failures.push(error))
     if (failures.length > 0) throw failures[0]
   }
 
   async #confirm(lease: LeaseEntry): Promise<void> {
-    if ((await this.#locksOf(lease)?.inquire(lease)) !== false) return
+    if ((await this.#locksOf(lease)?.inquire(lease)) !== false || this.#over) return
     for (const { path } of lease.resources) this.#warn(`the lock of '${path}' was lost`)
     for (const resource of lease.resources) await this.take(resource, lease.state)
     this.#forget(lease)

@@ -281,8 +281,8 @@ export class Access {
   async revoke(): Promise<void> {
     this.closeListeners()
     for (const path of this.#record.sockets.splice(0)) rmSync(path, { force: true })
-    delete this.#record.diskLocks
-    await this.#takeBack([...this.#record.labels], [...this.#record.leases])
+    await this.#takeBack([...this.#record.labels], [])
+    await this.#locks.end()
     await this.#policy.security.releaseLabels(this.#def)
   }
 

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import {
+  Connect,
   lockDriver,
   VIR_DOMAIN_EVENT_SUSPENDED,
   VIR_DOMAIN_EVENT_SUSPENDED_IOERROR,
@@ -13,6 +14,7 @@ import {
   VIR_DOMAIN_SHUTOFF,
   type Domain,
   type Lease,
+  type LockDriver,
 } from '../../src/index.js'
 import { run, RunError } from '../../src/util/run.js'
 import {
@@ -31,6 +33,7 @@ import {
 } from '../support/domain.js'
 import { overlay, patternImage, temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
+import { startVirtlockd } from '../support/virtlockd.js'
 import { exclusive, startHolding } from './support.js'
 
 const MiB = 1024 * 1024
@@ -199,6 +202,38 @@ test('a lock that gets lost is had again, and a guest whose image another has by
     lifecycleOf(events).includes(`${VIR_DOMAIN_EVENT_SUSPENDED}/${VIR_DOMAIN_EVENT_SUSPENDED_IOERROR}`),
   )
 })
+
+for (const stage of ['asked for', 'had again'] as const)
+  test(`a lock that is being ${stage} when its QEMU is killed does not outlive it`, async (t) => {
+    if (!requires(t, ...qemu, 'program:virtlockd')) return
+    const locks = await lockDriver('virtlockd', { socket: (await startVirtlockd(t)).socket })
+    const root = await testRoot(t, { lockManager: locks })
+    const { path } = await patternImage(root.folder, 4 * MiB)
+    const devices = diskXml('vda', path, { format: 'raw' })
+    const pid = qemuPid(root, await startPlain(root, { name: 'one', devices }))
+    await root.conn.close()
+    let markReleased = (): void => undefined
+    const released = new Promise<void>((resolve) => (markReleased = resolve))
+    const die = async (): Promise<void> => {
+      process.kill(pid, 'SIGKILL')
+      await released
+    }
+    const lockManager: LockDriver = {
+      ...locks,
+      release: (lease) => locks.release(lease).finally(markReleased),
+      inquire: async (lease) => {
+        if (stage === 'asked for') await die()
+        return stage === 'asked for' && locks.inquire(lease)
+      },
+      acquire: async (...wanted) => {
+        if (stage === 'had again' && wanted[0].pid === pid) await die()
+        return locks.acquire(...wanted)
+      },
+    }
+    root.conn = await Connect.open(root.uri, { lockManager })
+    await until('it is off', async () => isOff(await root.conn.domainLookupByName('one')))
+    await startPlain(root, { name: 'two', devices })
+  })
 
 test('what a QEMU that cannot start had is free at once', async (t) => {
   if (!requires(t, ...qemu)) return
