@@ -20,6 +20,7 @@ import { beginStreams, closeDisks, disksLeft } from './migration-target-disks.js
 import { beginWriteBack } from './migration-write-back.js'
 import { killHard } from './process.js'
 import type { Qemu } from './qemu.js'
+import { letRun } from './standing-still.js'
 import { saveStatus } from './status.js'
 import { type Live } from './vm.js'
 
@@ -79,7 +80,7 @@ export async function run(qemu: Qemu, incoming: Incoming, live: Live): Promise<v
         ? [c.VIR_DOMAIN_RUNNING_POSTCOPY, c.VIR_DOMAIN_EVENT_RESUMED_POSTCOPY]
         : [c.VIR_DOMAIN_RUNNING_MIGRATED, c.VIR_DOMAIN_EVENT_RESUMED_MIGRATED]
     vm.state = { state: c.VIR_DOMAIN_RUNNING, reason }
-    await live.monitor.cont()
+    await letRun(live)
     emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_RESUMED, detail)
   }
   saveStatus(vm, live)

@@ -13,6 +13,7 @@ import { MigrationLink, SERVICE, UnknownThereError } from '../migration/link.js'
 import { serveAside } from './migration-serve.js'
 import type { MigrationRecord } from './migration-record.js'
 import type { Qemu } from './qemu.js'
+import { letRun } from './standing-still.js'
 import type { Live, Vm } from './vm.js'
 import { takeMemory } from './migration-commands.js'
 import { letGo, takeRelease, tellReleased } from './migration-release.js'
@@ -55,7 +56,7 @@ const isGivenUp = ({ record: { phase } }: Outgoing): boolean => phase === 'aband
 export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promise<void> {
   // it would only meet the same error again
   if (vm.state.state === c.VIR_DOMAIN_PAUSED && vm.state.reason === c.VIR_DOMAIN_PAUSED_IOERROR) return
-  if (!(await live.monitor.queryStatus()).running) await live.monitor.cont()
+  if (!(await live.monitor.queryStatus()).running) await letRun(live)
   setState(qemu, vm, live, c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_RUNNING_MIGRATION_CANCELED)
 }
 

@@ -12,6 +12,7 @@ import { loadRecords, type MigrationRecord } from './migration-record.js'
 import { serveAgainLater, serveAside } from './migration-serve.js'
 import { beginStreams, openRelay } from './migration-target-disks.js'
 import type { Qemu } from './qemu.js'
+import { letRun } from './standing-still.js'
 import { type Live, Vm } from './vm.js'
 import { linkFor, resume } from './migration-leave.js'
 import { letGo } from './migration-release.js'
@@ -83,13 +84,23 @@ async function reconnectIncoming(qemu: Qemu, incoming: Incoming): Promise<void> 
   // one that waits to be let run has read nothing yet
   if (record.phase === 'loaded' && live !== undefined) incoming.relay = await relayAgain(qemu, incoming, live.def)
   await reopenWay(qemu, incoming)
-  const { catchingUp } = live ?? {}
-  if (catchingUp === undefined) await goOn(qemu, incoming)
-  else
-    qemu.inBackground(`the migration of domain '${record.name}'`, async () => {
-      await catchingUp
-      if (vm.live === live && qemu.incoming.has(record.id)) await goOn(qemu, incoming)
-    })
+  await whenItAnswers(qemu, incoming, async () => {
+    if (vm.live === live && qemu.incoming.has(record.id)) await goOn(qemu, incoming)
+  })
+}
+
+/** At once, unless its QEMU stands still: nobody knows how far it is before it answers. */
+async function whenItAnswers(
+  qemu: Qemu,
+  { record, vm }: Incoming | Outgoing,
+  work: () => Promise<void>,
+): Promise<void> {
+  const { catchingUp } = vm.live ?? {}
+  if (catchingUp === undefined) return work()
+  qemu.inBackground(`the migration of domain '${record.name}'`, async () => {
+    await catchingUp.catch((error: unknown) => qemu.warn(messageOf(error)))
+    await work()
+  })
 }
 
 async function goOn(qemu: Qemu, incoming: Incoming): Promise<void> {
@@ -134,12 +145,19 @@ async function reopenWay(qemu: Qemu, { record, vm, relay }: Incoming): Promise<v
 
 async function reconnectOutgoing(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { record, vm } = outgoing
-  const { live } = vm
   if (record.phase === 'released') {
     outgoing.link = linkFor(qemu, outgoing)
     await vm.jobs.run('migrate', () => letGo(qemu, outgoing))
     return
   }
+  await whenItAnswers(qemu, outgoing, async () => {
+    if (qemu.outgoing.has(record.id)) await goOnLeaving(qemu, outgoing)
+  })
+}
+
+async function goOnLeaving(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { record, vm } = outgoing
+  const { live } = vm
   const asks = live !== undefined && (record.phase === 'memory' || record.memoryFollows === true)
   const status = asks ? await new MigrationCommands(live.monitor).query() : {}
   if (record.memoryFollows === true && live !== undefined) followLeft(qemu, outgoing, live, status)
@@ -170,7 +188,7 @@ async function callOff(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void
   await new MigrationCommands(live.monitor).cancel()
   await sourceStorage(qemu, outgoing, live).undo()
   if (!outgoing.record.running) return
-  if (!(await live.monitor.queryStatus()).running) await live.monitor.cont()
+  if (!(await live.monitor.queryStatus()).running) await letRun(live)
   setState(qemu, outgoing.vm, live, c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_RUNNING_MIGRATION_CANCELED)
 }
 

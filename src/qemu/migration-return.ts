@@ -16,6 +16,7 @@ import { MigrationWatch } from './migration-watch.js'
 import type { Outgoing } from './outgoing.js'
 import { killHard, terminate } from './process.js'
 import type { Qemu } from './qemu.js'
+import { letRun } from './standing-still.js'
 import { startIncoming } from './start.js'
 import { saveStatus } from './status.js'
 import type { Live } from './vm.js'
@@ -152,7 +153,7 @@ export async function runAgain(qemu: Qemu, outgoing: Outgoing, live: Live): Prom
   outgoing.leaveNothing()
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STARTED, c.VIR_DOMAIN_EVENT_STARTED_MIGRATED)
   vm.state = { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_MIGRATED }
-  await live.monitor.cont()
+  await letRun(live)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_RESUMED, c.VIR_DOMAIN_EVENT_RESUMED_MIGRATED)
   saveStatus(vm, live)
   for (const { target } of outgoing.migrated)

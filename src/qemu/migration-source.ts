@@ -6,13 +6,14 @@ import type { MigrateParams } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
 import { capabilitiesFor, parametersFor, requireEncrypted } from './migration-flags.js'
-import { MigrationCommands, seeThrough, sendMemory } from './migration-commands.js'
+import { MigrationCommands, type MigrationStatus, seeThrough, sendMemory } from './migration-commands.js'
 import { newId, newKey, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
 import { chooseDisks, type SourceStorage, sourceStorage } from './migration-disks.js'
 import { SERVICE } from '../migration/link.js'
 import { type MigrationRecord } from './migration-record.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Qemu } from './qemu.js'
+import { untilAnswers } from './standing-still.js'
 import { requireAtHome } from './vm-job.js'
 import type { Live, Vm } from './vm.js'
 import { Outgoing, outgoingOf, requireOutgoing } from './outgoing.js'
@@ -195,16 +196,18 @@ async function whyNot(outgoing: Outgoing, commands: MigrationCommands, seen: str
   return fail('VIR_ERR_OPERATION_FAILED', `domain '${vm.name}' could not be migrated to '${record.peer}': ${why}`)
 }
 
+const UNDER_WAY: readonly MigrationStatus[] = ['active', 'setup', 'pre-switchover', 'device']
+
 /** It did not go: the guest is here, as it was. */
 async function stay(qemu: Qemu, outgoing: Outgoing, live: Live, storage: SourceStorage): Promise<void> {
   const { vm, record } = outgoing
   const warn = (error: unknown): void =>
     qemu.warn(`domain '${vm.name}' after a migration that failed: ${messageOf(error)}`)
-  if (vm.live === live) {
+  // one that stands still has still to do what it was told last
+  if (vm.live === live && (await untilAnswers(live))) {
     const commands = new MigrationCommands(live.monitor)
     await commands.query().then(({ status }) => {
-      if (status === 'active' || status === 'setup' || status === 'pre-switchover') return cancelled(commands)
-      return undefined
+      return status !== undefined && UNDER_WAY.includes(status) ? cancelled(commands) : undefined
     }, warn)
     await storage.undo().catch(warn)
     if (vm.live === live && record.running) await comeBack(qemu, outgoing, live).catch(warn)

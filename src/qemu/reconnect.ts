@@ -23,6 +23,7 @@ import { Monitor } from './monitor.js'
 import { type Departure, movedStream } from './moved-streams.js'
 import { monitorSocket, pidFile } from './process.js'
 import type { Qemu } from './qemu.js'
+import { untilAnswers } from './standing-still.js'
 import { pendingLive } from './start.js'
 import { writeHeaders } from './stale-headers.js'
 import { type DomainStatus, idsInUse, loadStatuses, removeRunDir, writeStatus } from './status.js'
@@ -149,8 +150,8 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
 }
 
 /**
- * A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. One that greets may
- * answer later: it stands still where it misses a page or a block, which it may get when the root is open.
+ * A QEMU that does not answer is a running domain all the same: it holds its images, and can be destroyed. It may answer later:
+ * it was stopped, or stands still where it misses a page or a block, which it may get when the root is open.
  */
 async function connect(
   qemu: Qemu,
@@ -175,15 +176,6 @@ function catchUpLater(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
   const done = work()
   qemu.inBackground(`catching up with domain '${vm.name}'`, () => done)
   return done
-}
-
-/** Waits until QEMU answers again; false when nobody waits any more. */
-export async function untilAnswers({ monitor }: Live, isOver: () => boolean = () => false): Promise<boolean> {
-  while (!isOver() && !monitor.isClosed) {
-    const status = await monitor.queryStatus().catch((error: unknown) => messageOf(error))
-    if (typeof status !== 'string') return true
-  }
-  return false
 }
 
 /** What happened while nobody watched: the machine's state, jobs that ended or went on. */

@@ -22,7 +22,7 @@ export interface QmpConnectOptions {
   sendWithFds?: (line: Buffer, fds: readonly number[]) => void
   /** asks for commands out of band; a QEMU that has none refuses */
   outOfBand?: boolean
-  /** a QEMU that greets but does not answer within `timeout` is taken as it is: it may answer later */
+  /** a QEMU that says nothing within `timeout` is taken as it is: it may answer later */
   patient?: boolean
 }
 
@@ -73,11 +73,16 @@ export class QmpClient {
   /** Waits for the greeting and leaves negotiation mode. Rejects with QmpClosedError or QmpTimeoutError, the stream destroyed. */
   static async connect(stream: Duplex, options: QmpConnectOptions): Promise<QmpClient> {
     const client = new QmpClient(stream, options)
-    const timer = setTimeout(() => client.#end(new QmpTimeoutError('greeting', options.timeout)), options.timeout)
+    const { timeout, patient } = options
+    let waited!: (nothing: undefined) => void
+    const silence = new Promise<undefined>((resolve) => (waited = resolve))
+    const late = (): void =>
+      patient === true ? waited(undefined) : client.#end(new QmpTimeoutError('greeting', timeout))
+    const timer = setTimeout(late, timeout)
     try {
-      await client.#greeting
+      const greeting = await Promise.race([client.#greeting, silence])
       clearTimeout(timer)
-      await client.#negotiate()
+      await client.#negotiate(greeting === undefined ? 0 : timeout)
       return client
     } catch (error) {
       client.close()
@@ -94,8 +99,8 @@ export class QmpClient {
     return client
   }
 
-  async #negotiate(): Promise<void> {
-    const { timeout, outOfBand, patient } = this.#options
+  async #negotiate(timeout: number): Promise<void> {
+    const { outOfBand, patient } = this.#options
     const args = outOfBand === true ? { enable: ['oob'] } : undefined
     try {
       await this.execute('qmp_capabilities', args, { timeout })

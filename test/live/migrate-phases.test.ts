@@ -1,27 +1,14 @@
 /** The link between two hosts is silent, or breaks, in each phase of a migration and on the way back: one guest, none of it lost. */
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
-import { test, type TestContext } from 'node:test'
-import { Stack } from '../../scripts/program.js'
-import {
-  type Connect,
-  VIR_DOMAIN_PAUSED,
-  VIR_DOMAIN_RUNNING,
-  VIR_DOMAIN_XML_MIGRATABLE,
-  VIR_MIGRATE_LIVE,
-  VIR_MIGRATE_STREAM_DISKS,
-  type Domain,
-  type StreamDiskState,
-} from '../../src/index.js'
-import { run } from '../../src/util/run.js'
-import { reconnect, twoApart } from '../support/apart.js'
+import { test } from 'node:test'
+import { type Connect, VIR_DOMAIN_PAUSED, VIR_DOMAIN_RUNNING, type StreamDiskState } from '../../src/index.js'
+import { guestApart, reconnect, runsAt } from '../support/apart.js'
 import { killAll } from '../campaign/place.js'
-import { agentOf, diskXml, processesOf, startGuest, until, virError } from '../support/domain.js'
-import { patternImage } from '../support/images.js'
+import { processesOf, until, virError } from '../support/domain.js'
 import { leftOf } from '../support/move.js'
 import { requires } from '../support/requires.js'
 
-const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
 const MiB = 1 << 20
 
 test('a link that says nothing for a second, in each phase and on the way back, costs nothing but that second', async (context) => {
@@ -109,39 +96,7 @@ test('a link that breaks, in each phase and on the way back, leaves one guest, a
   await until('nothing is left of it', () => leftOf(there).length === 0)
 })
 
-async function runsAt(conn: Connect): Promise<boolean> {
-  const [dom] = await conn.listAllDomains()
-  return dom !== undefined && (await dom.getState()).state === VIR_DOMAIN_RUNNING
-}
-
 async function streamOf(conn: Connect): Promise<StreamDiskState | undefined> {
   const [dom] = await conn.listAllDomains()
   return (await dom?.streamDiskInfo())?.[0]
-}
-
-async function guestApart(context: TestContext) {
-  const t = new Stack()
-  context.after(() => t.undo((text) => context.diagnostic(text)))
-  const apart = await twoApart(t)
-  const { here, there } = apart
-  const base = await patternImage(here.folder, 32 * MiB)
-  const disk = join(here.folder, 'disk.qcow2')
-  await run('qemu-img', ['convert', '-O', 'qcow2', base.path, disk])
-  const { dom, guest } = await startGuest(t, here, { devices: diskXml('vda', disk) })
-  await guest.base('vda', base.seed, base.size)
-  await guest.work('vda', 'slowly')
-  const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
-  const params = { destinationXML, uri: there.uri, diskStreamBandwidth: MiB }
-  const migrate = (bandwidth: number): Promise<Domain> => dom.migrate(there.conn, { ...params, bandwidth }, STREAM)
-  return {
-    ...apart,
-    dom,
-    migrate,
-    isWhole: async (at: { folder: string }) => {
-      const agent = await agentOf(t, at.folder)
-      await agent.stop('vda')
-      const { bad, err } = await agent.verify('vda')
-      assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
-    },
-  }
 }

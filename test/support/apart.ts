@@ -1,15 +1,26 @@
 /** Two hosts in one process: a root, and a daemon on another root that is reached by a link which a test can cut. */
+import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { connect, createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
+import type { TestContext } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
-import { Connect } from '../../src/index.js'
+import { Stack } from '../../scripts/program.js'
+import {
+  Connect,
+  type Domain,
+  VIR_DOMAIN_RUNNING,
+  VIR_DOMAIN_XML_MIGRATABLE,
+  VIR_MIGRATE_LIVE,
+  VIR_MIGRATE_STREAM_DISKS,
+} from '../../src/index.js'
 import { qemuDriver } from '../../src/qemu/driver.js'
 import { killAll } from '../campaign/place.js'
 import { countSteps } from '../campaign/steps.js'
 import { testDaemon } from '../remote/support.js'
-import { processesOf, testRoot, type TestRoot } from './domain.js'
-import { type Cleanup, temporaryFolder } from './images.js'
+import { run } from '../../src/util/run.js'
+import { agentOf, diskXml, processesOf, startGuest, testRoot, type TestRoot } from './domain.js'
+import { type Cleanup, patternImage, temporaryFolder } from './images.js'
 
 /** ms that a link says nothing, and nobody takes it for dead */
 const SILENCE = 1_000
@@ -109,4 +120,48 @@ export async function reconnect({ there, link }: Apart): Promise<void> {
   link.mend()
   await there.conn.close()
   there.conn = await Connect.open(there.uri)
+}
+
+/** Does the only domain of a host run? */
+export async function runsAt(conn: Connect): Promise<boolean> {
+  const [dom] = await conn.listAllDomains()
+  return dom !== undefined && (await dom.getState()).state === VIR_DOMAIN_RUNNING
+}
+
+export interface GuestApart extends Apart {
+  /** at the source */
+  dom: Domain
+  /** 0: no limit */
+  migrate: (bandwidth: number) => Promise<Domain>
+  /** its disk holds what it must */
+  isWhole: (at: { folder: string }) => Promise<void>
+}
+
+/** A guest that works slowly on its disk, 32 MiB, at the one host; `migrate` streams its disk slowly, its memory by MiB/s. */
+export async function guestApart(context: TestContext): Promise<GuestApart> {
+  const t = new Stack()
+  context.after(() => t.undo((text) => context.diagnostic(text)))
+  const apart = await twoApart(t)
+  const { here, there } = apart
+  const base = await patternImage(here.folder, 32 << 20)
+  const disk = join(here.folder, 'disk.qcow2')
+  await run('qemu-img', ['convert', '-O', 'qcow2', base.path, disk])
+  const { dom, guest } = await startGuest(t, here, { devices: diskXml('vda', disk) })
+  await guest.base('vda', base.seed, base.size)
+  await guest.work('vda', 'slowly')
+  const destinationXML = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+  const params = { destinationXML, uri: there.uri, diskStreamBandwidth: 1 << 20 }
+  const flags = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
+  const migrate = (bandwidth: number): Promise<Domain> => dom.migrate(there.conn, { ...params, bandwidth }, flags)
+  return {
+    ...apart,
+    dom,
+    migrate,
+    isWhole: async (at: { folder: string }) => {
+      const agent = await agentOf(t, at.folder)
+      await agent.stop('vda')
+      const { bad, err } = await agent.verify('vda')
+      assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+    },
+  }
 }
