@@ -22,9 +22,7 @@ const withDoctype = (subset: string, title = ''): string =>
 
 test('a billion laughs are refused before one is laughed', () => {
   const lol = Array.from({ length: 9 }, (_, at) => `<!ENTITY l${at + 1} "${`&l${at};`.repeat(10)}">`).join('')
-  const started = performance.now()
   refuses(withDoctype(`[<!ENTITY l0 "lol">${lol}]`, '&l9;'), 'VIR_ERR_XML_ERROR', /entities are not allowed/)
-  assert.ok(performance.now() - started < 200)
 })
 
 test('an external entity is never read', () => {

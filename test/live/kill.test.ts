@@ -26,7 +26,7 @@ import {
   virError,
 } from '../support/domain.js'
 import { driverProcess } from '../support/driver-process.js'
-import { backingOf, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
+import { backingOf, bytesOnDisk, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
 import { findProgram, requires } from '../support/requires.js'
 
@@ -89,7 +89,7 @@ for (const engine of ENGINES)
     const path = await overlay(root.folder, base.path)
     await root.conn.domainDefineXML(await guestXml(root.folder, { devices: diskXml('vda', path) }))
     await root.conn.close()
-    const first = driverProcess(t, root.uri, { name: 'guest', do: 'create', bandwidth: 4 * MiB, engine })
+    const first = driverProcess(t, root.uri, { name: 'guest', do: 'create', bandwidth: MiB, engine })
     assert.equal(await first.said, 'ready')
     const guest = await agentOf(t, root.folder)
     await guest.base('vda', base.seed, base.size)
@@ -102,7 +102,7 @@ for (const engine of ENGINES)
     assert.equal((await dom.getState()).state, c.VIR_DOMAIN_RUNNING)
     const [state] = await dom.streamDiskInfo()
     assert.ok(state !== undefined && state.offset > 0 && state.offset < state.size, JSON.stringify(state))
-    assert.deepEqual([state.disk, state.bandwidth, state.status], ['vda', 4 * MiB, 'running'])
+    assert.deepEqual([state.disk, state.bandwidth, state.status], ['vda', MiB, 'running'])
     await assert.rejects(dom.stream('vda'), virError('VIR_ERR_OPERATION_INVALID', /already in active block job/))
     const stream = await dom.attachStream('vda')
     await stream.setBandwidth(0)
@@ -128,7 +128,7 @@ test('a job of QEMU that has copied all when nobody is there is finished by the 
   const first = driverProcess(t, root.uri, { name: 'ended', do: 'create-paused', bandwidth: 8 * MiB, engine: 'job' })
   assert.equal(await first.said, 'ready')
   first.child.kill('SIGSTOP')
-  await delay(3_500)
+  await until('all is copied', () => bytesOnDisk(path) >= base.size)
   await first.kill()
   assert.equal(await backingOf(path), base.path)
 
@@ -210,7 +210,7 @@ test('a stream that has copied all and a QEMU that was killed, both unseen: base
   const pid = qemuPid(root, dom)
   await dom.stream('vda', { bandwidth: 8 * MiB })
   await root.conn.close()
-  await delay(3_500)
+  await until('all is copied', () => bytesOnDisk(path) >= base.size)
   process.kill(pid, 'SIGKILL')
   await until('QEMU is gone', () => !alive(pid))
 

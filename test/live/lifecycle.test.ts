@@ -4,7 +4,6 @@ import { existsSync, lstatSync } from 'node:fs'
 import { connect } from 'node:net'
 import { once } from 'node:events'
 import { join } from 'node:path'
-import { setTimeout as delay } from 'node:timers/promises'
 import { test } from 'node:test'
 import * as c from '../../src/index.js'
 import {
@@ -70,9 +69,10 @@ test('reboot and reset keep the QEMU and its stream; the guest comes up again', 
   assert.deepEqual([qemuPid(root, dom), (await dom.getState()).state], [pid, c.VIR_DOMAIN_RUNNING])
   assert.equal((await stream.info())?.status, 'running')
 
+  const boots = (): number => guest.output.filter((line) => line.startsWith('READY')).length
+  const before = boots()
   await dom.reset()
-  await delay(300)
-  await guest.ready()
+  await until('the guest comes up again', () => boots() > before)
   assert.equal(qemuPid(root, dom), pid)
   assert.equal((await stream.info())?.status, 'running')
   await stream.setBandwidth(0)
@@ -93,13 +93,13 @@ test('suspend and resume in mid-stream: the guest stands still, the stream goes 
   const events = recordEvents(root.conn)
   await guest.base('vda', base.seed, base.size)
   await guest.work('vda')
-  const stream = await dom.stream('vda', { bandwidth: 4 * MiB })
+  const stream = await dom.stream('vda', { bandwidth: MiB })
   await dom.suspend()
   assert.deepEqual(await dom.getState(), { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_USER })
   await dom.suspend()
   await assert.rejects(guest.command('ping', { timeout: 300 }), /no answer/)
   const before = (await stream.info())?.offset ?? 0
-  await until('the stream goes on', async () => ((await stream.info())?.offset ?? 0) > before + MiB)
+  await until('the stream goes on', async () => ((await stream.info())?.offset ?? 0) > before)
   await dom.resume()
   assert.deepEqual(await dom.getState(), { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_UNPAUSED })
   await assert.rejects(dom.resume(), virError('VIR_ERR_OPERATION_INVALID', /already running/))
@@ -119,10 +119,10 @@ test('a saved guest goes on where it was, with all that it remembers', async (t)
   const path = await emptyImage(root.folder, 'qcow2', 16 * MiB)
   const { dom, guest } = await startGuest(t, root, { name: 'saved', devices: diskXml('vda', path) })
   await guest.work('vda')
-  await delay(500)
-  const { writes } = await guest.stop()
+  await until('it has written', async () => (await guest.stat()).writes > 20)
+  await guest.stop()
   const { written } = await guest.verify('vda')
-  assert.ok(writes > 0 && written > 0)
+  assert.ok(written > 0)
   guest[Symbol.dispose]()
 
   const file = join(root.folder, 'saved.state')

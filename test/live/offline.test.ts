@@ -2,8 +2,9 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readdirSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import {
@@ -31,12 +32,11 @@ import {
   until,
   virError,
 } from '../support/domain.js'
-import { usersOf } from '../../src/locking/image-users.js'
 import { RunError } from '../../src/util/run.js'
 import { driverProcess } from '../support/driver-process.js'
 import { assertNoDaemon, daemonPid, offlineDir, offsetOf } from '../support/offline.js'
 import { startNbdkit } from '../support/nbd-server.js'
-import { backingOf, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
+import { backingOf, bytesOnDisk, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
 
@@ -265,7 +265,7 @@ for (const engine of ['job', 'pull'] as const)
     const path = await overlay(root.folder, server.uri, { size: base.size })
     await root.conn.domainDefineXML(plainXml({ name: 'orphan', devices: diskXml('vda', path) }))
     await root.conn.close()
-    const other = driverProcess(t, root.uri, { name: 'orphan', do: 'stream', bandwidth: 4 * MiB, engine })
+    const other = driverProcess(t, root.uri, { name: 'orphan', do: 'stream', bandwidth: 2 * MiB, engine })
     assert.equal(await other.said, 'ready')
     const pid = daemonPid(root)
     await delay(1_500)
@@ -275,7 +275,7 @@ for (const engine of ['job', 'pull'] as const)
     const dom = await root.conn.domainLookupByName('orphan')
     const events = recordEvents(root.conn)
     const stream = await dom.attachStream('vda')
-    await until('it moves', async () => (await offsetOf(dom)) >= 6 * MiB)
+    await until('it moves', async () => (await offsetOf(dom)) >= 4 * MiB)
     assert.equal((await stream.info())?.mode, 'offline')
     await stream.setBandwidth(0)
     await stream.finished
@@ -300,7 +300,7 @@ test('a stream that has ended, or whose daemon has died, while nobody was there 
   assertNoDaemon(root)
   await again.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 16 * MiB })
   await root.conn.close()
-  await delay(1_500)
+  await until('all is copied', () => bytesOnDisk(path) >= base.size)
   root.conn = await Connect.open(root.uri)
   await until('the next process finishes it', () => readdirSync(offlineDir(root)).length === 0)
   assertNoDaemon(root)
@@ -314,7 +314,7 @@ test('a remote base: requests in parallel, and a stream that waits while the ser
   const server = await startNbdkit(t, { plugin: ['file', base.path], socket: `${root.folder}/base.sock` })
   const path = await overlay(root.folder, server.uri, { size: base.size })
   const dom = await root.conn.domainDefineXML(plainXml({ name: 'remote', devices: diskXml('vda', path) }))
-  const stream = await dom.stream('vda', { bandwidth: 4 * MiB })
+  const stream = await dom.stream('vda', { bandwidth: 2 * MiB })
   assert.equal((await stream.info())?.engine, 'pull')
   await until('it moves', async () => (await offsetOf(dom)) > 0)
   await server.kill()
@@ -332,14 +332,13 @@ test('an image that another process has open is not fought over: the refusal nam
   const base = await patternImage(root.folder, 8 * MiB)
   const path = await overlay(root.folder, base.path)
   const dom = await root.conn.domainDefineXML(plainXml({ name: 'busy', devices: diskXml('vda', path) }))
-  const holder = spawn('qemu-storage-daemon', [
-    '--blockdev',
-    `driver=qcow2,node-name=n,file.driver=file,file.filename=${path}`,
-  ])
+  const ready = join(root.folder, 'holder.pid')
+  const image = `driver=qcow2,node-name=n,file.driver=file,file.filename=${path}`
+  const holder = spawn('qemu-storage-daemon', ['--blockdev', image, '--pidfile', ready])
   t.after(() => holder.kill('SIGKILL'))
   const writes = `process ${holder.pid ?? 0} \\('qemu-storage-daemon'\\)`
-  await until('it has the image', () => usersOf(path).some(({ pid }) => pid === holder.pid))
-  await delay(300)
+  // its last step
+  await until('it has the image', () => existsSync(ready))
   const refusal = virError('VIR_ERR_RESOURCE_BUSY', new RegExp(`^image '${path}' is in use by ${writes}$`))
   await assert.rejects(dom.stream('vda'), refusal)
   assert.deepEqual(readdirSync(offlineDir(root)), [])

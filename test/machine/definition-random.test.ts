@@ -89,10 +89,10 @@ test('absurd numbers are refused at once', () => {
     domainXml(Array.from({ length: 9000 }, () => "<interface type='user'/>").join('')),
   ]
   for (const xml of absurd) {
-    const start = performance.now()
+    const start = process.cpuUsage()
     assert.throws(() => {
       prepareDefinition(parseDomainXml(xml), testCaps)
     }, VirError)
-    assert.ok(performance.now() - start < 5000)
+    assert.ok(process.cpuUsage(start).user < 5_000_000)
   }
 })

@@ -6,7 +6,7 @@ import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { native, type SpawnOptions } from '../../src/native.js'
-import { exitOf, openFds, scratch, sh, standardFds } from './spawned.js'
+import { assertNoMoreFds, exitOf, openFds, scratch, sh, standardFds } from './spawned.js'
 
 const commands = (script: string): SpawnOptions => ({
   file: sh,
@@ -26,8 +26,7 @@ test('a held child does nothing of its program until it is told to go on, and ke
   assert.deepEqual(await exitOf(pid), { code: 3, signal: null })
   assert.equal(Number(readFileSync(mark, 'utf8')), pid)
   assert.throws(() => native.resumeHeld(pid), { code: 'ESRCH' })
-  await delay(10)
-  assert.equal(openFds(), before)
+  await assertNoMoreFds(before)
 })
 
 test('what a held child cannot run is an error once it goes on; what it cannot reach is one at once', (t) => {

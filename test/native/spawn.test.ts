@@ -5,7 +5,7 @@ import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { native, type SpawnOptions } from '../../src/native.js'
 import { findProgram, requires } from '../support/requires.js'
-import { exitOf, openFds, run, scratch, sh, standardFds } from './spawned.js'
+import { assertNoMoreFds, exitOf, openFds, run, scratch, sh, standardFds } from './spawned.js'
 
 const plain: SpawnOptions = { file: sh, args: ['sh', '-c', 'exit 7'], env: {}, fds: standardFds }
 
@@ -202,6 +202,5 @@ test('1000 children leave no descriptor and no zombie behind', async () => {
   for (let round = 0; round < 100; round++) {
     assert.throws(() => native.spawn({ ...plain, file: '/nonexistent' }), { code: 'ENOENT' })
   }
-  await delay(50)
-  assert.equal(openFds(), before)
+  await assertNoMoreFds(before)
 })

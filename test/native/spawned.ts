@@ -1,7 +1,9 @@
+import assert from 'node:assert/strict'
 import { closeSync, mkdtempSync, openSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
 import { native, type ProcessExit, type SpawnOptions } from '../../src/native.js'
 
 /** A directory that goes when the test ends. */
@@ -14,6 +16,12 @@ export function scratch(t: TestContext): string {
 /** Descriptors that this process has open. */
 export function openFds(): number {
   return readdirSync('/proc/self/fd').length
+}
+
+/** Handles are closed at the end of a turn of the event loop, and those of a worker some time after it. */
+export async function assertNoMoreFds(than: number): Promise<void> {
+  for (let tries = 0; tries < 500 && openFds() > than; tries++) await delay(10)
+  assert.ok(openFds() <= than, `${openFds()} descriptors, not ${than}`)
 }
 
 export function exitOf(pid: number): Promise<ProcessExit> {

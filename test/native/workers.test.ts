@@ -4,7 +4,7 @@ import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { native } from '../../src/native.js'
-import { exitOf, openFds } from './spawned.js'
+import { assertNoMoreFds, exitOf, openFds } from './spawned.js'
 
 const addon = new URL('../../../build/Release/virstream.node', import.meta.url).pathname
 
@@ -69,8 +69,7 @@ test('a worker that is terminated leaves no watch behind, and the watched proces
     process.kill(pid, 'SIGKILL')
     assert.deepEqual(await ended, { code: null, signal: 9 })
   }
-  await delay(50)
-  assert.equal(openFds(), before)
+  await assertNoMoreFds(before)
 })
 
 test('a worker that is terminated while its processes exit does not bring us down', async () => {

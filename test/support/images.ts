@@ -1,4 +1,5 @@
 /** Images for tests, in a folder that is removed when the test ends. */
+import { statSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -69,6 +70,9 @@ export async function backingOf(path: string): Promise<string | undefined> {
 export async function checkImage(path: string, format = 'qcow2'): Promise<void> {
   await run('qemu-img', ['check', '-q', '-f', format, path])
 }
+
+/** Bytes that a file takes up, whatever of its metadata is still in QEMU's caches. */
+export const bytesOnDisk = (path: string): number => statSync(path).blocks * 512
 
 /** Bytes that the topmost image of a chain holds itself, as its metadata on disk says. The image may be in use. */
 export async function ownBytes(path: string): Promise<number> {
