@@ -7,6 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 state=.cache/setup
 packages=(
   qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin # what we drive and what serves images
+  libzstd1 # what compresses the memory of guests that move
   apparmor # its parser, which the tests show the profiles of domains
   busybox-static ovmf seabios kmod cpio zstd xz-utils           # the test guest
   build-essential python3                                       # the native addon

@@ -83,8 +83,8 @@ export async function twoHosts(t: Cleanup, folder: string, megabits: number): Pr
   }
 }
 
-/** A guest of its own, that works on its disk, goes from one host to the other. */
-export async function move(t: Cleanup, hosts: Hosts, way: Way, base: PatternImage): Promise<Move> {
+/** A guest of its own, that works on its disk, goes from one host to the other; `transport`: of its memory. */
+export async function move(t: Cleanup, hosts: Hosts, way: Way, base: PatternImage, transport?: string): Promise<Move> {
   const { here, there } = hosts
   const disk = join(here.folder, `${way}.qcow2`)
   await run('qemu-img', ['convert', '-O', 'qcow2', base.path, disk])
@@ -103,7 +103,8 @@ export async function move(t: Cleanup, hosts: Hosts, way: Way, base: PatternImag
   const arrival = arrived(there.conn, way)
   const before = await bytesOf(hosts.link)
   const began = performance.now()
-  const going = dom.migrate(there.conn, { destinationXML, uri: there.uri }, VIR_MIGRATE_LIVE | flagsOf[way])
+  const params = { destinationXML, uri: there.uri, ...(transport !== undefined && { transport }) }
+  const going = dom.migrate(there.conn, params, VIR_MIGRATE_LIVE | flagsOf[way])
   if (way === 'postcopy') await switchAtOnce(dom, going)
   const running = (await Promise.race([arrival, going.then(() => arrival)])) - began
   const after = await Guest.connect(join(there.folder, `${way}.serial`))

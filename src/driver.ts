@@ -8,7 +8,7 @@ import type { Logger } from 'pino'
 import type { DomainBlockInfo, DomainBlockJobInfo, DomainBlockStats } from './block-types.js'
 import type { CloseEvent, DomainEvent, OverflowEvent } from './domain-events.js'
 import type { LockDriver } from './locking/lock-driver.js'
-import type { MigrationOps } from './migrate-params.js'
+import type { MigrationOps, MigrationTransport } from './migrate-params.js'
 import type { SecurityDriver } from './security/security-driver.js'
 
 export type * from './block-types.js'
@@ -215,6 +215,8 @@ export interface DriverHost {
   readonly security?: readonly SecurityDriver[]
   /** absent: what the driver's own configuration says */
   readonly lockManager?: LockDriver
+  /** that memory of guests may go by, besides those that the driver has */
+  readonly transports?: readonly MigrationTransport[]
   /** answers what the server of a connection that is being opened asks; undefined for what has no answer */
   authenticate?(asked: readonly Credential[]): Promise<readonly (string | undefined)[]>
   /** the process listens for tunnels itself and hands on their channels by `migrationChannel`; absent: the driver listens */

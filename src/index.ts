@@ -28,6 +28,7 @@ export type {
   LabelTarget,
   LockResource,
   MigrateParams,
+  MigrationTransport,
   OverflowEvent,
   ProcessLabel,
   SecurityDriver,

@@ -1,7 +1,21 @@
 /** What is said about a migration, and what it says about itself. */
+import type { Duplex } from 'node:stream'
 import type { DomainRef, StreamEngine } from './driver.js'
 import type { ChannelRequest } from './tunnel/requests.js'
 import type { Tunnel } from './tunnel/tunnel.js'
+
+/** A way to bring a guest's memory to another host: what `encode` does to the bytes at the source, `decode` undoes. */
+export interface MigrationTransport {
+  /** that `MigrateParams.transport` names it by: small letters, digits and '-' */
+  readonly name: string
+  /**
+   * QEMU's bytes go in, what is to go over the link comes out: at once, without waiting for more, to the end after the last.
+   * `link.speed`: bytes a second that the link takes of late, Infinity while that is not known.
+   */
+  encode(link: { readonly speed: number }): Duplex
+  /** The way back. Has to break ('error') where the bytes are not what `encode` made: what it hands on becomes memory. */
+  decode(): Duplex
+}
 
 /** How a domain is moved to another host: libvirt's typed parameters (VIR_MIGRATE_PARAM_*), and what we add to them. */
 export interface MigrateParams {
@@ -25,6 +39,12 @@ export interface MigrateParams {
   listenAddress?: string
   /** 'xbzrle', with VIR_MIGRATE_COMPRESSED */
   compression?: string
+  /**
+   * how memory goes over: 'zstd' (compressed), 'xbzrle' (as VIR_MIGRATE_COMPRESSED), 'plain', or one of
+   * `OpenOptions.transports` that both sides have. Default: compressed while the link is slower than that, where both
+   * sides can. 'zstd+tls://host/' as `uri` says the same
+   */
+  transport?: string
   /** with VIR_MIGRATE_STREAM_DISKS: bytes/s for each disk; 0 or absent: no limit */
   diskStreamBandwidth?: number
   /** with VIR_MIGRATE_STREAM_DISKS: who moves the blocks; default 'auto' */
@@ -59,6 +79,10 @@ export interface DomainJobStats {
   memBps?: number
   memIteration?: number
   memPostcopyRequests?: number
+  /** the transport that memory goes by, if it does not go as it is */
+  transport?: string
+  /** bytes of memory on the link, as `transport` makes them */
+  compressionBytes?: number
   diskTotal: number
   diskProcessed: number
   diskRemaining: number

@@ -29,7 +29,14 @@ test('each example is under 40 lines and imports the package by its name', () =>
 })
 
 test('an example without arguments says how it is used', async () => {
-  for (const name of ['stream-a-disk', 'watch-events', 'start-from-template', 'security-driver', 'lock-driver'])
+  for (const name of [
+    'stream-a-disk',
+    'watch-events',
+    'start-from-template',
+    'security-driver',
+    'lock-driver',
+    'transport',
+  ])
     await assert.rejects(example(name), new RegExp(`usage: ${name} URI`))
 })
 
@@ -98,4 +105,21 @@ test('lock-driver starts what shares no image, and says who has the one of the o
   const { stdout } = await example('lock-driver', uri, 'a', 'b', 'c')
   assert.equal(stdout, `a runs\nb does not: 'a' has ${image}\nc runs\n${other} is free\n${image} is free\n`)
   assert.deepEqual(processesOf(folder), [])
+})
+
+test('transport moves a domain by gzip, and its memory is shorter on the link, on real QEMU', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const folder = await temporaryFolder(t)
+  const [uri, destination] = ['here', 'there'].map((name) => `qemu:///embed?root=${join(folder, name)}`)
+  t.after(() => {
+    for (const pid of processesOf(folder)) process.kill(pid, 'SIGKILL')
+  })
+  {
+    await using conn = await Connect.open(uri ?? '')
+    const dom = await conn.domainDefineXML(plainXml({ name: 'wanderer', devices: '' }))
+    await dom.create()
+  }
+  const { stdout } = await example('transport', uri ?? '', 'wanderer', destination ?? '')
+  const [, memory, onLink] = /^wanderer runs at .*\n(\d+) bytes of memory were (\d+) on the link\n$/.exec(stdout) ?? []
+  assert.ok(Number(onLink) > 0 && Number(onLink) < Number(memory), stdout)
 })

@@ -9,6 +9,7 @@ import type {
   HypervisorDriver,
   HypervisorOps,
   LockDriver,
+  MigrationTransport,
   SecurityDriver,
 } from '../driver.js'
 import { failFrom, messageOf, VirError } from '../error.js'
@@ -32,6 +33,8 @@ export interface OpenOptions {
   security?: readonly SecurityDriver[]
   /** handed to the driver */
   lockManager?: LockDriver
+  /** ways for the memory of guests that move, besides those that are there; both hosts need the one that is used */
+  transports?: readonly MigrationTransport[]
   /** virConnectAuthCallback: answers what a server wants to know (a name, a password), in order; undefined refuses */
   authenticate?: (asked: readonly Credential[]) => Promise<readonly (string | undefined)[]>
   /** for a daemon: it listens for tunnels itself and hands on what belongs to migrations */
@@ -64,6 +67,7 @@ export class Connect implements AsyncDisposable {
       emit: (event) => events.emit(event),
       ...(options.security && { security: options.security }),
       ...(options.lockManager && { lockManager: options.lockManager }),
+      ...(options.transports && { transports: options.transports }),
       ...(options.authenticate && { authenticate: options.authenticate }),
       ...(options.tunnels && { tunnels: true }),
     }

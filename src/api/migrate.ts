@@ -37,7 +37,15 @@ const named = {
   VIR_MIGRATE_POSTCOPY: c.VIR_MIGRATE_POSTCOPY,
 } as const
 
-const texts = ['destinationName', 'destinationXML', 'persistXML', 'uri', 'listenAddress', 'compression'] as const
+const texts = [
+  'destinationName',
+  'destinationXML',
+  'persistXML',
+  'uri',
+  'listenAddress',
+  'compression',
+  'transport',
+] as const
 
 /**
  * Only what was given, and what was given is legal. Bandwidths of memory come out in bytes/s; `inBytes`: they are in
@@ -87,6 +95,25 @@ const others: readonly (keyof MigrateParams)[] = [
   'releaseRam',
 ]
 
+/** 'zstd+tls://host/': a transport before the scheme that it is to go by */
+const TRANSPORT_URI = /^(?!virstream\+|qemu\+)([a-z][a-z0-9-]*)\+(?:virstream\+)?((?:tls|tcp|unix):.*)$/s
+
+/** The transport that `uri` names is a parameter, and 'xbzrle' is what libvirt calls a compression. */
+function withTransport({ uri, transport, ...others }: MigrateParams): MigrateParams {
+  const [, named, rest] = (typeof uri === 'string' ? TRANSPORT_URI.exec(uri) : null) ?? []
+  if (named !== undefined && transport !== undefined && transport !== named)
+    throw fail('VIR_ERR_INVALID_ARG', `uri '${uri ?? ''}' names another transport than '${transport}'`)
+  const chosen = named ?? transport
+  const { compression } = others
+  if (chosen === 'xbzrle' && compression !== undefined && compression !== chosen)
+    throw fail('VIR_ERR_INVALID_ARG', `transport 'xbzrle' does not go with compression '${compression}'`)
+  return {
+    ...others,
+    ...(uri !== undefined && { uri: rest === undefined ? uri : `virstream+${rest}` }),
+    ...(chosen !== undefined && (chosen === 'xbzrle' ? { compression: chosen } : { transport: chosen })),
+  }
+}
+
 /**
  * Moves `domain`. When it rejects the guest runs where it did, unless the message says that this is not known yet: then
  * the source finds out by itself as soon as it reaches the destination.
@@ -95,9 +122,10 @@ export async function migrateDomain(
   source: Session,
   domain: DomainRef,
   destination: Session,
-  params: MigrateParams,
+  given: MigrateParams,
   flags: number,
 ): Promise<DomainRef> {
+  const params = withTransport(given)
   if (source === destination)
     throw fail('VIR_ERR_INVALID_ARG', `domain '${domain.name}' cannot be migrated to the connection that it is on`)
   let checked: Checked = {}

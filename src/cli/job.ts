@@ -32,6 +32,11 @@ const operations: Readonly<Record<number, string>> = {
   [c.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_DELETE]: 'Snapshot delete',
 }
 
+/** How many bytes of memory one on the link stands for. */
+function ratioOf({ memProcessed, compressionBytes = 0 }: DomainJobStats): number | undefined {
+  return compressionBytes === 0 ? undefined : memProcessed / compressionBytes
+}
+
 /** What virsh prints of a job, and a line for each disk that moves with the domain. */
 export function jobLines(stats: DomainJobStats): string[] {
   const { type } = stats
@@ -56,6 +61,9 @@ export function jobLines(stats: DomainJobStats): string[] {
     ...optional('Memory bandwidth', stats.memBps, (bps) => `${formatSize(bps)}/s`),
     ...optional('Iteration', stats.memIteration, String),
     ...optional('Postcopy requests', stats.memPostcopyRequests, String),
+    ...(stats.transport === undefined ? [] : [line('Transport', stats.transport)]),
+    ...optional('Compressed data', stats.compressionBytes, formatSize),
+    ...optional('Compression', ratioOf(stats), (ratio) => `${ratio.toFixed(1)} : 1`),
     ...amounts('File', stats.diskTotal, stats.diskProcessed, stats.diskRemaining),
     ...stats.disks.map(({ disk, offset, size: all }) =>
       line(`Disk ${disk}`, `${formatSize(offset)} of ${formatSize(all)}`),

@@ -67,6 +67,7 @@ export async function migrateParams(options: Values): Promise<MigrateParams> {
     persistXML: await document(options, 'persistent-xml'),
     uri: options.text('migrateuri'),
     compression: options.text('comp-methods'),
+    transport: options.text('transport'),
     bandwidth: megabytes(options, 'bandwidth'),
     bandwidthPostcopy: megabytes(options, 'postcopy-bandwidth'),
     downtime: options.count('downtime'),
@@ -217,6 +218,10 @@ export const migrateCommand: CommandSpec = {
     ['--auto-converge', 'slow the guest down until its memory can be copied'],
     ['--compressed', 'compress memory'],
     ['--comp-methods <method>', "how: 'xbzrle'"],
+    [
+      '--transport <name>',
+      "how memory goes over: 'zstd', 'xbzrle' or 'plain'; default: compressed on links that are slower",
+    ],
     ['--tls', 'refuse a connection that is not encrypted, as all of virstream+tls:// are'],
     ['--bandwidth <rate>', 'MiB/s for memory, or a number with K, M or G; default: no limit'],
     ['--disk-bandwidth <rate>', 'with --stream-disks: MiB/s for each disk; default: no limit'],

@@ -1,6 +1,7 @@
 /** One open virConnectPtr: its handles on domains, its calls, its end. */
 import koffi from 'koffi'
 import type { DomainRef, DriverHost } from '../driver.js'
+import { Transports } from '../migration/transports.js'
 import { failFrom, VirError } from '../error.js'
 import { Authentication } from './authentication.js'
 import { Lane } from './lane.js'
@@ -26,6 +27,8 @@ interface Handle {
 export class Connection {
   readonly host: DriverHost
   readonly lib: Library
+  /** that the memory of guests may go by */
+  readonly transports: Transports
   /** given to libvirt as the opaque of callbacks */
   readonly id: number
   /** the hypervisor is in this process and in memory: nothing waits */
@@ -42,6 +45,7 @@ export class Connection {
   private constructor(uri: URL, host: DriverHost, lib: Library) {
     this.host = host
     this.lib = lib
+    this.transports = new Transports(host.transports)
     this.isOfThisHost = uri.host === ''
     this.#here = uri.protocol === 'test:' && this.isOfThisHost
     this.id = lib.listen(({ number }) => {

@@ -3,7 +3,7 @@ import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { Duplex } from 'node:stream'
+import type { MemoryWay } from '../migration/memory-way.js'
 import { native } from '../native.js'
 import { joinDuplex } from '../tunnel/join.js'
 
@@ -12,27 +12,27 @@ const PASS_THROUGH = 0o711
 
 export class MemoryDoor implements AsyncDisposable {
   readonly #folder: string
-  readonly #channel: Duplex
+  readonly #way: MemoryWay
   readonly #server: Server
   #used = false
 
-  private constructor(folder: string, channel: Duplex, server: Server) {
+  private constructor(folder: string, way: MemoryWay, server: Server) {
     this.#folder = folder
-    this.#channel = channel
+    this.#way = way
     this.#server = server
   }
 
-  /** Whoever comes first is joined to `channel`. */
-  static open(channel: Duplex): MemoryDoor {
+  /** Whoever comes first is joined to the channel. */
+  static open(way: MemoryWay): MemoryDoor {
     const folder = mkdtempSync(join(tmpdir(), 'virstream-memory-'))
     chmodSync(folder, PASS_THROUGH)
     const server = createServer({ allowHalfOpen: true })
-    const door = new MemoryDoor(folder, channel, server)
+    const door = new MemoryDoor(folder, way, server)
     server.on('connection', (socket) => {
       door.#used = true
       server.close()
       // the QEMU at either side says what went wrong
-      joinDuplex(socket, channel).catch(() => undefined)
+      joinDuplex(way.channel, socket, way.through).catch(() => undefined)
     })
     server.listen({ fd: native.listenUnix(door.#path, 0o600, 1) })
     return door
@@ -49,7 +49,7 @@ export class MemoryDoor implements AsyncDisposable {
 
   [Symbol.asyncDispose](): Promise<void> {
     this.#server.close()
-    if (!this.#used) this.#channel.destroy()
+    if (!this.#used) this.#way.channel.destroy()
     rmSync(this.#folder, { recursive: true, force: true })
     return Promise.resolve()
   }

@@ -9,6 +9,7 @@ import { failFrom } from '../error.js'
 import { newId, newKey, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
 import { SERVICE } from '../migration/link.js'
 import { Undo } from '../util/undo.js'
+import { openMemory } from '../migration/memory-way.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
 import type { Connection } from './connection.js'
 import { Leaving } from './leaving.js'
@@ -66,6 +67,7 @@ async function begin(
   { ref, domain, params, flags }: Begin,
 ): Promise<{ xml: string; cookie: string }> {
   checkLeaving(conn, params, flags)
+  await conn.transports.require(params.transport)
   if (leaving.has(ref.uuid)) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${ref.name}' is being migrated already`)
   const gone = new Leaving(ref, newId(), newKey(), libvirtFlags(params, flags), params)
   leaving.set(ref.uuid, gone)
@@ -145,9 +147,9 @@ async function sendMemory(conn: Connection, gone: Leaving, domain: bigint): Prom
   const xbzrle = (flags & c.VIR_MIGRATE_COMPRESSED) !== 0
   const capabilities = { events: true, 'return-path': false, xbzrle, 'auto-converge': false }
   await link?.request('incoming', { capabilities })
-  const channel = await link?.open(SERVICE.memory)
-  if (channel === undefined) throw fail('VIR_ERR_OPERATION_ABORTED', `migration of domain '${ref.name}' was canceled`)
-  await using door = MemoryDoor.open(channel)
+  const way = link && (await openMemory(conn.transports, params.transport, (says) => link.open(SERVICE.memory, says)))
+  if (way === undefined) throw fail('VIR_ERR_OPERATION_ABORTED', `migration of domain '${ref.name}' was canceled`)
+  await using door = MemoryDoor.open(way)
   const { bandwidth = 0 } = params
   const said = {
     migrate_uri: door.uri,

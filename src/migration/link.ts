@@ -1,10 +1,11 @@
 /** The source's end of a migration's connection: a tunnel to the destination, made anew as often as it breaks. */
-import type { Duplex } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import { failFrom, messageOf } from '../error.js'
 import { dial } from '../tunnel/dial.js'
+import type { Channel } from '../tunnel/channel.js'
 import { TunnelError } from '../tunnel/error.js'
 import { Messages } from '../tunnel/messages.js'
+import type { Params } from '../tunnel/payloads.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
 
@@ -139,11 +140,11 @@ export class MigrationLink {
     return this.#messages.request(method, params, { timeout })
   }
 
-  async open(service: string): Promise<Duplex> {
+  async open(service: string, params: Params = {}): Promise<Channel> {
     const { id, key } = this.#options
     if (this.#tunnel === undefined || !this.isUp)
       throw fail('VIR_ERR_OPERATION_FAILED', `the destination cannot be reached: ${this.problem ?? 'not connected'}`)
-    return this.#tunnel.open(service, { id, key })
+    return this.#tunnel.open(service, { ...params, id, key })
   }
 
   /** At once, whatever is under way: our process lets go of the root. */

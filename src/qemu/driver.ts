@@ -19,6 +19,7 @@ import { createVm, lifecycleOps } from './lifecycle.js'
 import { migrationOps } from './migration.js'
 import { limitOps } from './migration-limits.js'
 import { closeMigrations, reconnectMigrations, reopenRelays } from './migration-reconnect.js'
+import { Transports } from '../migration/transports.js'
 import { passthroughOps } from './passthrough.js'
 import { resumeStreams } from './moved-streams.js'
 import { Qemu } from './qemu.js'
@@ -56,13 +57,14 @@ function rootOf(uri: URL): string {
 }
 
 async function openRoot(path: string, host: DriverHost): Promise<Partial<HypervisorOps>> {
+  const transports = new Transports(host.transports)
   const root = Root.open(path)
   const capabilities = new CapabilitiesCache({ cacheDir: root.cacheDir, nvramDir: root.nvramDir })
   const { settings, access } = await settingsAndAccess(root, host).catch((error: unknown) => {
     root.release()
     throw error
   })
-  const qemu = new Qemu(host, root, capabilities, access, settings.streams)
+  const qemu = new Qemu(host, root, capabilities, access, settings.streams, transports)
   try {
     qemu.baseTimeout = settings.baseTimeout
     for (const { def, autostart } of loadConfigs(root, (text) => qemu.warn(text))) {

@@ -1,6 +1,7 @@
 /** What QEMU is told and asked about its migrations (QMP reference, "Migration"). */
-import type { Duplex } from 'node:stream'
 import { native } from '../native.js'
+import { acceptMemory, type MemoryWay } from '../migration/memory-way.js'
+import type { Transports } from '../migration/transports.js'
 import { descriptorFor } from '../tunnel/join.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import type { WindowLimits } from '../tunnel/window.js'
@@ -97,8 +98,12 @@ export class MigrationCommands {
 }
 
 /** QEMU gets one end of a pair of sockets, the channel is joined to the other. */
-export async function lend({ access }: Live, channel: Duplex, use: (fd: number) => Promise<void>): Promise<void> {
-  const { fd, joined } = descriptorFor(channel, () => access.makeSocket(() => native.socketpair()))
+export async function lend(
+  { access }: Live,
+  { channel, through }: MemoryWay,
+  use: (fd: number) => Promise<void>,
+): Promise<void> {
+  const { fd, joined } = descriptorFor(channel, () => access.makeSocket(() => native.socketpair()), through)
   joined.catch(() => undefined)
   try {
     await use(fd)
@@ -108,23 +113,25 @@ export async function lend({ access }: Live, channel: Duplex, use: (fd: number) 
 }
 
 /** The guest's memory begins to go out over a channel. */
-export function sendMemory(live: Live, commands: MigrationCommands, channel: Duplex): Promise<void> {
-  return lend(live, channel, (fd) => commands.send(fd))
+export function sendMemory(live: Live, commands: MigrationCommands, way: MemoryWay): Promise<void> {
+  return lend(live, way, (fd) => commands.send(fd))
 }
 
 /** The guest's memory comes over a channel that the other side opens; `live` is undefined where nobody waits for it. */
 export async function takeMemory(
   request: ChannelRequest,
   live: Live | undefined,
+  transports: Transports,
   windows?: Partial<WindowLimits>,
-): Promise<Duplex | undefined> {
+): Promise<MemoryWay['channel'] | undefined> {
   if (live === undefined) {
     request.refuse('nobody waits for memory')
     return undefined
   }
-  const channel = request.accept({}, windows)
+  const way = await acceptMemory(transports, request, windows)
+  const { channel } = way
   try {
-    await lend(live, channel, (fd) => new MigrationCommands(live.monitor).receive(fd))
+    await lend(live, way, (fd) => new MigrationCommands(live.monitor).receive(fd))
     return channel
   } catch (error) {
     channel.destroy()

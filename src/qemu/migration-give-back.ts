@@ -6,6 +6,7 @@ import { forgetIfNothing } from './define.js'
 import type { Incoming } from './incoming.js'
 import { removeMade } from './migration-arrive.js'
 import { MigrationCommands, seeThrough, sendMemory } from './migration-commands.js'
+import { openMemory } from '../migration/memory-way.js'
 import { SERVICE } from '../migration/link.js'
 import { beginMirror, endMirrors, jobsOf, mirrorsReady } from './migration-mirror.js'
 import { disksSocket } from './migration-record.js'
@@ -62,7 +63,7 @@ function requireReturning(incoming: Incoming): {
 }
 
 /** 'return-memory': the guest goes. It stands still here from then on, until the source says what became of it. */
-export async function sendBack(incoming: Incoming): Promise<void> {
+export async function sendBack(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { live, record, migrated } = requireReturning(incoming)
   const { vm, messages } = incoming
   const commands = new MigrationCommands(live.monitor)
@@ -71,10 +72,13 @@ export async function sendBack(incoming: Incoming): Promise<void> {
     await commands.setCapabilities({ ...RETURN_CAPABILITIES, 'pause-before-switchover': true })
     await commands.setUnlimited()
     const { id, key } = record
-    const channel = await incoming.relay?.tunnel?.open(SERVICE.memory, { id, key })
-    if (channel === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'the source cannot be reached')
+    const tunnel = incoming.relay?.tunnel
+    if (tunnel === undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'the source cannot be reached')
+    const way = await openMemory(qemu.transports, record.params.transport, (says) =>
+      tunnel.open(SERVICE.memory, { ...says, id, key }),
+    )
     live.pauseReason = c.VIR_DOMAIN_PAUSED_MIGRATION
-    await sendMemory(live, commands, channel)
+    await sendMemory(live, commands, way)
     const seen = await seeThrough(commands, watch, async () => {
       await endMirrors(live.monitor, migrated, false)
       await messages?.request('return-closing', {}, { timeout: 10_000 })

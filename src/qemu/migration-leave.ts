@@ -47,7 +47,7 @@ export async function routeOutgoing(qemu: Qemu, request: ChannelRequest): Promis
   else if (request.service === SERVICE.disks) await sourceStorage(qemu, outgoing, outgoing.vm.live).serve(request)
   // it comes back
   else if (request.service === SERVICE.memory)
-    await takeMemory(request, outgoing.record.phase === 'returning' ? outgoing.vm.live : undefined)
+    await takeMemory(request, outgoing.record.phase === 'returning' ? outgoing.vm.live : undefined, qemu.transports)
   else request.refuse(`a migration has no service '${request.service}'`)
 }
 

@@ -4,6 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import { QmpError } from '../qmp/error.js'
+import { acceptMemory } from '../migration/memory-way.js'
 import { joinDuplex } from '../tunnel/join.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import { emitLifecycle } from './emit.js'
@@ -65,17 +66,23 @@ export async function stateIsHere({ monitor }: Live): Promise<void> {
 }
 
 /** A channel with memory: the first one, or one that takes the place of one that broke. */
-export async function takeChannel({ record, vm, memory }: Incoming, request: ChannelRequest): Promise<void> {
+export async function takeChannel(
+  qemu: Qemu,
+  { record, vm, memory }: Incoming,
+  request: ChannelRequest,
+): Promise<void> {
   if (record.memoryFollows !== true) {
     const windows = (record.flags & c.VIR_MIGRATE_POSTCOPY) === 0 ? undefined : WINDOWS
-    memory.channel = await takeMemory(request, record.phase === 'incoming' ? vm.live : undefined, windows)
+    const live = record.phase === 'incoming' ? vm.live : undefined
+    memory.channel = await takeMemory(request, live, qemu.transports, windows)
     return
   }
   try {
     const socket = await memory.recovery?.connect()
     if (socket === undefined) throw new Error('nobody waits for memory')
-    memory.channel = request.accept({}, WINDOWS)
-    joinDuplex(memory.channel, socket).catch(() => undefined)
+    const { channel, through } = await acceptMemory(qemu.transports, request, WINDOWS)
+    memory.channel = channel
+    joinDuplex(channel, socket, through).catch(() => undefined)
   } catch (error) {
     request.refuse(messageOf(error))
   }

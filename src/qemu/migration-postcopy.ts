@@ -12,6 +12,7 @@ import { setState } from './events.js'
 import { lend, MigrationCommands, type MigrationStatus } from './migration-commands.js'
 import { storageOf } from './migration-flags.js'
 import { letGo } from './migration-release.js'
+import { openMemory } from '../migration/memory-way.js'
 import { SERVICE } from '../migration/link.js'
 import type { MigrationWatch, Seen } from './migration-watch.js'
 import { type Outgoing, outgoingOf } from './outgoing.js'
@@ -225,7 +226,7 @@ export class FollowingMemory {
   }
 
   async #recover(): Promise<void> {
-    const { link } = this.#outgoing
+    const { link, record, stats } = this.#outgoing
     if ((await this.#commands.query()).status === 'postcopy-active' && this.channel?.destroyed === false) return
     // what is still under way in it would go past what is asked next
     this.channel?.destroy()
@@ -237,10 +238,14 @@ export class FollowingMemory {
     }
     // the other side takes it in from now on, ours must let it out
     if (!(await untilPaused(this.#commands))) throw fail('VIR_ERR_OPERATION_FAILED', 'QEMU does not notice the loss')
-    const channel = await link?.open(SERVICE.memory)
-    if (channel === undefined) return
+    const { transports } = this.#qemu
+    const way =
+      link && (await openMemory(transports, record.params.transport, (says) => link.open(SERVICE.memory, says)))
+    if (way === undefined) return
+    const { channel } = way
     this.channel = channel
-    await lend(this.#live, channel, (fd) => this.#commands.resume(fd)).catch((error: unknown) => {
+    stats.goBy(way)
+    await lend(this.#live, way, (fd) => this.#commands.resume(fd)).catch((error: unknown) => {
       channel.destroy()
       throw error
     })

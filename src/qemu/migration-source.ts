@@ -9,6 +9,7 @@ import { capabilitiesFor, parametersFor, requireEncrypted } from './migration-fl
 import { MigrationCommands, type MigrationStatus, seeThrough, sendMemory } from './migration-commands.js'
 import { newId, newKey, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
 import { chooseDisks, type SourceStorage, sourceStorage } from './migration-disks.js'
+import { openMemory } from '../migration/memory-way.js'
 import { SERVICE } from '../migration/link.js'
 import { type MigrationRecord } from './migration-record.js'
 import { MigrationWatch } from './migration-watch.js'
@@ -50,6 +51,7 @@ export async function begin(
     throw fail('VIR_ERR_OPERATION_INVALID', `disks of domain '${vm.name}' are still on their way from its former host`)
   if (live.blockJobs.all.length > 0) throw fail('VIR_ERR_OPERATION_INVALID', 'domain has active block job')
   const disks = await chooseDisks(live, params, flags)
+  await qemu.transports.require(params.transport)
   const running = vm.state.state === c.VIR_DOMAIN_RUNNING
   const persist = (flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0
   const record: MigrationRecord = {
@@ -151,11 +153,12 @@ async function transfer(qemu: Qemu, outgoing: Outgoing, live: Live, storage: Sou
     await link?.request('incoming', { capabilities })
     await commands.setCapabilities({ ...capabilities, 'pause-before-switchover': true })
     await commands.setParameters(parametersFor(params, vm.migrationSpeed))
-    const channel = await link?.open(SERVICE.memory)
-    if (channel === undefined || outgoing.aborted) throw aborted(vm)
-    await sendMemory(live, commands, channel)
+    const way = link && (await openMemory(qemu.transports, params.transport, (says) => link.open(SERVICE.memory, says)))
+    if (way === undefined || outgoing.aborted) throw aborted(vm)
+    await sendMemory(live, commands, way)
     outgoing.commands = commands
     outgoing.stats.follow(commands)
+    outgoing.stats.goBy(way)
     // by who could not see it yet a moment ago
     if (isAborted(outgoing)) await commands.cancel()
     await switchToPostcopy(outgoing)
@@ -166,7 +169,7 @@ async function transfer(qemu: Qemu, outgoing: Outgoing, live: Live, storage: Sou
     if (seen === 'postcopy-active') {
       record.memoryFollows = true
       outgoing.memory = new FollowingMemory(qemu, outgoing, live, watch)
-      outgoing.memory.channel = channel
+      outgoing.memory.channel = way.channel
       return
     }
     if (seen !== 'completed') throw await whyNot(outgoing, commands, seen)

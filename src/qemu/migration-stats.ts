@@ -2,6 +2,7 @@
 import * as c from '../constants.gen.js'
 import type { DomainJobStats } from '../driver.js'
 import { messageOf, VirError } from '../error.js'
+import type { MemoryWay } from '../migration/memory-way.js'
 import type { MigrationCommands, MigrationInfo } from './migration-commands.js'
 import type { MigrationRecord } from './migration-record.js'
 
@@ -9,6 +10,8 @@ export class JobStats {
   readonly #operation: number
   readonly #record: MigrationRecord
   #commands: MigrationCommands | undefined
+  /** the last one is in use */
+  readonly #ways: MemoryWay[] = []
   #memory: MigrationInfo = {}
   #disks: DomainJobStats['disks']
   #type: number = c.VIR_DOMAIN_JOB_UNBOUNDED
@@ -23,6 +26,10 @@ export class JobStats {
 
   follow(commands: MigrationCommands): void {
     this.#commands = commands
+  }
+  /** Memory goes this way from now on. */
+  goBy(way: MemoryWay): void {
+    this.#ways.push(way)
   }
   async memoryDone(commands: MigrationCommands): Promise<void> {
     this.#memory = await commands.query()
@@ -53,6 +60,12 @@ export class JobStats {
     this.#commands = undefined
   }
 
+  #onLink(): Pick<DomainJobStats, 'transport' | 'compressionBytes'> {
+    const transport = this.#ways.at(-1)?.transport
+    const compressionBytes = this.#ways.reduce((sum, { channel }) => sum + channel.bytesWritten, 0)
+    return transport === undefined ? {} : { transport, compressionBytes }
+  }
+
   /** Asks QEMU, while memory goes over. */
   async look(): Promise<DomainJobStats> {
     if (this.#commands !== undefined) this.#memory = await this.#commands.query()
@@ -77,6 +90,7 @@ export class JobStats {
       ...{ memTotal, memProcessed, memRemaining },
       ...(ram && { memBps: Math.round((ram.mbps * 1e6) / 8), memIteration: ram['dirty-sync-count'] }),
       ...(ram?.['postcopy-requests'] !== undefined && { memPostcopyRequests: ram['postcopy-requests'] }),
+      ...this.#onLink(),
       ...{ diskTotal, diskProcessed, diskRemaining: diskTotal - diskProcessed, disks },
       ...(this.#error !== undefined && { error: this.#error }),
     }

@@ -43,6 +43,7 @@ export async function prepare(
   if (cookie.abi !== undefined) checkAbi(parseDomainXml(cookie.abi), def)
   if (params.destinationName !== undefined) def.name = params.destinationName
   if (params.persistXML !== undefined) await checkKept(qemu, def, cookie)
+  await qemu.transports.require(params.transport)
   if (storageOf(flags) === 'shared') requireShared(def, cookie, flags)
   const vm = match(qemu, def) ?? new Vm(def.name, def.uuid)
   if (qemu.outgoing.has(cookie.id))
@@ -146,7 +147,7 @@ export async function routeIncoming(qemu: Qemu, request: ChannelRequest, tunnel:
   if (incoming === undefined || incoming.record.key !== key || incoming.cancelling !== undefined)
     request.refuse('there is no such migration here')
   else if (request.service === SERVICE.messages) attach(qemu, incoming, request, tunnel)
-  else if (request.service === SERVICE.memory) await takeChannel(incoming, request)
+  else if (request.service === SERVICE.memory) await takeChannel(qemu, incoming, request)
   else if (request.service === SERVICE.disks) await serveMirror(incoming, request)
   else request.refuse(`a migration has no service '${request.service}'`)
 }
@@ -206,7 +207,7 @@ async function answer(qemu: Qemu, incoming: Incoming, method: string, params: un
       await mirrorBack(qemu, incoming)
       return {}
     case 'return-memory':
-      await sendBack(incoming)
+      await sendBack(qemu, incoming)
       return {}
     case 'return-failed':
       await keepAfterAll(qemu, incoming)

@@ -4,6 +4,7 @@ import { failFrom } from '../error.js'
 import type { AccessPolicy } from './access.js'
 import { StreamBudget, type StreamLimits } from './budget.js'
 import type { CapabilitiesCache } from '../machine/capabilities-cache.js'
+import { Transports } from '../migration/transports.js'
 import type { Root } from './root.js'
 import { UnitPaces } from './unit-pace.js'
 import type { Vm } from './vm.js'
@@ -22,6 +23,8 @@ export class Qemu {
   /** what all streams may have together */
   readonly budget: StreamBudget
   readonly units: UnitPaces
+  /** that the memory of guests may go by */
+  readonly transports: Transports
   /** migrations by their ids: from here, and to here */
   readonly outgoing = new Map<string, Outgoing>()
   readonly incoming = new Map<string, Incoming>()
@@ -42,11 +45,13 @@ export class Qemu {
     capabilities: CapabilitiesCache,
     access: AccessPolicy,
     limits: StreamLimits = {},
+    transports = new Transports(),
   ) {
     this.host = host
     this.root = root
     this.capabilities = capabilities
     this.access = access
+    this.transports = transports
     this.budget = new StreamBudget(limits, this)
     this.units = new UnitPaces(this.budget)
   }

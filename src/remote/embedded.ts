@@ -29,7 +29,7 @@ async function isServed(root: string): Promise<boolean> {
  */
 export async function throughDaemon(uri: URL, host: DriverHost): Promise<Partial<HypervisorOps> | undefined> {
   const root = embeddedRoot(uri.href)
-  const own = host.security !== undefined || host.lockManager !== undefined || host.tunnels !== undefined
+  const own = [host.security, host.lockManager, host.transports, host.tunnels].some((each) => each !== undefined)
   if (root === undefined || own || !existsSync(socketOf(root))) return undefined
   return openRemote(daemonUri(root), host).catch((error: unknown) => {
     // a daemon that was killed has left its socket there

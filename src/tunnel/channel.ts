@@ -2,6 +2,7 @@ import { Duplex } from 'node:stream'
 import type { ChannelTable } from './channel-table.js'
 import { TunnelError } from './error.js'
 import type { Params } from './payloads.js'
+import { Speed } from './speed.js'
 
 /** Bytes that a channel holds in each direction besides its window. */
 const HIGH_WATER = 128 * 1024
@@ -22,6 +23,8 @@ export class Channel extends Duplex {
   readonly #table: ChannelTable
   #arrived: Buffer[] = []
   #hungry = false
+  #bytesWritten = 0
+  readonly #speed = new Speed()
   #ended = false
 
   /** Made by Tunnel. */
@@ -34,6 +37,16 @@ export class Channel extends Duplex {
     this.reply = about.reply
     // a link that breaks is nothing unusual: it must not end a process that looks at 'close' only
     this.on('error', () => undefined)
+  }
+
+  /** all that it was given to send so far */
+  get bytesWritten(): number {
+    return this.#bytesWritten
+  }
+
+  /** bytes a second that the link takes of it while some wait; Infinity before there were any */
+  get speed(): number {
+    return this.#speed.value
   }
 
   /** For Tunnel: bytes came. */
@@ -79,8 +92,14 @@ export class Channel extends Duplex {
   }
 
   #send(parts: Buffer[], done: Done): void {
+    const bytes = parts.reduce((sum, { length }) => sum + length, 0)
+    const began = performance.now()
+    this.#bytesWritten += bytes
     try {
-      this.#table.send(this.id, parts, () => done())
+      this.#table.send(this.id, parts, () => {
+        this.#speed.add(bytes, performance.now() - began)
+        done()
+      })
     } catch (error) {
       done(error instanceof Error ? error : new TunnelError('ECONNRESET', String(error)))
     }

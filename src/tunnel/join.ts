@@ -7,22 +7,27 @@ import { native } from '../native.js'
 import { asTunnelError, TunnelError } from './error.js'
 import type { ChannelRequest } from './requests.js'
 
+/** Streams that the bytes go through on their way to either side: each is the caller's to make, for one join. */
+export interface Through {
+  readonly toA?: Duplex
+  readonly toB?: Duplex
+}
+
 /**
  * Carries bytes both ways with back-pressure. An end of one side is a half close of the other. Resolves when both directions
- * have ended; rejects with a TunnelError when either side breaks, the other one destroyed with that error then.
+ * have ended; rejects with a TunnelError when either side breaks, or what they go through, all destroyed with that error then.
  */
-export function joinDuplex(a: Duplex, b: Duplex): Promise<void> {
+export function joinDuplex(a: Duplex, b: Duplex, { toA, toB }: Through = {}): Promise<void> {
   return new Promise((resolve, reject) => {
     let open = 2
     const fail = (thrown: unknown): void => {
       const error = asTunnelError(thrown, 'ECONNRESET', 'a joined stream broke')
-      a.destroy(error)
-      b.destroy(error)
+      for (const stream of [a, b, toA, toB]) stream?.destroy(error)
       reject(error)
     }
-    for (const [from, to] of [
-      [a, b],
-      [b, a],
+    for (const [from, to, through] of [
+      [a, b, toB],
+      [b, a, toA],
     ] as const) {
       from.on('error', fail)
       from.once('close', () => {
@@ -31,7 +36,10 @@ export function joinDuplex(a: Duplex, b: Duplex): Promise<void> {
           fail(from.errored ?? new Error('it was closed before its end'))
         else if (open === 0) resolve()
       })
-      carry(from, to)
+      carry(from, through ?? to)
+      if (through === undefined) continue
+      through.on('error', fail)
+      carry(through, to)
     }
   })
 }
@@ -85,9 +93,13 @@ export interface JoinedDescriptor {
   joined: Promise<void>
 }
 
-/** A descriptor that is the other end of `stream`, for a program that takes descriptors (QEMU: getfd). `pair` makes it. */
-export function descriptorFor(stream: Duplex, pair = (): [number, number] => native.socketpair()): JoinedDescriptor {
+/** A descriptor that is the other end of `stream` (the first side of `through`), for a program that takes descriptors (QEMU: getfd). `pair` makes it. */
+export function descriptorFor(
+  stream: Duplex,
+  pair = (): [number, number] => native.socketpair(),
+  through?: Through,
+): JoinedDescriptor {
   const [fd, ours] = pair()
   const socket = new Socket({ fd: ours, readable: true, writable: true, allowHalfOpen: true })
-  return { fd, joined: joinDuplex(stream, socket) }
+  return { fd, joined: joinDuplex(stream, socket, through) }
 }

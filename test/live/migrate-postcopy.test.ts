@@ -32,23 +32,12 @@ import {
   type MigrateParams,
 } from '../../src/index.js'
 import { run } from '../../src/util/run.js'
-import {
-  agentOf,
-  diskXml,
-  lifecycleOf,
-  recordEvents,
-  startGuest,
-  startPlain,
-  testRoot,
-  until,
-  virError,
-  type TestRoot,
-} from '../support/domain.js'
+import { diskXml, lifecycleOf, recordEvents, startPlain, testRoot, until, virError } from '../support/domain.js'
 import { reconnect, twoApart } from '../support/apart.js'
 import { dacRoot } from '../support/dac.js'
 import { daemonRoot } from '../support/daemon-root.js'
-import type { Guest } from '../support/guest.js'
-import { type Cleanup, emptyImage, patternImage, temporaryFolder } from '../support/images.js'
+import { emptyImage, temporaryFolder } from '../support/images.js'
+import { assertWhole, guestWithMemory, start, type Side } from '../support/memory-guest.js'
 import { leftOf } from '../support/move.js'
 import { requires } from '../support/requires.js'
 
@@ -227,44 +216,3 @@ test('QEMU that may not have userfaultfd is refused at the destination, and the 
   assert.deepEqual(await there.conn.listAllDomains(), [])
   assert.equal(existsSync(join(there.folder, 'disk.qcow2')), false)
 })
-
-type Side = Pick<TestRoot, 'folder' | 'conn'>
-
-/** A guest with a disk of 32 MiB, and 40 MiB in its memory whose checksum it has told. */
-async function guestWithMemory(
-  t: Cleanup,
-  here: Side,
-  there: Side,
-): Promise<{ dom: Domain; params: MigrateParams; guest: Guest; memory: string }> {
-  const disk = join(here.folder, 'disk.qcow2')
-  const { path: base, size, seed } = await patternImage(here.folder, 32 * MiB)
-  await run('qemu-img', ['convert', '-O', 'qcow2', base, disk])
-  const { dom, guest } = await startGuest(t, here, { devices: diskXml('vda', disk) })
-  await guest.base('vda', seed, size)
-  await guest.command('sh dd if=/dev/urandom of=/pattern bs=1048576 count=40')
-  const xml = await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)
-  return {
-    ...{ dom, guest, memory: await checksum(guest) },
-    params: { destinationXML: xml.replaceAll(here.folder, there.folder) },
-  }
-}
-
-async function checksum(guest: Guest): Promise<string> {
-  const { lines } = await guest.command('sh md5sum /pattern')
-  return lines[0] ?? ''
-}
-
-function start(dom: Domain, there: Side, params: MigrateParams, flags: number): Promise<Domain> {
-  const going = dom.migrate(there.conn, params, flags)
-  going.catch(() => undefined)
-  return going
-}
-
-/** The guest finds its memory and its disk as it left them. */
-async function assertWhole(t: Cleanup, { folder }: Side, memory: string): Promise<void> {
-  const guest = await agentOf(t, folder)
-  assert.equal(await checksum(guest), memory)
-  await guest.stop('vda')
-  const { bad, err } = await guest.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
-}
