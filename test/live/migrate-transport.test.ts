@@ -125,6 +125,8 @@ test('a link that is cut within compressed memory leaves the guest; memory that 
   const reason = async (): Promise<number> => (await dom.getState()).reason
   const runs = `${VIR_DOMAIN_EVENT_RESUMED}/${VIR_DOMAIN_EVENT_RESUMED_POSTCOPY}`
   await until('it runs there', () => lifecycleOf(events).includes(runs))
+  const { memProcessed } = await dom.getJobStats()
+  await until('more of it follows', async () => (await dom.getJobStats()).memProcessed > memProcessed + MiB)
   await dom.abortJob(VIR_DOMAIN_ABORT_JOB_POSTCOPY)
   await until('it is interrupted', async () => (await reason()) === VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
   const resumed = start(dom, there, {}, postcopy | VIR_MIGRATE_POSTCOPY_RESUME)
