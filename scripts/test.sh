@@ -39,7 +39,8 @@ run_tests() {
   local report=$1 failed=0 skipped forbidden
   shift
   mkdir -p .cache
-  "$@" --test --test-concurrency=2 --test-timeout=900000 \
+  # one more than the cores of CI: a third of the time tests wait
+  "$@" --test --test-concurrency=3 --test-timeout=900000 \
     --test-reporter=spec --test-reporter-destination=stdout \
     --test-reporter=tap --test-reporter-destination="$report" "${tests[@]}" || failed=$?
   skipped=$(sed -nE 's/^ *ok [0-9]+ - (.*) # SKIP ?(.*)$/\1: \2/p' "$report")

@@ -49,7 +49,7 @@ for (const engine of ['job', 'pull'] as const) {
     await server.kill()
     await until('the guest is paused', async () => (await dom.getState()).state === VIR_DOMAIN_PAUSED, 20_000)
     assert.equal((await dom.getState()).reason, VIR_DOMAIN_PAUSED_IOERROR)
-    await until('the stream waits', async () => (await stateOf(dom))?.status === 'waiting', 5_000)
+    await until('the stream waits', async () => (await stateOf(dom))?.status === 'waiting')
     assert.match((await stateOf(dom))?.error ?? '', /the base does not answer: /)
     await assert.rejects(
       dom.resume(),

