@@ -38,8 +38,8 @@ for (const engine of ['job', 'pull'] as const) {
     if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-nbd')) return
     const { base, server, path, dom, guest } = await setUp(t, `away-${engine}`)
     await guest.work('vda', 'slowly')
-    const stream = await dom.stream('vda', { bandwidth: 6 * MiB, engine })
-    await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > 4 * MiB)
+    const stream = await dom.stream('vda', { bandwidth: 2 * MiB, engine })
+    await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > MiB)
     await server.kill()
     const gone = performance.now()
     await until('the stream says that it waits', async () => (await stateOf(dom))?.status === 'waiting')
@@ -63,8 +63,8 @@ test('a base that is gone for good: a stop says why it waits, the domain can be 
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-nbd')) return
   const { root, base, server, path, dom, guest } = await setUp(t, 'lost')
   await guest.command('write vda 5')
-  await dom.stream('vda', { bandwidth: 6 * MiB, engine: 'job' })
-  await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > 4 * MiB)
+  await dom.stream('vda', { bandwidth: 2 * MiB, engine: 'job' })
+  await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > MiB)
   await server.kill()
   await until('the stream says that it waits', async () => (await stateOf(dom))?.status === 'waiting')
   const late = virError(
@@ -94,8 +94,8 @@ test('a base that is gone for good: a stop says why it waits, the domain can be 
 test('a base that is gone for good: a pull is stopped at once, and a new stream is refused by name', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-nbd')) return
   const { root, server, path, dom } = await setUp(t, 'pulled')
-  await dom.stream('vda', { bandwidth: 6 * MiB, engine: 'pull' })
-  await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > 4 * MiB)
+  await dom.stream('vda', { bandwidth: 2 * MiB, engine: 'pull' })
+  await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > MiB)
   await server.kill()
   await until('the stream says that it waits', async () => (await stateOf(dom))?.status === 'waiting')
   await dom.streamDisk('vda', 0, VIR_STREAM_DISK_STOP)

@@ -33,8 +33,8 @@ for (const engine of ['job', 'pull'] as const)
     await guest.work('vda')
     const state = async (): Promise<StreamDiskState | undefined> => (await dom.streamDiskInfo())[0]
     const offset = async (): Promise<number> => (await state())?.offset ?? 0
-    const stream = await dom.stream('vda', { bandwidth: 4 * MiB, engine })
-    await until('the stream moves', async () => (await offset()) > 4 * MiB)
+    const stream = await dom.stream('vda', { bandwidth: 2 * MiB, engine })
+    await until('the stream moves', async () => (await offset()) > MiB)
 
     await leaving.on()
     await until('the guest is paused', async () => (await dom.getState()).state === VIR_DOMAIN_PAUSED)

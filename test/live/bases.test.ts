@@ -189,8 +189,9 @@ test('an overlay larger than its base reads zeros behind the end of it, also whe
   const { dom, guest } = await startGuest(t, root, { name: 'larger', devices: diskXml('vda', path) })
   await guest.base('vda', base.seed, base.size)
   await guest.work('vda')
-  const stream = await dom.stream('vda', { bandwidth: 16 * MiB })
+  const stream = await dom.stream('vda', { bandwidth: 1 })
   assert.equal((await stream.info())?.size, 40 * MiB)
+  await stream.setBandwidth(0)
   await stream.finished
   await guest.stop()
   assert.equal((await guest.verify('vda')).bad, 0)

@@ -68,10 +68,11 @@ test('a remote base is pulled by parallel requests while the guest writes, and n
   if (!requires(t, 'program:qemu-system-x86_64', 'program:nbdkit')) return
   const s = await stage(t, 64 * MiB, 5)
   await s.guest.work('vda')
-  const stream = await s.dom.stream('vda')
+  const stream = await s.dom.stream('vda', { bandwidth: MiB })
   const [state] = await s.dom.streamDiskInfo()
   assert.equal(state?.engine, 'pull')
   assert.ok(state.offset < state.size, 'not complete while the link is there')
+  await stream.setBandwidth(0)
   await stream.finished
   assert.equal(await backingOf(s.path), undefined)
   assert.match(await s.dom.getXMLDesc(0), /<backingStore\/>/)
