@@ -149,21 +149,16 @@ async function resolveUnknown(qemu: Qemu, outgoing: Outgoing): Promise<void> {
 
 /** The link is there again: if the two sides were cut off from each other in the middle, they find out where they are. */
 async function resolve(qemu: Qemu, outgoing: Outgoing): Promise<void> {
-  await outgoing.vm.jobs.run(
-    'migrate',
-    async () => {
-      const { record, vm } = outgoing
-      if (!qemu.outgoing.has(record.id)) return
-      if (record.phase === 'switched') await resolveSwitched(qemu, outgoing, true)
-      else if (record.phase === 'serving') {
-        outgoing.memory?.recover()
-        await tellStays(qemu, outgoing)
-      } else if (record.phase === 'returned' && vm.live !== undefined) await tellReturned(qemu, outgoing)
-      else if (record.phase === 'abandoned') await tellAbandoned(qemu, outgoing)
-      else if (record.phase === 'released') await tellReleased(qemu, outgoing)
-    },
-    Infinity,
-  )
+  const { record, vm } = outgoing
+  await outgoing.underJob(async () => {
+    if (record.phase === 'switched') await resolveSwitched(qemu, outgoing, true)
+    else if (record.phase === 'serving') {
+      outgoing.memory?.recover()
+      await tellStays(qemu, outgoing)
+    } else if (record.phase === 'returned' && vm.live !== undefined) await tellReturned(qemu, outgoing)
+    else if (record.phase === 'abandoned') await tellAbandoned(qemu, outgoing)
+    else if (record.phase === 'released') await tellReleased(qemu, outgoing)
+  })
 }
 
 /**

@@ -65,7 +65,7 @@ export async function tellReleased(qemu: Qemu, outgoing: Outgoing): Promise<void
 
 /** The destination has all, and forgets us when it has heard that we know it: so that is written down first. */
 export function takeRelease(qemu: Qemu, outgoing: Outgoing): object {
-  const { vm, record } = outgoing
+  const { record } = outgoing
   // while this side ends its part by itself
   outgoing.acknowledged ||= record.phase === 'released'
   if (outgoing.acknowledged) return {}
@@ -75,14 +75,6 @@ export function takeRelease(qemu: Qemu, outgoing: Outgoing): object {
   outgoing.enter('released')
   outgoing.acknowledged = true
   // the answer is the last thing that the link is for
-  qemu.inBackground(`letting go of domain '${record.name}'`, () =>
-    vm.jobs.run(
-      'migrate',
-      async () => {
-        if (qemu.outgoing.has(record.id)) await letGo(qemu, outgoing)
-      },
-      Infinity,
-    ),
-  )
+  qemu.inBackground(`letting go of domain '${record.name}'`, () => outgoing.underJob(() => letGo(qemu, outgoing)))
   return {}
 }

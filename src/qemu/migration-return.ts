@@ -129,20 +129,16 @@ async function stayThere(qemu: Qemu, outgoing: Outgoing, live: Live | undefined)
 
 /** Until the destination has heard it, it waits for its guest to go. When it can't be told now it is when the link is there again. */
 export async function tellStays(qemu: Qemu, outgoing: Outgoing): Promise<void> {
-  const { vm, record, link } = outgoing
+  const { record, link } = outgoing
   try {
     await link?.request('return-failed', {})
   } catch (error) {
     qemu.warn(`'${record.peer}' does not know yet that domain '${record.name}' stays there: ${messageOf(error)}`)
     if (link?.isUp !== true) return
     const again = (): Promise<void> =>
-      vm.jobs.run(
-        'migrate',
-        async () => {
-          if (record.phase === 'serving' && qemu.outgoing.has(record.id)) await tellStays(qemu, outgoing)
-        },
-        Infinity,
-      )
+      outgoing.underJob(async () => {
+        if (record.phase === 'serving') await tellStays(qemu, outgoing)
+      })
     setTimeout(() => qemu.inBackground(`the migration of domain '${record.name}'`, again), RETRY).unref()
   }
 }

@@ -26,11 +26,11 @@ export function serveAgainLater(qemu: Qemu, outgoing: Outgoing): void {
   )
     return
   const attempt = async (): Promise<void> => {
-    if (isServing(outgoing) && qemu.outgoing.has(record.id) && vm.host === undefined) await serve(qemu, outgoing)
+    if (isServing(outgoing) && vm.host === undefined) await serve(qemu, outgoing)
   }
   qemu.inBackground(`serving the disks of domain '${vm.name}'`, async () => {
     try {
-      await vm.jobs.run('migrate', attempt, Infinity)
+      await outgoing.underJob(attempt)
     } catch (error) {
       setTimeout(() => serveAgainLater(qemu, outgoing), RETRY).unref()
       throw error

@@ -77,6 +77,14 @@ export class Outgoing {
     saveRecord(this.#qemu.root, this.record)
   }
 
+  /** Under the domain's job, whenever that can be had; nothing if the migration is over by then. */
+  underJob(work: () => Promise<void>): Promise<void> {
+    const unlessOver = async (): Promise<void> => {
+      if (this.#qemu.outgoing.has(this.record.id)) await work()
+    }
+    return this.vm.jobs.run('migrate', unlessOver, Infinity)
+  }
+
   /** Over, one way or the other. */
   forget(): void {
     clearTimeout(this.#confirmation)

@@ -10,6 +10,7 @@ import { backingOf, emptyImage, overlay, patternImage, temporaryFolder } from '.
 import { requires } from '../support/requires.js'
 import type { CliResult } from './run.js'
 import { end, says, start } from './run.js'
+import { assertRight } from '../support/streamed.js'
 
 const MiB = 1024 * 1024
 
@@ -82,9 +83,7 @@ test('a guest is defined, started, streamed and shut down by commands, each a pr
   assert.match(await ok('dumpxml', 'guest'), /<backingStore\/>/)
   assert.doesNotMatch(await ok('dumpxml', 'guest', '--inactive'), /<backingStore type/)
 
-  await guest.stop()
-  const { bad, err } = await guest.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(guest)
   await guest.command('poweroff').catch(() => undefined)
   await until('QEMU has ended', () => processesOf(folder).length === 0)
   assert.match(await ok('domstate', 'guest', '--reason'), /^shut off \(shutdown\)/)

@@ -10,6 +10,7 @@ import { backingOf, checkImage, overlay, ownBytes, patternImage } from '../suppo
 import { BLOCK_SIZE, checkPattern } from '../support/pattern.js'
 import { requires, type Requirement } from '../support/requires.js'
 import { freePort, httpFile, nbdkit, nbdUri, qemuNbd } from '../support/servers.js'
+import { assertRight } from '../support/streamed.js'
 
 const MiB = 1024 * 1024
 
@@ -71,9 +72,7 @@ for (const [name, { serve, needs }] of Object.entries(remotes)) {
       nodes.return.filter(({ drv }) => ['nbd', 'http', 'quorum', 'raw'].includes(drv)),
       [],
     )
-    await guest.stop()
-    const { bad, err } = await guest.verify('vda')
-    assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+    await assertRight(guest)
     await powerOff(dom, guest)
     await checkImage(path)
   })

@@ -29,6 +29,7 @@ import { driverProcess } from '../support/driver-process.js'
 import { backingOf, bytesOnDisk, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
 import { findProgram, requires } from '../support/requires.js'
+import { assertRight } from '../support/streamed.js'
 
 const MiB = 1024 * 1024
 const ENGINES = ['job', 'pull'] as const
@@ -109,9 +110,7 @@ for (const engine of ENGINES)
     await stream.finished
     assert.equal(await backingOf(path), undefined)
     assert.doesNotMatch(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /<backingStore type/)
-    await guest.stop()
-    const { bad, err } = await guest.verify('vda')
-    assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+    await assertRight(guest)
     const events = recordEvents(root.conn)
     await powerOff(dom, guest)
     assert.ok(lifecycleOf(events).includes(`${c.VIR_DOMAIN_EVENT_STOPPED}/${c.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN}`))

@@ -14,6 +14,7 @@ import { agentOf, powerOff, qemuPid, reopen, until, virError, type TestRoot } fr
 import { backingOf, patternImage } from '../support/images.js'
 import { leftOf, moveGuest } from '../support/move.js'
 import { requires } from '../support/requires.js'
+import { assertRight } from '../support/streamed.js'
 
 const needs = ['program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon'] as const
 
@@ -67,9 +68,7 @@ test('a persistent domain whose QEMU is killed has its disk pulled, and can be s
   await guest.work('vda')
   await moved.blockJobSetSpeed('vda', 0)
   await until('the source is let go of', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
-  await guest.stop('vda')
-  const { bad, err } = await guest.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(guest)
 })
 
 async function finished(here: TestRoot, there: TestRoot, dom: Domain): Promise<void> {

@@ -16,6 +16,7 @@ import { run } from '../../src/util/run.js'
 import { agentOf, diskXml, guestXml, until } from '../support/domain.js'
 import { patternImage, temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
+import { assertRight } from '../support/streamed.js'
 
 const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
 const MiB = 1024 * 1024
@@ -65,9 +66,7 @@ test('a link that is cut while memory goes over leaves the guest; cut while its 
   assert.equal((await moved.getState()).state, VIR_DOMAIN_RUNNING)
   await link(hosts, 'up')
   await until('the source is free', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF, 120_000)
-  await after.stop('vda')
-  const { bad, err } = await after.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(after)
 })
 
 /** The kernel takes a while to find a neighbour again. */

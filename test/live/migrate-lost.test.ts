@@ -16,6 +16,7 @@ import { agentOf, reopen, until, virError } from '../support/domain.js'
 import { temporaryFolder } from '../support/images.js'
 import { leftOf, moveGuest } from '../support/move.js'
 import { requires } from '../support/requires.js'
+import { assertRight } from '../support/streamed.js'
 
 test('a lost destination is given up: the domain starts again as it left, and the other guest is paused when it is back', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
@@ -65,9 +66,7 @@ test('a lost destination is given up: the domain starts again as it left, and th
   assert.ok(existsSync(join(there.folder, 'disk.qcow2')))
   await assert.rejects(third.create(), /./)
 
-  await home.stop('vda')
-  const { bad, err } = await home.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(home)
   assert.equal(moved.uuid, dom.uuid)
 })
 

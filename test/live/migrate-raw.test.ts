@@ -18,6 +18,7 @@ import { run } from '../../src/util/run.js'
 import { leftOf, type Moved, moveGuest } from '../support/move.js'
 import { checkRawPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
+import { assertRight } from '../support/streamed.js'
 
 test('a disk is a raw image when all of it has come, whoever was restarted meanwhile', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
@@ -32,9 +33,7 @@ test('a disk is a raw image when all of it has come, whoever was restarted meanw
   await until('all has come', () => leftOf(here).length === 0 && leftOf(there).length === 1)
   await assertRaw(again)
   assert.equal(existsSync(join(there.folder, 'disk.qcow2.streaming')), false)
-  await guest.stop('vda')
-  const { bad, err } = await guest.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(guest)
   const digest = await guest.digest('vda')
   await again.destroy()
   const found = await checkRawPattern(join(there.folder, 'disk.qcow2'), here.seed)
@@ -49,9 +48,7 @@ test('a guest whose disk was to become raw comes back, and no image is left', as
   await dom.abortJob()
   assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
   const home = await agentOf(t, here.folder)
-  await home.stop('vda')
-  const { bad, err } = await home.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(home)
   await until('nothing is left of it', () => leftOf(here).length === 1 && leftOf(there).length === 0)
   for (const name of ['disk.qcow2', 'disk.qcow2.streaming']) assert.equal(existsSync(join(there.folder, name)), false)
 })

@@ -30,6 +30,7 @@ import {
 import { emptyImage, patternImage } from '../support/images.js'
 import { leftOf } from '../support/move.js'
 import { requires } from '../support/requires.js'
+import { assertRight } from '../support/streamed.js'
 
 test('a guest moves as another user at both sides, over a restart, comes back and moves again', async (t) => {
   if (!requires(t, 'root', 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon')) return
@@ -76,9 +77,7 @@ test('a guest moves as another user at both sides, over a restart, comes back an
   await last.blockJobSetSpeed('vda', 0)
   await until('the source is let go of', () => leftOf(here.root).length === 0)
   const agent = await agentOf(t, there.folder)
-  await agent.stop('vda')
-  const { bad, err } = await agent.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(agent)
   await assertGivenBack(`${from}.back`)
   await last.destroy()
   await assertGivenBack(to)

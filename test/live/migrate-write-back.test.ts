@@ -17,6 +17,7 @@ import { backingOf, type Cleanup } from '../support/images.js'
 import { leftOf, type Moved, moveGuest } from '../support/move.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
+import { assertRight } from '../support/streamed.js'
 
 test('a destination that is lost takes no write along that the guest was told is done', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon')) return
@@ -92,9 +93,7 @@ async function writingGuest(t: Cleanup): Promise<Moved> {
 }
 
 async function assertWhole(guest: Guest): Promise<void> {
-  await guest.stop('vda')
-  const { bad, err } = await guest.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(guest)
 }
 
 /** The jobs of its QEMU that are no streams. */

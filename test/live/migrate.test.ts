@@ -31,6 +31,7 @@ import { backingOf, patternImage } from '../support/images.js'
 import { run, RunError } from '../../src/util/run.js'
 import { moveGuest } from '../support/move.js'
 import { requires } from '../support/requires.js'
+import { assertRight } from '../support/streamed.js'
 
 const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
 
@@ -59,9 +60,7 @@ test('a guest runs at the destination at once, and its disk follows while it wri
   assert.equal(await mayWrite(from, 'qcow2'), false)
   await until('the source is let go of', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF, 60_000)
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
-  await agent.stop('vda')
-  const { bad, err } = await agent.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(agent)
   assert.equal(await backingOf(to), undefined)
   assert.equal(await mayWrite(from, 'qcow2'), true)
   await until('nothing is left of it', () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0)
@@ -96,9 +95,7 @@ test('whoever dies while disks follow is replaced: both drivers, and the QEMU th
     () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0,
     120_000,
   )
-  await guest.stop('vda')
-  const { bad, err } = await guest.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(guest)
   assert.equal(moved.uuid, dom.uuid)
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
 })
@@ -114,9 +111,7 @@ test('a guest comes back with what it wrote elsewhere, while its disk was still 
   await dom.abortJob()
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_RUNNING, reason: VIR_DOMAIN_RUNNING_MIGRATED })
   const agent = await agentOf(t, here.folder)
-  await agent.stop('vda')
-  const { bad, err } = await agent.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(agent)
   await until('nothing is left of it', () => migrationsIn(here.folder).length + migrationsIn(there.folder).length === 0)
   assert.deepEqual(await there.conn.listAllDomains(), [])
   assert.equal(existsSync(join(there.folder, 'disk.qcow2')), false)
@@ -136,9 +131,7 @@ test('mirrored disks are all there when the guest arrives', async (t) => {
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
   assert.deepEqual(await moved.streamDiskInfo(), [])
   const agent = await agentOf(t, there.folder)
-  await agent.stop('vda')
-  const { bad, err } = await agent.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(agent)
 })
 
 /** Whether another program may write to an image, as far as QEMU's locks tell. */

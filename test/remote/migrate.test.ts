@@ -16,6 +16,7 @@ import type { Guest } from '../support/guest.js'
 import { backingOf, type Cleanup, patternImage } from '../support/images.js'
 import { requires } from '../support/requires.js'
 import { TestAuthority } from '../tunnel/pki.js'
+import { assertRight } from '../support/streamed.js'
 
 interface Host {
   folder: string
@@ -87,9 +88,7 @@ test('a command moves a guest between two roots of this host, and daemons stay u
   await cli(['-c', there.uri, 'blockjob', 'guest', 'vda', '--bandwidth', '0'])
   const state = async (): Promise<string> => (await cli(['-c', here.uri, 'domstate', 'guest'])).stdout
   await until('the source lets go', async () => (await state()).startsWith('shut off'), 120_000)
-  await agent.stop('vda')
-  const { bad, err } = await agent.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(agent)
   assert.equal(await backingOf(disk), undefined)
   const daemons = (): number[] => processesOf(here.root).concat(processesOf(there.root)).filter(isDaemon)
   await until('both daemons have ended', () => daemons().length === 0)
@@ -121,9 +120,7 @@ test('two daemons on TLS move a guest over one port, back while its disk is on i
   assert.deepEqual([moved.status, moved.stderr], [0, ''])
   assert.match(moved.stdout, /Disk vda: \[100 %\]/)
   const agent = await agentOf(t, there.folder)
-  await agent.stop('vda')
-  const { bad, err } = await agent.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(agent)
   assert.match((await cli(['-c', to, 'list'])).stdout, /guest +running/)
   assert.match((await cli(['-c', from, 'domstate', 'guest', '--reason'])).stdout, /^shut off \(migrated\)/)
 })

@@ -2,28 +2,36 @@
 import assert from 'node:assert/strict'
 import type { Domain } from '../../src/index.js'
 import { powerOff } from './domain.js'
-import type { Guest } from './guest.js'
+import type { Guest, GuestStat } from './guest.js'
 import { backingOf } from './images.js'
 import { checkPattern } from './pattern.js'
+
+/** The guest ends its work on the disk, and finds each block right. */
+export async function assertRight(guest: Guest, disk = 'vda'): Promise<void> {
+  await guest.stop(disk)
+  const { bad, err } = await guest.verify(disk)
+  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+}
 
 export interface Streamed {
   dom: Domain
   guest: Guest
   /** of the disk's image */
   path: string
-  base: { seed: number }
+  base: { seed: number; size?: number }
 }
 
 /**
  * The guest, which worked on its disk until now, has met no error and finds each block right; it is powered down, and its
- * image holds the same without a base.
+ * image holds the same without a base. Answers what the guest did.
  */
-export async function assertStreamed({ dom, guest, path, base }: Streamed): Promise<void> {
-  const { bad, errors } = await guest.stop()
-  assert.deepEqual({ bad, errors }, { bad: 0, errors: 0 })
-  assert.equal((await guest.verify('vda')).bad, 0)
+export async function assertStreamed({ dom, guest, path, base }: Streamed): Promise<GuestStat> {
+  const worked = await guest.stop()
+  assert.deepEqual({ bad: worked.bad, errors: worked.errors }, { bad: 0, errors: 0 })
+  await assertRight(guest)
   const digest = await guest.digest('vda')
   await powerOff(dom, guest)
   assert.equal(await backingOf(path), undefined)
-  assert.equal((await checkPattern(path, 'qcow2', base.seed)).digest, digest)
+  assert.equal((await checkPattern(path, 'qcow2', base.seed, base.size)).digest, digest)
+  return worked
 }

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { Connect, VIR_DOMAIN_RUNNING } from '../../src/index.js'
 import { diskXml, guestXml, plainXml, virError } from './domain.js'
 import { Guest } from './guest.js'
+import { assertRight } from './streamed.js'
 
 const MiB = 1024 * 1024
 
@@ -20,9 +21,7 @@ try {
   await (
     await dom.stream('vda', { bandwidth: 16 * MiB })
   ).finished
-  await guest.stop()
-  const { bad, err } = await guest.verify('vda')
-  assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+  await assertRight(guest)
   guest[Symbol.dispose]()
 } finally {
   if (await dom.isActive()) await dom.destroy()
