@@ -19,11 +19,17 @@ const MEGABITS = 503
 /** ms, each way */
 const LATENCY = 5
 
+/** Gbit/s of a link that is none to wait for */
+const FAST = 10
+/** bytes of a disk that hardly counts */
+const SMALL = 64 * MiB
+
 /** The larger disk, and one of a quarter of it. */
 export const benchMigrate: Bench = async (t, { rounds, size }) => {
   const tables = [await latencyTable(t, rounds, Math.min(size, 128 * MiB))]
   if (!(await mayMakeHosts())) return tables
   const hosts = await twoHosts(t, await temporaryFolder(t), MEGABITS)
+  tables.unshift(await transportTable(t, hosts, rounds, Math.min(size / 4, SMALL)))
   for (const each of [size / 4, size]) tables.unshift(await allWays(t, hosts, rounds, each))
   return tables
 }
@@ -84,6 +90,42 @@ async function allWays(t: Cleanup, hosts: Hosts, rounds: number, size: number): 
     notes: [
       `With its disk afterwards the guest runs ${sooner('stream')} times as soon, with its memory too ${sooner('postcopy')} times. Every block was right at the end.`,
     ],
+  }
+}
+
+/** How memory goes over, on the same link and on one that is faster than everything else. */
+async function transportTable(t: Cleanup, slow: Hosts, rounds: number, size: number): Promise<Table> {
+  const base = await patternImage(await temporaryFolder(t), size)
+  const fast = await twoHosts(t, await temporaryFolder(t), FAST * 1000)
+  const bytes = new Map<string, number[]>()
+  const running = new Map<string, number[]>()
+  const ways = [slow, fast].flatMap((hosts) =>
+    ['plain', 'zstd', 'auto'].map((transport) => {
+      const name = `${hosts === slow ? '60 MiB/s' : `${FAST} Gbit/s`}, ${transport}`
+      const run = async (): Promise<number> => {
+        const moved = await move(t, hosts, 'stream', base, transport)
+        if (moved.bad > 0) throw new Error(`${moved.bad} blocks were wrong`)
+        bytes.set(name, [...(bytes.get(name) ?? []), moved.bytes])
+        running.set(name, [...(running.get(name) ?? []), moved.running])
+        return moved.total
+      }
+      return { name, run }
+    }),
+  )
+  // the first move to a host asks its QEMU what it can do
+  for (const hosts of [slow, fast]) await move(t, hosts, 'stream', base, 'plain')
+  await inTurn(ways, rounds)
+  const plainOf = (name: string): string => name.replace(/, .*/, ', plain')
+  return {
+    title: `${size / MiB} MiB afterwards, a guest of 128 MiB: how its memory goes`,
+    head: ['link, transport', 'until the guest runs', 'part of plain', 'over the link'],
+    rows: ways.map(({ name }) => [
+      name,
+      spread(running.get(name) ?? []),
+      name === plainOf(name) ? '' : ratio(running, plainOf(name), name).text,
+      `${Math.round(median(bytes.get(name) ?? []) / MiB)} MiB`,
+    ]),
+    notes: ['Every block was right at the end.'],
   }
 }
 

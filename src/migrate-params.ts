@@ -40,9 +40,9 @@ export interface MigrateParams {
   /** 'xbzrle', with VIR_MIGRATE_COMPRESSED */
   compression?: string
   /**
-   * how memory goes over: 'zstd' (compressed), 'xbzrle' (as VIR_MIGRATE_COMPRESSED), 'plain', or one of
-   * `OpenOptions.transports` that both sides have. Default: compressed while the link is slower than that, where both
-   * sides can. 'zstd+tls://host/' as `uri` says the same
+   * how memory goes over: 'plain' (the default), 'zstd' (compressed), 'auto' (compressed while the link is slower than that,
+   * where both sides can), 'xbzrle' (as VIR_MIGRATE_COMPRESSED), or one of `OpenOptions.transports` that both sides have.
+   * 'zstd+tls://host/' as `uri` says the same
    */
   transport?: string
   /** with VIR_MIGRATE_STREAM_DISKS: bytes/s for each disk; 0 or absent: no limit */

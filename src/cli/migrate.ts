@@ -220,7 +220,7 @@ export const migrateCommand: CommandSpec = {
     ['--comp-methods <method>', "how: 'xbzrle'"],
     [
       '--transport <name>',
-      "how memory goes over: 'zstd', 'xbzrle' or 'plain'; default: compressed on links that are slower",
+      "how memory goes over: 'plain' (the default), 'zstd' (compressed), 'auto' (on links that are slower than that) or 'xbzrle'",
     ],
     ['--tls', 'refuse a connection that is not encrypted, as all of virstream+tls:// are'],
     ['--bandwidth <rate>', 'MiB/s for memory, or a number with K, M or G; default: no limit'],

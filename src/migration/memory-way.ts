@@ -5,7 +5,7 @@ import type { Through } from '../tunnel/join.js'
 import type { Params } from '../tunnel/payloads.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import type { WindowLimits } from '../tunnel/window.js'
-import type { Transports } from './transports.js'
+import { AUTO, type Transports } from './transports.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -18,8 +18,8 @@ export interface MemoryWay {
 }
 
 /**
- * The source's end. The destination says with the channel whether it has the transport: one that was asked for must be
- * there (VIR_ERR_OPERATION_UNSUPPORTED), the usual one may be absent, as it is at older versions.
+ * The source's end. The destination says with the channel whether it has the transport: one that was named must be there
+ * (VIR_ERR_OPERATION_UNSUPPORTED), with 'auto' it may be absent, as it is at older versions.
  */
 export async function openMemory(
   transports: Transports,
@@ -41,7 +41,7 @@ export async function openMemory(
         }),
       },
     }
-  if (chosen === undefined || wanted === undefined) return { channel, through: undefined, transport: undefined }
+  if (chosen === undefined || wanted === AUTO) return { channel, through: undefined, transport: undefined }
   channel.destroy()
   throw fail('VIR_ERR_OPERATION_UNSUPPORTED', `the destination has no transport '${wanted}'`)
 }

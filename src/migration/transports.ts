@@ -8,10 +8,12 @@ import { Zstd } from '../tunnel/zstd.js'
 const fail = failFrom('VIR_FROM_QEMU')
 
 const ZSTD = 'zstd'
-/** memory as it is */
+/** memory as it is, which is the default */
 const PLAIN = 'plain'
+/** compressed where that is worth it, and both sides can */
+export const AUTO = 'auto'
 /** names that say something already */
-const TAKEN: readonly string[] = [ZSTD, PLAIN, 'xbzrle', 'virstream', 'qemu', 'tcp', 'tls', 'unix']
+const TAKEN: readonly string[] = [ZSTD, PLAIN, AUTO, 'xbzrle', 'virstream', 'qemu', 'tcp', 'tls', 'unix']
 /** as the scheme of a URI may begin */
 const NAME = /^[a-z][a-z0-9-]{0,31}$/
 
@@ -41,14 +43,13 @@ export class Transports {
 
   /** VIR_ERR_ARGUMENT_UNSUPPORTED for one that cannot be had here. */
   async require(name: string | undefined): Promise<void> {
-    if (name !== undefined && name !== PLAIN) await this.#named(name, false)
+    if (name !== undefined && name !== PLAIN && name !== AUTO) await this.#named(name, false)
   }
 
-  /** What a source would use, `wanted` or the usual; undefined: memory goes as it is. VIR_ERR_ARGUMENT_UNSUPPORTED as above. */
-  async choose(wanted: string | undefined): Promise<MigrationTransport | undefined> {
+  /** What a source would use for `wanted`; undefined: memory goes as it is. VIR_ERR_ARGUMENT_UNSUPPORTED as above. */
+  async choose(wanted = PLAIN): Promise<MigrationTransport | undefined> {
     if (wanted === PLAIN) return undefined
-    if (wanted !== undefined) return this.#named(wanted, false)
-    return this.#named(ZSTD, true).catch(() => undefined)
+    return wanted === AUTO ? this.#named(ZSTD, true).catch(() => undefined) : this.#named(wanted, false)
   }
 
   /** What a destination takes of that which its source offers with a channel; undefined: memory comes as it is. */

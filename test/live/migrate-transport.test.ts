@@ -119,7 +119,7 @@ test('a link that is cut within compressed memory leaves the guest; memory that 
 
   const events = recordEvents(there.direct)
   const postcopy = VIR_MIGRATE_POSTCOPY | STREAM
-  const following = start(dom, there, { ...slow, bandwidth: 1, bandwidthPostcopy: 1 }, postcopy)
+  const following = start(dom, there, { ...slow, transport: 'auto', bandwidth: 1, bandwidthPostcopy: 1 }, postcopy)
   await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
   await dom.migrateStartPostCopy()
   const reason = async (): Promise<number> => (await dom.getState()).reason

@@ -37,14 +37,16 @@ async function agree(t: Cleanup, source: Transports, destination: Transports, wa
 
 test('two hosts agree on what both have', async (t) => {
   const [source, destination] = [new Transports([own('a'), own('b')]), new Transports([own('b')])]
-  for (const wanted of ['b', 'zstd', undefined]) {
+  for (const wanted of ['b', 'zstd', 'auto']) {
     const { here, there } = await agree(t, source, destination, wanted)
-    assert.deepEqual([here.transport, there.transport], Array(2).fill(wanted ?? 'zstd'))
+    assert.deepEqual([here.transport, there.transport], Array(2).fill(wanted === 'auto' ? 'zstd' : wanted))
     assert.ok(here.through?.toA !== undefined && there.through?.toB !== undefined)
   }
-  const plain = await agree(t, source, destination, 'plain')
-  assert.deepEqual([plain.here.through, plain.there.through], [undefined, undefined])
-  assert.deepEqual(plain.offered, {})
+  for (const wanted of ['plain', undefined]) {
+    const { here, there, offered } = await agree(t, source, destination, wanted)
+    assert.deepEqual([here.through, there.through], [undefined, undefined])
+    assert.deepEqual(offered, {})
+  }
 })
 
 test('a destination that lacks a transport is refused when it was asked for, and gets memory as it is when not', async (t) => {
@@ -52,7 +54,7 @@ test('a destination that lacks a transport is refused when it was asked for, and
   // as an older version answers, whatever it is offered
   server.onOpen = (request) => void request.accept()
   const open = (params: Params): ReturnType<typeof client.open> => client.open('memory', params)
-  const { transport, through, channel } = await openMemory(new Transports(), undefined, open)
+  const { transport, through, channel } = await openMemory(new Transports(), 'auto', open)
   assert.deepEqual([transport, through, channel.destroyed], [undefined, undefined, false])
   for (const wanted of ['zstd', 'a'])
     await assert.rejects(
@@ -70,7 +72,8 @@ test('whatever a source offers, a destination takes what it knows', async () => 
 })
 
 test('transports need names of their own that a URI can begin with', () => {
-  for (const name of ['zstd', 'plain', 'xbzrle', 'tls']) assert.throws(() => new Transports([own(name)]), /already/)
+  for (const name of ['zstd', 'plain', 'auto', 'xbzrle', 'tls'])
+    assert.throws(() => new Transports([own(name)]), /already/)
   assert.throws(() => new Transports([own('a'), own('a')]), virError('VIR_ERR_INVALID_ARG', /transport 'a' already/))
   for (const name of ['', 'A', 'a+b', '1a', 'a'.repeat(33)])
     assert.throws(() => new Transports([own(name)]), virError('VIR_ERR_INVALID_ARG', /cannot be called/))
