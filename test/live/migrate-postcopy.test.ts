@@ -37,7 +37,7 @@ import { reconnect, twoApart } from '../support/apart.js'
 import { dacRoot } from '../support/dac.js'
 import { daemonRoot } from '../support/daemon-root.js'
 import { emptyImage, temporaryFolder } from '../support/images.js'
-import { assertWhole, guestWithMemory, start, type Side } from '../support/memory-guest.js'
+import { assertWhole, guestWithMemory, start, type Side, untilServing } from '../support/memory-guest.js'
 import { leftOf } from '../support/move.js'
 import { requires } from '../support/requires.js'
 
@@ -126,12 +126,7 @@ test('a link that is cut while memory follows is waited for, twice, and the rest
   await dom.migrateStartPostCopy()
   const stateOf = async (): Promise<number> => (await dom.getState()).reason
   const cut = (state: 'up' | 'down') => run('env', [...link.receiver, 'ip', 'link', 'set', 'vs0', state])
-  // cut off in the moment of the switch the two sides would first find out where it runs
-  const arrived = async (): Promise<boolean> => {
-    const [domain] = await there.conn.listAllDomains()
-    return (await domain?.getState())?.reason === VIR_DOMAIN_RUNNING_POSTCOPY
-  }
-  await until('it runs there', arrived)
+  await untilServing(here)
   for (let times = 0; times < 2; times++) {
     await until('its memory follows', async () => (await stateOf()) === VIR_DOMAIN_PAUSED_POSTCOPY)
     await cut('down')
@@ -174,9 +169,7 @@ test('memory follows a guest whose disk was mirrored, and one whose disk both ho
   await reconnect(apart)
   const lost = follow(back, there, { uri: there.uri, releaseRam: true, bandwidthPostcopy: 1 })
   await until('its memory follows', async () => (await back.getState()).reason === VIR_DOMAIN_PAUSED_POSTCOPY)
-  const runsThere = async (): Promise<boolean> =>
-    (await (await there.direct.listAllDomains())[0]?.getState())?.state === VIR_DOMAIN_RUNNING
-  await until('it runs there', runsThere)
+  await untilServing(here)
   await assert.rejects(
     back.abortJob(VIR_DOMAIN_ABORT_JOB_POSTCOPY),
     virError('VIR_ERR_OPERATION_INVALID', /cannot be interrupted \(releaseRam\)/),

@@ -1,9 +1,10 @@
 /** A guest that knows what its memory and its disk must hold. */
 import assert from 'node:assert/strict'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { VIR_DOMAIN_XML_MIGRATABLE, type Domain, type MigrateParams } from '../../src/index.js'
 import { run } from '../../src/util/run.js'
-import { agentOf, diskXml, startGuest, type TestRoot } from './domain.js'
+import { agentOf, diskXml, startGuest, type TestRoot, until } from './domain.js'
 import type { Guest } from './guest.js'
 import { type Cleanup, patternImage } from './images.js'
 
@@ -47,6 +48,17 @@ export function start(dom: Domain, there: Side, params: MigrateParams, flags: nu
   const going = dom.migrate(there.conn, params, flags)
   going.catch(() => undefined)
   return going
+}
+
+/** Until the source has heard that its guest runs elsewhere: cut off before, it would have to find that out first. */
+export async function untilServing({ folder }: Pick<Side, 'folder'>): Promise<void> {
+  const records = join(folder, 'root/run/migration')
+  const isServing = (): boolean =>
+    readdirSync(records)
+      .map((id) => join(records, id, 'record.json'))
+      .filter((path) => existsSync(path))
+      .some((path) => (JSON.parse(readFileSync(path, 'utf8')) as { phase: string }).phase === 'serving')
+  await until('the source knows where its guest runs', isServing)
 }
 
 /** The guest finds its memory and its disk as it left them. */
