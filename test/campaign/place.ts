@@ -55,6 +55,13 @@ export function isAlive(pid: number): boolean {
   }
 }
 
+/** As `killAll`, for a judge who has to wait until they are gone. */
+export function killNoted(place: Place, pids: readonly number[]): boolean {
+  const killed = killAll(pids)
+  if (killed) note(place, `killed ${pids.join(' ')}`)
+  return killed
+}
+
 /** True when one of them was there to be killed. */
 export function killAll(pids: readonly number[]): boolean {
   let killed = false

@@ -13,7 +13,7 @@ import { diskXml, guestXml, plainXml } from '../support/domain.js'
 import { overlay, patternImage, type Cleanup, type PatternImage } from '../support/images.js'
 import { startQemuNbd, type NbdServer } from '../support/nbd-server.js'
 import { LinuxGuest } from './linux.js'
-import { holders, killAll, NAME, note, notes, type Place } from './place.js'
+import { holders, killNoted, NAME, note, notes, type Place } from './place.js'
 import type { Plan } from './plan.js'
 import type { NamedStep, Task } from './worker.js'
 
@@ -163,11 +163,11 @@ async function killLater(
       outcome.killed = child.kill('SIGTERM')
       return
     case 'both':
-      outcome.killed = killAll([...holders(place), own])
+      outcome.killed = killNoted(place, [...holders(place), own])
       return
     case 'qemu':
       while (!outcome.killed && !over()) {
-        outcome.killed = killAll(holders(place))
+        outcome.killed = killNoted(place, holders(place))
         // it may have still to come
         await delay(5)
       }

@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { messageOf } from '../../src/error.js'
 import { lives, Stage } from './acts.js'
 import { noteWrite } from './content.js'
-import { holders, killAll, note, type Place } from './place.js'
+import { holders, killNoted, note, type Place } from './place.js'
 import { random, type Plan } from './plan.js'
 import { countSteps } from './steps.js'
 
@@ -75,7 +75,7 @@ class Killer {
     if (victim === 'qemu' && pids.length === 0) return
     this.#done = true
     note(place, `killing at ${this.#steps} ${name}`)
-    if (pids.length > 0 && killAll(pids)) note(place, `killed ${pids.join(' ')}`)
+    killNoted(place, pids)
     say(`killed ${victim} ${name}`)
     if (victim === 'us' || victim === 'both') process.kill(process.pid, 'SIGKILL')
     if (victim === 'term') process.kill(process.pid, 'SIGTERM')
