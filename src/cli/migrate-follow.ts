@@ -74,7 +74,6 @@ export async function followDisks(
   const interrupt = (): void => interrupted.abort()
   process.once('SIGINT', interrupt)
   context.out.gone.addEventListener('abort', interrupt)
-  const sizes = new Map<string, number>()
   try {
     while (!interrupted.signal.aborted) {
       const [states, isFree] = await context.attempt(
@@ -83,11 +82,11 @@ export async function followDisks(
       )
       if (states === undefined) throw await gone(source, arrived)
       if (states.length === 0 && isFree) {
-        for (const [what, size] of sizes) view?.at(what, { offset: size, size })
+        view?.complete()
         if ((await knownOf(arrived))?.state !== c.VIR_DOMAIN_SHUTOFF) return undefined
         throw ended(arrived, 'all of its disks are there')
       }
-      for (const state of states) show(view, sizes, state)
+      for (const state of states) show(view, state)
       await delay(LOOK_INTERVAL, undefined, { signal: interrupted.signal }).catch(() => undefined)
     }
     return 'interrupted'
@@ -97,10 +96,9 @@ export async function followDisks(
   }
 }
 
-function show(view: MigrationView | undefined, sizes: Map<string, number>, state: StreamDiskState): void {
+function show(view: MigrationView | undefined, state: StreamDiskState): void {
   const { disk, offset, size, status, error } = state
   const what = `Disk ${disk}`
-  sizes.set(what, size)
   view?.at(what, { offset, size })
   view?.note(what, status === 'running' ? undefined : (error ?? status))
 }

@@ -11,16 +11,31 @@ export interface MigrationView {
   at(what: string, position: StreamProgress): void
   /** why it stands still; undefined: it does not */
   note(what: string, why: string | undefined): void
+  /** Whatever was shown is there, if nobody has seen its last part come. */
+  complete(): void
   end(): void
 }
 
 /** A bar for each on standard error where that is a terminal, else lines on standard output. */
 export function makeMigrationView(context: Context): MigrationView {
   const { stream } = context.err
-  return isTerminal(stream) ? bars(stream) : lines(context)
+  const drawn = isTerminal(stream) ? bars(stream) : lines(context)
+  const sizes = new Map<string, number>()
+  return {
+    ...drawn,
+    at(what, position) {
+      sizes.set(what, position.size)
+      drawn.at(what, position)
+    },
+    complete() {
+      for (const [what, size] of sizes) drawn.at(what, { offset: size, size })
+    },
+  }
 }
 
-function lines(context: Context): MigrationView {
+type Drawn = Omit<MigrationView, 'complete'>
+
+function lines(context: Context): Drawn {
   const views = new Map<string, ProgressView>()
   const done = new Map<string, number>()
   const notes = new Map<string, string>()
@@ -46,7 +61,7 @@ function lines(context: Context): MigrationView {
   }
 }
 
-function bars(stream: WriteStream): MigrationView {
+function bars(stream: WriteStream): Drawn {
   const notes = new Map<string, string>()
   const speeds = new Map<string, Speed>()
   const drawn = new Map<string, SingleBar>()
