@@ -92,7 +92,7 @@ for (const engine of ['job', 'pull'] as const) {
     const nodes = await nodesOf(dom)
     await dom.attachDevice(diskXml('vdb', path))
     await guest.base('vdb', base.seed, base.size)
-    await guest.command('write vdb 5')
+    assert.equal((await guest.command('write vdb 5')).text, 'seq=1 err=0')
     const stream = await dom.stream('vdb', { bandwidth: 1 * MiB, engine })
     await until('the stream moves', async () => ((await stream.info())?.offset ?? 0) > 0)
     const eject = `d=$(readlink -f /sys/block/vdb/device); d=\${d%/virtio*}; d=\${d##*/};

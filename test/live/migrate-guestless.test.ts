@@ -13,6 +13,7 @@ import { run } from '../../src/util/run.js'
 import { agentOf, powerOff, qemuPid, reopen, until, virError, type TestRoot } from '../support/domain.js'
 import { backingOf, patternImage } from '../support/images.js'
 import { leftOf, moveGuest } from '../support/move.js'
+import { killerOf } from '../support/killer.js'
 import { requires } from '../support/requires.js'
 import { assertRight } from '../support/streamed.js'
 
@@ -38,7 +39,7 @@ test('a transient domain whose QEMU is killed while nobody looks, and that is de
   const { here, there, dom, moved } = await moveGuest(t)
   const pid = qemuPid(there, moved)
   await there.conn.close()
-  process.kill(pid, 'SIGKILL')
+  await killerOf(t, pid)()
   await reopen(there)
   const again = await there.conn.domainLookupByName('guest')
   assert.equal((await again.getState()).state, VIR_DOMAIN_SHUTOFF)

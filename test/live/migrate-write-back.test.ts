@@ -16,6 +16,7 @@ import type { Guest } from '../support/guest.js'
 import { backingOf, type Cleanup } from '../support/images.js'
 import { leftOf, type Moved, moveGuest } from '../support/move.js'
 import { checkPattern } from '../support/pattern.js'
+import { killerOf } from '../support/killer.js'
 import { requires } from '../support/requires.js'
 import { assertRight } from '../support/streamed.js'
 
@@ -27,8 +28,7 @@ test('a destination that is lost takes no write along that the guest was told is
   // the host with all that is on it; nor do caches of the QEMU that serves have any of it alone
   const lost = qemuPid(there, moved)
   await there.conn.close()
-  process.kill(lost, 'SIGKILL')
-  process.kill(qemuPid(here, dom), 'SIGKILL')
+  for (const pid of [lost, qemuPid(here, dom)]) await killerOf(t, pid)()
   const copy = join(here.folder, 'copy.qcow2')
   await copyFile(join(here.folder, 'disk.qcow2'), copy)
   const found = await checkPattern(copy, 'qcow2', here.seed)

@@ -11,6 +11,7 @@ import { assertGivenBack, dacRoot, ownerOf, privateImages } from '../support/dac
 import { backingOf, checkImage, overlay, patternImage } from '../support/images.js'
 import { assertNoDaemon, daemonPid, offlineDir, offsetOf } from '../support/offline.js'
 import { checkPattern } from '../support/pattern.js'
+import { killerOf } from '../support/killer.js'
 import { requires } from '../support/requires.js'
 import { lockManagers } from '../locking/support.js'
 
@@ -66,7 +67,7 @@ test('a daemon that is killed, with us or without, leaves everything to its owne
   await streamSlowly(dom)
   const pid = daemonPid(root)
   await root.conn.close()
-  process.kill(pid, 'SIGKILL')
+  await killerOf(t, pid)()
   assert.equal(await ownerOf(path), theirs)
   root.conn = await Connect.open(root.uri)
   await assertGivenBack(path, base.path)

@@ -38,6 +38,7 @@ import { assertNoDaemon, daemonPid, offlineDir, offsetOf } from '../support/offl
 import { startNbdkit } from '../support/nbd-server.js'
 import { backingOf, bytesOnDisk, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
+import { killerOf } from '../support/killer.js'
 import { requires } from '../support/requires.js'
 
 const MiB = 1024 * 1024
@@ -292,7 +293,7 @@ test('a stream that has ended, or whose daemon has died, while nobody was there 
   await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 1 })
   const pid = daemonPid(root)
   await root.conn.close()
-  process.kill(pid, 'SIGKILL')
+  await killerOf(t, pid)()
   root.conn = await Connect.open(root.uri)
   const again = await root.conn.domainLookupByName('alone')
   assert.deepEqual(await again.streamDiskInfo(), [])

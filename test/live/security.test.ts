@@ -30,6 +30,7 @@ import {
 } from '../support/domain.js'
 import { assertGivenBack, dacRoot, ownerOf, privateImages } from '../support/dac.js'
 import { backingOf, checkImage, overlay } from '../support/images.js'
+import { killerOf } from '../support/killer.js'
 import { requires } from '../support/requires.js'
 
 const MiB = 1024 * 1024
@@ -86,7 +87,7 @@ test('when QEMU is killed, and when we are, the owners come back', async (t) => 
   await dom.create()
   const pid = await pidOf(root, dom)
   await root.conn.close()
-  process.kill(pid, 'SIGKILL')
+  await killerOf(t, pid)()
   assert.equal(await ownerOf(path), theirs)
   await reopen(root)
   await assertGivenBack(path, base.path)
