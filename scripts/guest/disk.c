@@ -47,7 +47,8 @@ static struct disk *open_disk(const char *name) {
   char path[40];
   snprintf(path, sizeof path, "/dev/%.15s", name);
   int fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
-  if (fd < 0) fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+  /* one that has just been plugged in may come between the two: it is not read-only for that */
+  if (fd < 0 && errno != ENOENT && errno != ENXIO && errno != ENODEV) fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
   uint64_t size = 0;
   if (fd < 0 || disk_count == MAX_DISKS || ioctl(fd, BLKGETSIZE64, &size) != 0 || size < BLOCK) {
     if (fd >= 0) close(fd);
