@@ -1,7 +1,7 @@
 /** calls that the addon lets run at once: up to here none waits */
 const AT_ONCE = 8
-/** ms without any answer, after which one more may go: calls that take their time must not hold up all others */
-const PATIENCE = 20
+/** ms without any answer, after which more may go: calls that take their time must not hold up all others */
+export const PATIENCE = 20
 
 /** Looks after the calls of one connection, of which the addon lets a few run at a time. */
 export class Lane {

@@ -7,9 +7,7 @@ import * as c from '../constants.gen.js'
 import type { DomainRef, HypervisorOps, MigrateParams } from '../driver.js'
 import { failFrom } from '../error.js'
 import { newId, newKey, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
-import { SERVICE } from '../migration/link.js'
 import { Undo } from '../util/undo.js'
-import { openMemory } from '../migration/memory-way.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
 import type { Connection } from './connection.js'
 import { Leaving } from './leaving.js'
@@ -147,7 +145,7 @@ async function sendMemory(conn: Connection, gone: Leaving, domain: bigint): Prom
   const xbzrle = (flags & c.VIR_MIGRATE_COMPRESSED) !== 0
   const capabilities = { events: true, 'return-path': false, xbzrle, 'auto-converge': false }
   await link?.request('incoming', { capabilities })
-  const way = link && (await openMemory(conn.transports, params.transport, (says) => link.open(SERVICE.memory, says)))
+  const way = await link?.openMemory(conn.transports, params.transport)
   if (way === undefined) throw fail('VIR_ERR_OPERATION_ABORTED', `migration of domain '${ref.name}' was canceled`)
   await using door = MemoryDoor.open(way)
   const { bandwidth = 0 } = params

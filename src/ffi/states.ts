@@ -3,11 +3,10 @@ import koffi from 'koffi'
 import type { DomainRef, DomainState } from '../driver.js'
 import { VirError } from '../error.js'
 import type { Connection } from './connection.js'
+import { PATIENCE } from './lane.js'
 import { fillIn } from './numbers.js'
 import { intAt } from './typed-params.js'
 
-/** ms after which a call without an answer keeps no question waiting */
-const PATIENCE = 20
 /** domains of one call */
 const MOST = 256
 const STATS_STATE = 1 // VIR_DOMAIN_STATS_STATE

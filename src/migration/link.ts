@@ -8,6 +8,8 @@ import { Messages } from '../tunnel/messages.js'
 import type { Params } from '../tunnel/payloads.js'
 import type { ChannelRequest } from '../tunnel/requests.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
+import { type MemoryWay, openMemory } from './memory-way.js'
+import type { Transports } from './transports.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -145,6 +147,11 @@ export class MigrationLink {
     if (this.#tunnel === undefined || !this.isUp)
       throw fail('VIR_ERR_OPERATION_FAILED', `the destination cannot be reached: ${this.problem ?? 'not connected'}`)
     return this.#tunnel.open(service, { ...params, id, key })
+  }
+
+  /** The channel that the guest's memory is to go over; see `openMemory`. */
+  openMemory(transports: Transports, wanted: string | undefined): Promise<MemoryWay> {
+    return openMemory(transports, wanted, (says) => this.open(SERVICE.memory, says))
   }
 
   /** At once, whatever is under way: our process lets go of the root. */

@@ -12,8 +12,6 @@ import { setState } from './events.js'
 import { lend, MigrationCommands, type MigrationStatus } from './migration-commands.js'
 import { storageOf } from './migration-flags.js'
 import { letGo } from './migration-release.js'
-import { openMemory } from '../migration/memory-way.js'
-import { SERVICE } from '../migration/link.js'
 import type { MigrationWatch, Seen } from './migration-watch.js'
 import { type Outgoing, outgoingOf } from './outgoing.js'
 import type { Qemu } from './qemu.js'
@@ -238,9 +236,7 @@ export class FollowingMemory {
     }
     // the other side takes it in from now on, ours must let it out
     if (!(await untilPaused(this.#commands))) throw fail('VIR_ERR_OPERATION_FAILED', 'QEMU does not notice the loss')
-    const { transports } = this.#qemu
-    const way =
-      link && (await openMemory(transports, record.params.transport, (says) => link.open(SERVICE.memory, says)))
+    const way = await link?.openMemory(this.#qemu.transports, record.params.transport)
     if (way === undefined) return
     const { channel } = way
     this.channel = channel

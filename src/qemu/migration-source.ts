@@ -9,8 +9,6 @@ import { capabilitiesFor, parametersFor, requireEncrypted } from './migration-fl
 import { MigrationCommands, type MigrationStatus, seeThrough, sendMemory } from './migration-commands.js'
 import { newId, newKey, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
 import { chooseDisks, type SourceStorage, sourceStorage } from './migration-disks.js'
-import { openMemory } from '../migration/memory-way.js'
-import { SERVICE } from '../migration/link.js'
 import { type MigrationRecord } from './migration-record.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Qemu } from './qemu.js'
@@ -153,7 +151,7 @@ async function transfer(qemu: Qemu, outgoing: Outgoing, live: Live, storage: Sou
     await link?.request('incoming', { capabilities })
     await commands.setCapabilities({ ...capabilities, 'pause-before-switchover': true })
     await commands.setParameters(parametersFor(params, vm.migrationSpeed))
-    const way = link && (await openMemory(qemu.transports, params.transport, (says) => link.open(SERVICE.memory, says)))
+    const way = await link?.openMemory(qemu.transports, params.transport)
     if (way === undefined || outgoing.aborted) throw aborted(vm)
     await sendMemory(live, commands, way)
     outgoing.commands = commands

@@ -39,10 +39,7 @@ abstract class BlockStream extends Duplex {
     wake?.()
   }
 
-  override _write(chunk: Buffer, _encoding: BufferEncoding, done: Done): void {
-    this.#take([chunk], done)
-  }
-
+  // of a single chunk as well
   override _writev(chunks: { chunk: Buffer }[], done: Done): void {
     this.#take(
       chunks.map(({ chunk }) => chunk),

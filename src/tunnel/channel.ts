@@ -66,10 +66,7 @@ export class Channel extends Duplex {
     this.#deliver()
   }
 
-  override _write(chunk: Buffer, _encoding: BufferEncoding, done: Done): void {
-    this.#send([chunk], done)
-  }
-
+  // of a single chunk as well
   override _writev(chunks: { chunk: Buffer }[], done: Done): void {
     this.#send(
       chunks.map(({ chunk }) => chunk),
