@@ -114,6 +114,15 @@ export class BlockJob {
     this.allotment = { slot: true, share: record.bandwidth }
   }
 
+  /** Takes in what QEMU said when it was asked for all jobs: an event that came since then knows better. */
+  found(status: string): void {
+    if (this.status === 'created') this.status = status
+    this.told = NaN
+    // what halted it nobody has seen; to wake one that needs it not is refused
+    if (status === 'paused') this.stuck = true
+    if (status === 'ready' || status === 'standby') this.ready = true
+  }
+
   /** Takes a new position in: `offset` only grows, whatever QEMU counts anew. */
   advance(offset: number, size: number): boolean {
     this.size = size

@@ -2,7 +2,7 @@
 import { messageOf } from '../error.js'
 import { chainOf, readGuards } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
-import { beginCommit } from './commit.js'
+import { beginCommit, showMirror } from './commit.js'
 import { commitReady, settleCommit } from './commit-settle.js'
 import { hasLetGo } from './detached.js'
 import { findDisk } from './disk-names.js'
@@ -54,16 +54,14 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
 }
 
 async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, status: string): Promise<void> {
-  // an event that came since it was asked for knows better
-  if (job.status === 'created') job.status = status
-  job.told = NaN
-  // what halted it nobody has seen; to wake one that needs it not is refused
-  job.stuck = status === 'paused'
-  job.ready = status === 'ready' || status === 'standby'
+  const told = job.ready
+  job.found(status)
   const disk = host.def.disks.find((candidate) => candidate.target === job.record.disk)
-  if (disk === undefined) return
+  if (disk === undefined || host.blockJobs.ofDisk(disk.target) !== job) return
   if (job.record.commit !== undefined) {
-    if (job.ready && disk.mirror?.ready !== true) commitReady(qemu, vm, host, job)
+    const known = told || disk.mirror?.ready === true
+    showMirror(vm, host, disk, job)
+    if (job.ready && !known) commitReady(qemu, vm, host, job)
     if (job.status === 'pending') finalizeLater(qemu, vm, host, job)
     return
   }
@@ -71,7 +69,7 @@ async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJ
     .open(disk)
     .catch((error: unknown) => qemu.warn(`progress of '${disk.target}' is not flushed: ${messageOf(error)}`))
   if (job.status === 'pending') finalizeLater(qemu, vm, host, job)
-  else if (job.ready) completeLater(qemu, host, job)
+  else if (job.ready && !told) completeLater(qemu, host, job)
 }
 
 /** It has not begun; its export says how large the disk is. */

@@ -16,7 +16,7 @@ import type { Qemu } from './qemu.js'
 import { saveStatus } from './status.js'
 import { checkLinks } from './stream-checks.js'
 import { modify, requireStaying } from './vm-job.js'
-import type { Live, Vm } from './vm.js'
+import type { Live, StreamHost, Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -97,16 +97,17 @@ export async function beginCommit(vm: Vm, live: Live, job: BlockJob): Promise<vo
     .catch((error: unknown) => {
       throw busyImage(messageOf(error), [sourcePath(base)], error) ?? error
     })
-  if (record.active === true) showMirror(vm, live, disk, job)
+  showMirror(vm, live, disk, job)
 }
 
-/** As libvirt shows it. */
-function showMirror(vm: Vm, live: Live, disk: DiskDef, job: BlockJob): void {
-  const images = job.record.commit && commitImages(disk, job.record.commit)
+/** A commit of the disk's own image, as libvirt shows it. */
+export function showMirror(vm: Vm, host: StreamHost, disk: DiskDef, job: BlockJob): void {
+  const { commit } = job.record
+  const images = commit?.active === true ? commitImages(disk, commit) : undefined
   // it may be ready already, or over
-  if (images === undefined || live.blockJobs.ofDisk(disk.target) !== job) return
+  if (images === undefined || host.blockJobs.ofDisk(disk.target) !== job) return
   disk.mirror = { source: images.base, ready: job.ready }
-  saveStatus(vm, live)
+  saveStatus(vm, host)
 }
 
 export function commitOps(qemu: Qemu): Pick<HypervisorOps, 'domainBlockCommit'> {
