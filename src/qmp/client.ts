@@ -50,6 +50,9 @@ export class QmpClient {
   readonly #splitter = new QmpSplitter()
   readonly #waiters = new Map<string, Waiter>()
   readonly #expired = new Set<string>()
+  /** what has been said and is not heeded yet */
+  readonly #unheard: QmpMessage[] = []
+  #later: NodeJS.Immediate | undefined
   #serial = 0
   #closed: Error | undefined
   #closedByUs = false
@@ -165,7 +168,29 @@ export class QmpClient {
       this.#end(error instanceof Error ? error : new Error(String(error)))
       return
     }
-    for (const message of messages) this.#dispatch(message)
+    this.#unheard.push(...messages)
+    if (this.#later === undefined) this.#hear()
+  }
+
+  /**
+   * In the order in which it was said. Whoever gets an answer acts on it before anything is heard that was said later: what
+   * QEMU was asked would otherwise count for newer than an event which came with the answer.
+   */
+  #hear(): void {
+    this.#later = undefined
+    for (let message = this.#unheard.shift(); message !== undefined; message = this.#unheard.shift()) {
+      this.#dispatch(message)
+      if (message.kind !== 'reply' || this.#unheard.length === 0) continue
+      this.#later = setImmediate(() => this.#hear())
+      return
+    }
+  }
+
+  /** Nobody waits for what comes next. */
+  #hearAll(): void {
+    clearImmediate(this.#later)
+    this.#later = undefined
+    for (const message of this.#unheard.splice(0)) this.#dispatch(message)
   }
 
   #dispatch(message: QmpMessage): void {
@@ -214,6 +239,8 @@ export class QmpClient {
 
   #end(reason: Error): void {
     if (this.#closed !== undefined) return
+    this.#hearAll()
+    if (this.isClosed) return
     this.#closed = new QmpClosedError(`the monitor connection is lost: ${reason.message}`, { cause: reason })
     this.#stream.destroy()
     this.#refused(reason instanceof QmpTimeoutError ? reason : this.#closed)

@@ -71,6 +71,40 @@ test('every waiter learns that the connection is lost, and so does who comes lat
   assert.ok(closed[0] instanceof QmpClosedError)
 })
 
+const said = (...messages: object[]): string => messages.map((message) => JSON.stringify(message) + '\r\n').join('')
+const event = (name: string): object => ({ event: name, data: {}, timestamp: { seconds: 1, microseconds: 2 } })
+
+test('who gets an answer acts on it before an event is heard that was said after it, also when both come at once', async () => {
+  const heard: string[] = []
+  const peer = new QmpPeer().expect('query-status', ({ id }) => {
+    peer.stream.push(said(event('RESUME'), { return: { running: true }, id }, event('STOP'), event('SHUTDOWN')))
+    return undefined
+  })
+  const client = await QmpClient.connect(peer.stream, { ...QUICK, onEvent: (one) => heard.push(one.event) })
+  const work = async (): Promise<void> => {
+    await client.execute('query-status', undefined, QUICK)
+    heard.push('answer')
+  }
+  await work().then(() => heard.push('done'))
+  peer.event('RESET')
+  await client.execute('gone', undefined, { timeout: 20 }).catch(() => undefined)
+  assert.deepEqual(heard, ['RESUME', 'answer', 'done', 'STOP', 'SHUTDOWN', 'RESET'])
+})
+
+test('what was said before the connection ended is heard before its end', async () => {
+  const heard: string[] = []
+  const peer = new QmpPeer().expect('quit', ({ id }) => {
+    peer.stream.push(said({ return: {}, id }, event('SHUTDOWN')))
+    peer.stream.push(null)
+    return undefined
+  })
+  const options = { onEvent: (one: { event: string }) => heard.push(one.event), onClose: () => heard.push('end') }
+  const client = await QmpClient.connect(peer.stream, { ...QUICK, ...options })
+  await client.execute('quit', undefined, QUICK)
+  while (!client.isClosed) await new Promise((resolve) => setImmediate(resolve))
+  assert.deepEqual(heard, ['SHUTDOWN', 'end'])
+})
+
 test('closing on our side is not reported as a loss', async () => {
   const closed: (Error | undefined)[] = []
   const peer = new QmpPeer()
