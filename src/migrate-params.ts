@@ -39,6 +39,8 @@ export interface MigrateParams {
   listenAddress?: string
   /** 'xbzrle', with VIR_MIGRATE_COMPRESSED */
   compression?: string
+  /** with 'xbzrle': bytes of pages that QEMU keeps to compare with, a power of two; default: as it was set, 64 MiB else */
+  compressionXbzrleCache?: number
   /**
    * how memory goes over: 'plain' (the default), 'zstd' (compressed), 'auto' (compressed while the link is slower than that,
    * where both sides can), 'xbzrle' (as VIR_MIGRATE_COMPRESSED), or one of `OpenOptions.transports` that both sides have.
@@ -82,7 +84,17 @@ export interface DomainJobStats {
   /** the transport that memory goes by, if it does not go as it is */
   transport?: string
   /** bytes of memory on the link, as `transport` makes them */
+  transportBytes?: number
+  /** with VIR_MIGRATE_COMPRESSED ('xbzrle'): bytes of pages that are kept to compare with */
+  compressionCache?: number
+  /** bytes that went over for what had changed of such pages */
   compressionBytes?: number
+  /** how many pages went over so */
+  compressionPages?: number
+  /** pages that went over whole, since they were not kept */
+  compressionCacheMisses?: number
+  /** pages that went over whole, since more of them had changed than is worth telling */
+  compressionOverflow?: number
   diskTotal: number
   diskProcessed: number
   diskRemaining: number
@@ -147,6 +159,9 @@ export interface MigrationOps {
   /** MiB/s that its memory may take, in the post-copy phase by VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY; also while one is under way */
   domainMigrateSetMaxSpeed(domain: DomainRef, speed: number, flags: number): Promise<void>
   domainMigrateGetMaxSpeed(domain: DomainRef, flags: number): Promise<number>
+  /** bytes of the pages that 'xbzrle' keeps */
+  domainMigrateSetCompressionCache(domain: DomainRef, size: number, flags: number): Promise<void>
+  domainMigrateGetCompressionCache(domain: DomainRef, flags: number): Promise<number>
   /** Ends a migration: before the guest has moved it stays, afterwards it comes back (`flags` VIR_DOMAIN_ABORT_JOB_*). */
   domainAbortJob(domain: DomainRef, flags: number): Promise<void>
   /** `flags` VIR_DOMAIN_JOB_STATS_* */

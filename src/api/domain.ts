@@ -467,6 +467,23 @@ export class Domain implements DomainRef {
   }
 
   /**
+   * virDomainMigrateSetCompressionCache: bytes of pages that VIR_MIGRATE_COMPRESSED ('xbzrle') keeps to compare with, of the
+   * migration that is under way and those to come in this run of the domain; a power of two, VIR_ERR_INVALID_ARG else.
+   */
+  async migrateSetCompressionCache(size: number, flags = 0): Promise<void> {
+    return this.#session.call('domainMigrateSetCompressionCache', (check) => [
+      this,
+      check.count('size', size),
+      check.flags(flags, 0),
+    ])
+  }
+
+  /** virDomainMigrateGetCompressionCache: bytes. */
+  async migrateGetCompressionCache(flags = 0): Promise<number> {
+    return this.#session.call('domainMigrateGetCompressionCache', (check) => [this, check.flags(flags, 0)])
+  }
+
+  /**
    * virDomainAbortJobFlags: ends a migration. Before the guest has moved it goes on here; while its disks are still being
    * streamed it comes back, with all that it has written since. `flags` VIR_DOMAIN_ABORT_JOB_*. With our own
    * VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST nothing comes back: the domain is shut off here, its images as they were when the

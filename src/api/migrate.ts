@@ -56,6 +56,7 @@ export function checkMigrateParams(check: Arguments, params: MigrateParams, inBy
   for (const key of Object.keys(params))
     if (!known.has(key)) throw fail('VIR_ERR_INVALID_ARG', `there is no migration parameter '${key}'`)
   const { bandwidth, bandwidthPostcopy, diskStreamBandwidth, downtime, migrateDisks, serve, diskStreamEngine } = params
+  const { compressionXbzrleCache: cache } = params
   if (serve !== undefined && !['embedded', 'external'].includes(serve))
     throw fail('VIR_ERR_INVALID_ARG', `serve must be 'embedded' or 'external', not '${serve as string}'`)
   if (diskStreamEngine !== undefined && !['auto', 'job', 'pull'].includes(diskStreamEngine))
@@ -77,6 +78,7 @@ export function checkMigrateParams(check: Arguments, params: MigrateParams, inBy
     ...(bandwidthPostcopy !== undefined && { bandwidthPostcopy: check.bandwidth(bandwidthPostcopy, inBytes) }),
     ...(diskStreamBandwidth !== undefined && { diskStreamBandwidth: check.bandwidth(diskStreamBandwidth, true) }),
     ...(downtime !== undefined && { downtime: check.count('downtime', downtime) }),
+    ...(cache !== undefined && { compressionXbzrleCache: check.count('compressionXbzrleCache', cache) }),
     ...(migrateDisks && { migrateDisks: migrateDisks.map((disk) => check.text('migrateDisks', disk)) }),
     ...(serve && { serve }),
     ...(diskStreamEngine && { diskStreamEngine }),
@@ -87,6 +89,7 @@ const others: readonly (keyof MigrateParams)[] = [
   'bandwidth',
   'bandwidthPostcopy',
   'downtime',
+  'compressionXbzrleCache',
   'migrateDisks',
   'diskStreamBandwidth',
   'diskStreamEngine',

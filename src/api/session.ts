@@ -33,6 +33,7 @@ const readOperations: ReadonlySet<keyof HypervisorOps> = new Set<keyof Hyperviso
   'domainGetJobStats',
   'domainMigrateGetMaxDowntime',
   'domainMigrateGetMaxSpeed',
+  'domainMigrateGetCompressionCache',
 ])
 
 /** libvirt functions whose name is not that of the operation with `vir` before it. */

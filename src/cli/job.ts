@@ -33,8 +33,8 @@ const operations: Readonly<Record<number, string>> = {
 }
 
 /** How many bytes of memory one on the link stands for. */
-function ratioOf({ memProcessed, compressionBytes = 0 }: DomainJobStats): number | undefined {
-  return compressionBytes === 0 ? undefined : memProcessed / compressionBytes
+function ratioOf({ memProcessed, transportBytes = 0 }: DomainJobStats): number | undefined {
+  return transportBytes === 0 ? undefined : memProcessed / transportBytes
 }
 
 /** What virsh prints of a job, and a line for each disk that moves with the domain. */
@@ -62,13 +62,18 @@ export function jobLines(stats: DomainJobStats): string[] {
     ...optional('Iteration', stats.memIteration, String),
     ...optional('Postcopy requests', stats.memPostcopyRequests, String),
     ...(stats.transport === undefined ? [] : [line('Transport', stats.transport)]),
-    ...optional('Compressed data', stats.compressionBytes, formatSize),
+    ...optional('Data on link', stats.transportBytes, formatSize),
     ...optional('Compression', ratioOf(stats), (ratio) => `${ratio.toFixed(1)} : 1`),
     ...amounts('File', stats.diskTotal, stats.diskProcessed, stats.diskRemaining),
     ...stats.disks.map(({ disk, offset, size: all }) =>
       line(`Disk ${disk}`, `${formatSize(offset)} of ${formatSize(all)}`),
     ),
     ...optional(over ? 'Total downtime' : 'Expected downtime', stats.downtime, ms),
+    ...optional('Compression cache', stats.compressionCache, formatSize),
+    ...optional('Compressed data', stats.compressionBytes, formatSize),
+    ...optional('Compressed pages', stats.compressionPages, String),
+    ...optional('Compression cache misses', stats.compressionCacheMisses, String),
+    ...optional('Compression overflows', stats.compressionOverflow, String),
     ...(stats.error === undefined ? [] : [line('Error message', stats.error)]),
   ]
 }

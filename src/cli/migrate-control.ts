@@ -1,5 +1,6 @@
 /** Commands that change a migration while it is under way, or those to come. */
 import * as c from '../constants.gen.js'
+import { formatSize } from './output.js'
 import { domainArgument } from './spec.js'
 import type { CommandSpec } from './spec.js'
 import { parseBandwidth, parseCount } from './values.js'
@@ -101,10 +102,36 @@ const getSpeedCommand: CommandSpec = {
   },
 }
 
+const cacheCommand: CommandSpec = {
+  name: 'migrate-compcache',
+  group: 'Migration',
+  summary: 'tell or set how much of memory compression keeps',
+  arguments: [domainArgument],
+  options: [['--size <bytes>', 'bytes from now on, or a number with K, M or G; a power of two']],
+  description: [
+    'Prints the size of the cache in which migrate --compressed keeps pages to compare with, after it has been set if that is asked for. For a migration that is under way, and those to come as long as the domain runs.',
+  ],
+  examples: [['migrate-compcache web1 --size 268435456', '256 MiB']],
+  seeAlso,
+  async run(context, [what = ''], options) {
+    const size = options.bytes('size')
+    const domain = await context.domain(what)
+    if (size !== undefined) {
+      const failure = `Failed to set the compression cache of domain '${domain.name}'`
+      await context.attempt(failure, () => domain.migrateSetCompressionCache(size))
+    }
+    const failure = `Failed to get the compression cache of domain '${domain.name}'`
+    const bytes = await context.attempt(failure, () => domain.migrateGetCompressionCache())
+    context.print(`Compression cache: ${formatSize(bytes)}`)
+    return undefined
+  },
+}
+
 export const migrateControlCommands: readonly CommandSpec[] = [
   postcopyCommand,
   setDowntimeCommand,
   getDowntimeCommand,
   setSpeedCommand,
   getSpeedCommand,
+  cacheCommand,
 ]

@@ -67,6 +67,7 @@ export async function migrateParams(options: Values): Promise<MigrateParams> {
     persistXML: await document(options, 'persistent-xml'),
     uri: options.text('migrateuri'),
     compression: options.text('comp-methods'),
+    compressionXbzrleCache: options.bytes('comp-xbzrle-cache'),
     transport: options.text('transport'),
     bandwidth: megabytes(options, 'bandwidth'),
     bandwidthPostcopy: megabytes(options, 'postcopy-bandwidth'),
@@ -218,6 +219,10 @@ export const migrateCommand: CommandSpec = {
     ['--auto-converge', 'slow the guest down until its memory can be copied'],
     ['--compressed', 'compress memory'],
     ['--comp-methods <method>', "how: 'xbzrle'"],
+    [
+      '--comp-xbzrle-cache <bytes>',
+      'bytes of pages that it keeps to compare with, a power of two; or a number with K, M or G',
+    ],
     [
       '--transport <name>',
       "how memory goes over: 'plain' (the default), 'zstd' (compressed), 'auto' (on links that are slower than that) or 'xbzrle'",

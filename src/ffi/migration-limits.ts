@@ -10,20 +10,21 @@ type LimitOps = Pick<
   | 'domainMigrateGetMaxDowntime'
   | 'domainMigrateSetMaxSpeed'
   | 'domainMigrateGetMaxSpeed'
+  | 'domainMigrateSetCompressionCache'
+  | 'domainMigrateGetCompressionCache'
 >
 
-type Setter = 'virDomainMigrateSetMaxDowntime' | 'virDomainMigrateSetMaxSpeed'
-type Getter = 'virDomainMigrateGetMaxDowntime' | 'virDomainMigrateGetMaxSpeed'
+type Limit = 'MaxDowntime' | 'MaxSpeed' | 'CompressionCache'
 
 export function limitOps(conn: Connection): LimitOps {
-  const set = (name: Setter) => (ref: DomainRef, value: number, flags: number) =>
+  const set = (limit: Limit) => (ref: DomainRef, value: number, flags: number) =>
     conn.withDomain(ref, async (domain) => {
-      await conn.call(name, domain, value, flags)
+      await conn.call(`virDomainMigrateSet${limit}`, domain, value, flags)
     })
-  const get = (name: Getter) => (ref: DomainRef, flags: number) =>
+  const get = (limit: Limit) => (ref: DomainRef, flags: number) =>
     conn.withDomain(ref, async (domain) => {
       const out = fillIn(8)
-      await conn.call(name, domain, out.bytes, flags)
+      await conn.call(`virDomainMigrateGet${limit}`, domain, out.bytes, flags)
       return out.ulong(0)
     })
   return {
@@ -31,9 +32,11 @@ export function limitOps(conn: Connection): LimitOps {
       conn.withDomain(ref, async (domain) => {
         await conn.call('virDomainMigrateStartPostCopy', domain, flags)
       }),
-    domainMigrateSetMaxDowntime: set('virDomainMigrateSetMaxDowntime'),
-    domainMigrateGetMaxDowntime: get('virDomainMigrateGetMaxDowntime'),
-    domainMigrateSetMaxSpeed: set('virDomainMigrateSetMaxSpeed'),
-    domainMigrateGetMaxSpeed: get('virDomainMigrateGetMaxSpeed'),
+    domainMigrateSetMaxDowntime: set('MaxDowntime'),
+    domainMigrateGetMaxDowntime: get('MaxDowntime'),
+    domainMigrateSetMaxSpeed: set('MaxSpeed'),
+    domainMigrateGetMaxSpeed: get('MaxSpeed'),
+    domainMigrateSetCompressionCache: set('CompressionCache'),
+    domainMigrateGetCompressionCache: get('CompressionCache'),
   }
 }

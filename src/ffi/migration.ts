@@ -148,11 +148,13 @@ async function sendMemory(conn: Connection, gone: Leaving, domain: bigint): Prom
   const way = await link?.openMemory(conn.transports, params.transport)
   if (way === undefined) throw fail('VIR_ERR_OPERATION_ABORTED', `migration of domain '${ref.name}' was canceled`)
   await using door = MemoryDoor.open(way)
-  const { bandwidth = 0 } = params
+  const { bandwidth = 0, compressionXbzrleCache: cache } = params
   const said = {
     migrate_uri: door.uri,
     // MiB/s, where ours is in bytes/s
     ...(bandwidth > 0 && { bandwidth: Math.max(1, Math.round(bandwidth / (1 << 20))) }),
+    ...(xbzrle && { compression: 'xbzrle' }),
+    ...(cache !== undefined && { 'compression.xbzrle.cache': cache }),
   }
   const [cookieAt, length] = [fillIn(8), fillIn(4)]
   const cookie = gone.libvirtCookie()

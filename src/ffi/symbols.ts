@@ -112,6 +112,8 @@ export const blocking = {
   virDomainMigrateGetMaxDowntime: int('address', 'bytes', 'uint'),
   virDomainMigrateSetMaxSpeed: int('address', 'ulong', 'uint'),
   virDomainMigrateGetMaxSpeed: int('address', 'bytes', 'uint'),
+  virDomainMigrateSetCompressionCache: int('address', 'ulong', 'uint'),
+  virDomainMigrateGetCompressionCache: int('address', 'bytes', 'uint'),
   virDomainAbortJob: int('address'),
   virDomainAbortJobFlags: int('address', 'uint'),
   virDomainGetJobStats: int('address', 'bytes', 'bytes', 'bytes', 'uint'),

@@ -28,7 +28,20 @@ export interface MigrationInfo {
     'dirty-sync-count': number
     'postcopy-requests'?: number
   }
+  /** while the capability 'xbzrle' is set */
+  'xbzrle-cache'?: {
+    'cache-size': number
+    bytes: number
+    pages: number
+    'cache-miss': number
+    overflow: number
+  }
 }
+/** What of query-migrate-parameters can be set by itself: ms, bytes/s, bytes. */
+export type MigrationLimits = Record<
+  'downtime-limit' | 'max-bandwidth' | 'max-postcopy-bandwidth' | 'xbzrle-cache-size',
+  number
+>
 export type MigrationStatus =
   | 'none'
   | 'setup'
@@ -60,9 +73,8 @@ export class MigrationCommands {
   setParameters(parameters: Readonly<Record<string, number | string | boolean>>): Promise<unknown> {
     return this.#monitor.run('migrate-set-parameters', parameters, QUERY)
   }
-  /** What of query-migrate-parameters can be set by itself: ms, bytes/s. */
-  queryParameters(): Promise<{ 'downtime-limit': number; 'max-bandwidth': number; 'max-postcopy-bandwidth': number }> {
-    return this.#monitor.run('query-migrate-parameters', undefined, QUERY) as ReturnType<this['queryParameters']>
+  queryParameters(): Promise<MigrationLimits> {
+    return this.#monitor.run('query-migrate-parameters', undefined, QUERY) as Promise<MigrationLimits>
   }
   setUnlimited(): Promise<unknown> {
     return this.setParameters({ 'max-bandwidth': 2 ** 53 - 1 })

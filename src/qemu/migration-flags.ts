@@ -8,6 +8,9 @@ import { parseTunnelUri } from '../tunnel/address.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
+/** bytes of a page */
+const LEAST_CACHE = 4096
+
 /** How the disks of a domain get to the other host: streamed afterwards, mirrored before, or they are there already. */
 export type StorageMode = 'stream' | 'mirror' | 'shared'
 
@@ -22,6 +25,19 @@ const UNSUPPORTED = {
   VIR_MIGRATE_PARALLEL: c.VIR_MIGRATE_PARALLEL,
   VIR_MIGRATE_ZEROCOPY: c.VIR_MIGRATE_ZEROCOPY,
 } as const
+
+const compresses = ({ compression }: MigrateParams, flags: number): boolean =>
+  compression === 'xbzrle' || (flags & c.VIR_MIGRATE_COMPRESSED) !== 0
+
+/** Bytes that can be kept; VIR_ERR_INVALID_ARG for what QEMU would not take. */
+export function checkCompressionCache(size: number): number {
+  if (size < LEAST_CACHE || !Number.isInteger(Math.log2(size)))
+    throw fail(
+      'VIR_ERR_INVALID_ARG',
+      `compression cache must be a power of two of at least ${LEAST_CACHE}, not '${size}'`,
+    )
+  return size
+}
 
 /** VIR_ERR_ARGUMENT_UNSUPPORTED for what cannot be had, VIR_ERR_INVALID_ARG for parameters without their flag. */
 export function checkMigrationFlags(params: MigrateParams, flags: number): void {
@@ -47,6 +63,11 @@ export function checkMigrationFlags(params: MigrateParams, flags: number): void 
     )
   if (params.compression !== undefined && params.compression !== 'xbzrle')
     throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `compression is 'xbzrle', not '${params.compression}'`)
+  if (params.compressionXbzrleCache !== undefined) {
+    if (!compresses(params, flags))
+      throw fail('VIR_ERR_INVALID_ARG', "parameter 'compressionXbzrleCache' needs the flag VIR_MIGRATE_COMPRESSED")
+    checkCompressionCache(params.compressionXbzrleCache)
+  }
   for (const key of ['releaseRam', 'bandwidthPostcopy'] as const)
     if (params[key] !== undefined && !postcopy)
       throw fail('VIR_ERR_INVALID_ARG', `parameter '${key}' needs the flag VIR_MIGRATE_POSTCOPY`)
@@ -63,11 +84,10 @@ export function requireEncrypted(uri: string, flags: number): void {
 
 /** QEMU's MigrationCapability, alike on both sides. */
 export function capabilitiesFor(flags: number, params: MigrateParams): Record<string, boolean> {
-  const xbzrle = params.compression === 'xbzrle' || (flags & c.VIR_MIGRATE_COMPRESSED) !== 0
   return {
     events: true,
     'return-path': true,
-    xbzrle,
+    xbzrle: compresses(params, flags),
     'auto-converge': (flags & c.VIR_MIGRATE_AUTO_CONVERGE) !== 0,
     'postcopy-ram': (flags & c.VIR_MIGRATE_POSTCOPY) !== 0,
     'release-ram': params.releaseRam === true,
@@ -90,12 +110,13 @@ export const RETURN_CAPABILITIES = {
 
 /** QEMU's MigrateSetParameters; `usual`: bytes/s where the migration says nothing of it. */
 export function parametersFor(
-  { bandwidth = 0, bandwidthPostcopy, downtime }: MigrateParams,
+  { bandwidth = 0, bandwidthPostcopy, downtime, compressionXbzrleCache }: MigrateParams,
   usual = 2 ** 53 - 1,
 ): Record<string, number> {
   return {
     'max-bandwidth': bandwidth === 0 ? usual : bandwidth,
     ...(bandwidthPostcopy !== undefined && { 'max-postcopy-bandwidth': bandwidthPostcopy }),
     ...(downtime !== undefined && { 'downtime-limit': downtime }),
+    ...(compressionXbzrleCache !== undefined && { 'xbzrle-cache-size': compressionXbzrleCache }),
   }
 }

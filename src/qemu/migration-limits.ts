@@ -1,8 +1,9 @@
-/** How fast memory may go and how long the guest may stand still: of migrations to come, and of one that is under way. */
+/** How fast memory may go, how long the guest may stand still and what compression keeps: of migrations to come, and of one that is under way. */
 import * as c from '../constants.gen.js'
-import type { HypervisorOps } from '../driver.js'
+import type { DomainRef, HypervisorOps } from '../driver.js'
 import { failFrom } from '../error.js'
-import { MigrationCommands } from './migration-commands.js'
+import { MigrationCommands, type MigrationLimits } from './migration-commands.js'
+import { checkCompressionCache } from './migration-flags.js'
 import type { Qemu } from './qemu.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -21,6 +22,8 @@ type LimitOps = Pick<
   | 'domainMigrateGetMaxDowntime'
   | 'domainMigrateSetMaxSpeed'
   | 'domainMigrateGetMaxSpeed'
+  | 'domainMigrateSetCompressionCache'
+  | 'domainMigrateGetCompressionCache'
 >
 
 /** 0: no limit */
@@ -28,26 +31,30 @@ const toQemu = (speed: number): number => (speed === 0 ? QEMU_MOST : Math.min(sp
 
 /** None of them is a job: they have to get through while a migration holds the domain. */
 export function limitOps(qemu: Qemu): LimitOps {
+  const commandsOf = (ref: DomainRef): MigrationCommands =>
+    new MigrationCommands(qemu.require(ref).requireLive().monitor)
+  const get = async (ref: DomainRef, limit: keyof MigrationLimits): Promise<number> =>
+    (await commandsOf(ref).queryParameters())[limit]
   return {
     async domainMigrateSetMaxDowntime(ref, downtime) {
-      const { monitor } = qemu.require(ref).requireLive()
+      const commands = commandsOf(ref)
       if (downtime > DOWNTIME_MOST)
         throw fail('VIR_ERR_OVERFLOW', `downtime must be at most ${DOWNTIME_MOST} ms, not '${downtime}'`)
-      await new MigrationCommands(monitor).setParameters({ 'downtime-limit': downtime })
+      await commands.setParameters({ 'downtime-limit': downtime })
     },
+    domainMigrateGetMaxDowntime: (ref) => get(ref, 'downtime-limit'),
 
-    async domainMigrateGetMaxDowntime(ref) {
-      const { monitor } = qemu.require(ref).requireLive()
-      return (await new MigrationCommands(monitor).queryParameters())['downtime-limit']
+    async domainMigrateSetCompressionCache(ref, size) {
+      await commandsOf(ref).setParameters({ 'xbzrle-cache-size': checkCompressionCache(size) })
     },
+    domainMigrateGetCompressionCache: (ref) => get(ref, 'xbzrle-cache-size'),
 
     async domainMigrateSetMaxSpeed(ref, speed, flags) {
       const vm = qemu.require(ref)
       if (speed > NO_LIMIT)
         throw fail('VIR_ERR_OVERFLOW', `bandwidth must be at most ${NO_LIMIT} MiB/s, not '${speed}'`)
       if ((flags & c.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY) !== 0) {
-        const { monitor } = vm.requireLive()
-        await new MigrationCommands(monitor).setParameters({ 'max-postcopy-bandwidth': toQemu(speed) })
+        await commandsOf(ref).setParameters({ 'max-postcopy-bandwidth': toQemu(speed) })
         return
       }
       if (vm.live !== undefined)
@@ -59,9 +66,7 @@ export function limitOps(qemu: Qemu): LimitOps {
       const vm = qemu.require(ref)
       const { migrationSpeed = QEMU_MOST } = vm
       const postcopy = (flags & c.VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY) !== 0
-      const bytes = postcopy
-        ? (await new MigrationCommands(vm.requireLive().monitor).queryParameters())['max-postcopy-bandwidth']
-        : migrationSpeed
+      const bytes = postcopy ? await get(ref, 'max-postcopy-bandwidth') : migrationSpeed
       return bytes === QEMU_MOST ? NO_LIMIT : Math.floor(bytes / MIB)
     },
   }

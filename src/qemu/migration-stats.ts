@@ -60,10 +60,23 @@ export class JobStats {
     this.#commands = undefined
   }
 
-  #onLink(): Pick<DomainJobStats, 'transport' | 'compressionBytes'> {
+  #onLink(): Pick<DomainJobStats, 'transport' | 'transportBytes'> {
     const transport = this.#ways.at(-1)?.transport
-    const compressionBytes = this.#ways.reduce((sum, { channel }) => sum + channel.bytesWritten, 0)
-    return transport === undefined ? {} : { transport, compressionBytes }
+    const transportBytes = this.#ways.reduce((sum, { channel }) => sum + channel.bytesWritten, 0)
+    return transport === undefined ? {} : { transport, transportBytes }
+  }
+
+  #compressed(): Partial<DomainJobStats> {
+    const cache = this.#memory['xbzrle-cache']
+    return cache === undefined
+      ? {}
+      : {
+          compressionCache: cache['cache-size'],
+          compressionBytes: cache.bytes,
+          compressionPages: cache.pages,
+          compressionCacheMisses: cache['cache-miss'],
+          compressionOverflow: cache.overflow,
+        }
   }
 
   /** Asks QEMU, while memory goes over. */
@@ -91,6 +104,7 @@ export class JobStats {
       ...(ram && { memBps: Math.round((ram.mbps * 1e6) / 8), memIteration: ram['dirty-sync-count'] }),
       ...(ram?.['postcopy-requests'] !== undefined && { memPostcopyRequests: ram['postcopy-requests'] }),
       ...this.#onLink(),
+      ...this.#compressed(),
       ...{ diskTotal, diskProcessed, diskRemaining: diskTotal - diskProcessed, disks },
       ...(this.#error !== undefined && { error: this.#error }),
     }

@@ -179,6 +179,8 @@ export const calls: Calls = {
   domainMigrateGetMaxDowntime: (on, ref, flags) => domainOf(on, ref).migrateGetMaxDowntime(flags),
   domainMigrateSetMaxSpeed: (on, ref, ...args) => domainOf(on, ref).migrateSetMaxSpeed(...args),
   domainMigrateGetMaxSpeed: (on, ref, flags) => domainOf(on, ref).migrateGetMaxSpeed(flags),
+  domainMigrateSetCompressionCache: (on, ref, ...args) => domainOf(on, ref).migrateSetCompressionCache(...args),
+  domainMigrateGetCompressionCache: (on, ref, flags) => domainOf(on, ref).migrateGetCompressionCache(flags),
   domainAbortJob: (on, ref, flags) => domainOf(on, ref).abortJob(flags),
   domainGetJobStats: (on, ref, flags) => domainOf(on, ref).getJobStats(flags),
 

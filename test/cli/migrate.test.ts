@@ -32,7 +32,7 @@ const job: DomainJobStats = {
   memRemaining: 32 * MiB,
   memIteration: 2,
   transport: 'zstd',
-  compressionBytes: 24 * MiB,
+  transportBytes: 24 * MiB,
   diskTotal: 0,
   diskProcessed: 0,
   diskRemaining: 0,
@@ -91,6 +91,8 @@ async function hosts(t: TestContext): Promise<Hosts> {
     domainMigrateGetMaxDowntime: () => Promise.resolve(300),
     domainMigrateSetMaxSpeed: () => Promise.resolve(),
     domainMigrateGetMaxSpeed: () => Promise.resolve(7),
+    domainMigrateSetCompressionCache: () => Promise.resolve(),
+    domainMigrateGetCompressionCache: () => Promise.resolve(64 * MiB),
     domainGetJobStats: () => Promise.resolve(both.state === serving ? { ...job, disks: follows } : job),
     domainGetState: () => Promise.resolve(both.state),
   })
@@ -144,6 +146,7 @@ test("virsh's words become libvirt's flags and parameters", async (t) => {
         external: true,
         diskEngine: 'pull',
         compMethods: 'xbzrle',
+        compXbzrleCache: '2M',
         transport: 'zstd',
       }),
     ),
@@ -151,6 +154,7 @@ test("virsh's words become libvirt's flags and parameters", async (t) => {
       destinationName: 'other',
       destinationXML: '<domain type="qemu"/>',
       compression: 'xbzrle',
+      compressionXbzrleCache: 2 * MiB,
       transport: 'zstd',
       bandwidth: 20,
       bandwidthPostcopy: 1,
@@ -330,7 +334,7 @@ test('a job is told of as virsh does, with a line for each disk', async (t) => {
       'Memory total:     128.000 MiB',
       'Iteration:        2',
       'Transport:        zstd',
-      'Compressed data:  24.000 MiB',
+      'Data on link:     24.000 MiB',
       'Compression:      4.0 : 1',
       '',
       '',
@@ -353,6 +357,17 @@ test('a job is told of as virsh does, with a line for each disk', async (t) => {
     'Disk vda:         1.000 B of 2.000 B',
     'Total downtime:   40           ms',
     'Error message:    why',
+  ])
+  const xbzrle = {
+    ...{ compressionCache: 64 * MiB, compressionBytes: MiB, compressionPages: 2 },
+    ...{ compressionCacheMisses: 3, compressionOverflow: 4 },
+  }
+  assert.deepEqual(jobLines({ ...job, ...xbzrle }).slice(-5), [
+    'Compression cache: 64.000 MiB',
+    'Compressed data:  1.000 MiB',
+    'Compressed pages: 2',
+    'Compression cache misses: 3',
+    'Compression overflows: 4',
   ])
   assert.deepEqual(jobLines({ ...job, type: c.VIR_DOMAIN_JOB_NONE }), ['Job type:         None        '])
   assert.equal((await cli(['-c', source.uri, 'domjobabort', 'guest', '--postcopy'])).status, 0)
@@ -399,8 +414,11 @@ test('a migration that is under way is changed, and asked what holds for it', as
   assert.equal((await ask('migrate-setspeed', 'guest', '0', '--postcopy')).status, 0)
   assert.equal((await ask('migrate-getmaxdowntime', 'guest')).stdout, '300\n')
   assert.equal((await ask('migrate-getspeed', 'guest', '--postcopy')).stdout, '7\n')
+  assert.equal((await ask('migrate-compcache', 'guest')).stdout, 'Compression cache: 64.000 MiB\n')
+  assert.equal((await ask('migrate-compcache', 'guest', '--size', '128M')).stdout, 'Compression cache: 64.000 MiB\n')
   const asked = (name: string): unknown[][] => named(source, name).map((args) => args.slice(1))
   assert.deepEqual(asked('domainMigrateStartPostCopy'), [[0]])
+  assert.deepEqual(asked('domainMigrateSetCompressionCache'), [[128 * MiB, 0]])
   assert.deepEqual(asked('domainMigrateSetMaxDowntime'), [[500, 0]])
   assert.deepEqual(asked('domainMigrateSetMaxSpeed'), [
     [2048, 0],

@@ -64,7 +64,12 @@ test('a guest leaves a libvirtd for a root of its host, and that for another one
     dom.migrate(here.conn, {}, VIR_MIGRATE_STREAM_DISKS),
     virError('VIR_ERR_ARGUMENT_UNSUPPORTED', /migrate the domain to a root of its host first/),
   )
-  const moved = await dom.migrate(here.conn, { destinationXML: there }, c.VIR_MIGRATE_PERSIST_DEST)
+  await dom.migrateSetCompressionCache(1 << 20)
+  assert.equal(await dom.migrateGetCompressionCache(), 1 << 20)
+  const compressed = { compression: 'xbzrle', compressionXbzrleCache: 2 << 20 }
+  const moved = await dom.migrate(here.conn, { destinationXML: there, ...compressed }, c.VIR_MIGRATE_PERSIST_DEST)
+  const { compressionCache, compressionPages } = await dom.getJobStats(c.VIR_DOMAIN_JOB_STATS_COMPLETED)
+  assert.deepEqual({ compressionCache, compressionPages }, { compressionCache: 2 << 20, compressionPages: 0 })
   assert.deepEqual(await moved.getState(), { state: c.VIR_DOMAIN_RUNNING, reason: c.VIR_DOMAIN_RUNNING_MIGRATED })
   assert.deepEqual(await dom.getState(), { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED })
   assert.equal(await moved.isPersistent(), true)

@@ -66,6 +66,8 @@ const operations: Readonly<Partial<Record<keyof HypervisorOps, readonly string[]
   domainMigrateGetMaxDowntime: ['virDomainMigrateGetMaxDowntime'],
   domainMigrateSetMaxSpeed: ['virDomainMigrateSetMaxSpeed'],
   domainMigrateGetMaxSpeed: ['virDomainMigrateGetMaxSpeed'],
+  domainMigrateSetCompressionCache: ['virDomainMigrateSetCompressionCache'],
+  domainMigrateGetCompressionCache: ['virDomainMigrateGetCompressionCache'],
   domainMigrateBegin: ['virDomainMigrateBegin3Params'],
   domainMigratePrepare: { absent: NOT_THERE },
   domainMigratePerform: ['virDomainMigratePerform3Params'],

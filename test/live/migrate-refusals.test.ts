@@ -17,6 +17,7 @@ import {
   VIR_DOMAIN_START_PAUSED,
   VIR_DOMAIN_XML_INACTIVE,
   VIR_DOMAIN_XML_MIGRATABLE,
+  VIR_MIGRATE_COMPRESSED,
   VIR_MIGRATE_LIVE,
   VIR_MIGRATE_NON_SHARED_DISK,
   VIR_MIGRATE_OFFLINE,
@@ -126,6 +127,9 @@ test('flags and parameters that make no sense are refused by name', async (t) =>
   const tls = dom.migrate(there.conn, { destinationXML: xml }, STREAM | VIR_MIGRATE_TLS)
   await assert.rejects(tls, virError('VIR_ERR_OPERATION_UNSUPPORTED', /is not encrypted, as VIR_MIGRATE_TLS/))
   await refused({ compression: 'lzma' }, STREAM, 'VIR_ERR_ARGUMENT_UNSUPPORTED', /'lzma'/)
+  const cache = { compressionXbzrleCache: 5000 }
+  await refused(cache, STREAM, 'VIR_ERR_INVALID_ARG', /needs the flag VIR_MIGRATE_COMPRESSED/)
+  await refused(cache, STREAM | VIR_MIGRATE_COMPRESSED, 'VIR_ERR_INVALID_ARG', /a power of two.*not '5000'/)
   await assert.rejects(
     dom.migrate(here.conn, {}, STREAM),
     virError('VIR_ERR_INVALID_ARG', /the connection that it is on/),
@@ -198,6 +202,14 @@ test('speed and downtime of migrations can be set and asked for', async (t) => {
   await assert.rejects(dom.migrateSetMaxDowntime(3e6), virError('VIR_ERR_OVERFLOW', /at most 2000000 ms/))
   await assert.rejects(dom.migrateSetMaxSpeed(1e13), virError('VIR_ERR_OVERFLOW', /at most 8796093022207 MiB/))
   await assert.rejects(dom.migrateStartPostCopy(), virError('VIR_ERR_OPERATION_INVALID', /while outgoing migration/))
+  assert.equal(await dom.migrateGetCompressionCache(), 64 << 20)
+  await dom.migrateSetCompressionCache(2 << 20)
+  assert.equal(await dom.migrateGetCompressionCache(), 2 << 20)
+  for (const size of [0, 2048, 3 << 20])
+    await assert.rejects(
+      dom.migrateSetCompressionCache(size),
+      virError('VIR_ERR_INVALID_ARG', new RegExp(`power of two of at least 4096, not '${size}'`)),
+    )
   await dom.destroy()
   await dom.migrateSetMaxSpeed(56)
   assert.equal(await dom.migrateGetMaxSpeed(), 56)

@@ -62,10 +62,11 @@ test('memory goes compressed, with its disk in each way, and comes back so, righ
   const own = { transports: [gzip, torn('torn-here', 'encode'), torn('torn-there', 'decode')] }
   const [here, there] = [await testRoot(t, own), await testRoot(t, own)]
   const { dom, params, guest, memory } = await guestWithMemory(t, here, there, 'text')
+  await guest.command('sh (while :; do date > /tick; sleep 0.05; done) > /dev/null 2>&1 &')
   await guest.work('vda', 'slowly')
-  const assertShorter = ({ transport, compressionBytes = 0, memProcessed }: DomainJobStats, name: string): void => {
+  const assertShorter = ({ transport, transportBytes = 0, memProcessed }: DomainJobStats, name: string): void => {
     assert.equal(transport, name)
-    assert.ok(compressionBytes > 0 && compressionBytes < memProcessed / 2, `${compressionBytes} of ${memProcessed}`)
+    assert.ok(transportBytes > 0 && transportBytes < memProcessed / 2, `${transportBytes} of ${memProcessed}`)
   }
   for (const transport of ['torn-here', 'torn-there']) {
     await assert.rejects(
@@ -90,7 +91,16 @@ test('memory goes compressed, with its disk in each way, and comes back so, righ
     join(there.folder, 'guest.serial'),
     join(here.folder, 'guest.serial'),
   )
-  await mirrored.migrate(here.conn, { destinationXML: xml, transport: 'gzip' }, VIR_MIGRATE_LIVE)
+  const cache = { compression: 'xbzrle', compressionXbzrleCache: 32 * MiB }
+  const how = { destinationXML: xml, transport: 'gzip', ...cache, bandwidth: 16, downtime: 1 }
+  const going = start(mirrored, here, how, VIR_MIGRATE_LIVE)
+  await until('pages go as what has changed', async () => ((await mirrored.getJobStats()).compressionPages ?? 0) > 0)
+  const { transport, transportBytes = 0, ...stats } = await mirrored.getJobStats()
+  assert.deepEqual([transport, stats.compressionCache], ['gzip', 32 * MiB])
+  assert.ok(transportBytes > 0 && (stats.compressionBytes ?? 0) > 0, JSON.stringify(stats))
+  assert.ok((stats.compressionCacheMisses ?? 0) > 0 && stats.compressionOverflow !== undefined, JSON.stringify(stats))
+  await mirrored.migrateSetMaxDowntime(1_000)
+  await going
   await assertWhole(t, here, memory)
   assert.deepEqual(leftOf(there), [])
 })
