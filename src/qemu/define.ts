@@ -12,8 +12,8 @@ import { checkDomainName, deleteConfig, saveConfig } from './config.js'
 import { prepareDefinition } from '../machine/definition.js'
 import { emitLifecycle } from './emit.js'
 import { checkFlags } from './flags.js'
+import { discardManagedSave, hasManagedSave } from './managed-save.js'
 import type { Qemu } from './qemu.js'
-import { discardManagedSave, hasManagedSave } from './save.js'
 import { startVm, type StartOptions } from './start.js'
 import { checkSupported } from '../machine/supported.js'
 import { requireAtHome } from './vm-job.js'
@@ -100,17 +100,11 @@ export async function startAs(qemu: Qemu, def: DomainDef, options: StartOptions)
     try {
       await startVm(qemu, vm, def, options)
     } catch (error) {
-      forgetIfNothing(qemu, vm)
+      qemu.forgetIfNothing(vm)
       throw error
     }
   })
   return vm.ref
-}
-
-/** A domain that is neither defined nor runs is none. */
-export function forgetIfNothing(qemu: Qemu, vm: Vm): void {
-  const { config, live, remains } = vm
-  if (config === undefined && live === undefined && remains === undefined && qemu.find(vm.uuid) === vm) qemu.remove(vm)
 }
 
 export function undefine(qemu: Qemu, vm: Vm, flags: number): void {
@@ -127,7 +121,7 @@ export function undefine(qemu: Qemu, vm: Vm, flags: number): void {
   deleteConfig(qemu.root, vm.name)
   vm.config = undefined
   vm.autostart = false
-  forgetIfNothing(qemu, vm)
+  qemu.forgetIfNothing(vm)
   emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_UNDEFINED, c.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED)
 }
 

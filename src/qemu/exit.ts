@@ -2,16 +2,13 @@
 import * as c from '../constants.gen.js'
 import type { ProcessExit } from '../native.js'
 import type { BlockJob } from './blockjob.js'
-import { forgetIfNothing } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { endStreams, noticeEnds } from './end-streams.js'
 import { holdSlots, movedStream, resumeStreams } from './moved-streams.js'
 import { exitedCleanly } from './process.js'
-import { incomingsOf } from './incoming.js'
 import { forgetAbandoned } from './migration-abandoned.js'
 import { goOnWithout } from './migration-guestless.js'
 import { serveAgainLater } from './migration-serve.js'
-import { outgoingOf } from './outgoing.js'
 import type { Qemu } from './qemu.js'
 import { writeHeadersLater } from './stale-headers.js'
 import { removeRunDir } from './status.js'
@@ -64,10 +61,10 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
     qemu.host.logger.error({ err: error }, `what domain '${vm.name}' left could not be tidied up`)
   }
   for (const net of live.def.interfaces) qemu.inBackground('removing a tap device', () => deleteTap(net))
-  outgoingOf(qemu, vm)?.keepDomain()
-  forgetIfNothing(qemu, vm)
+  qemu.outgoingOf(vm)?.keepDomain()
+  qemu.forgetIfNothing(vm)
   goOnWithout(qemu, vm)
-  for (const incoming of incomingsOf(qemu, vm))
+  for (const incoming of qemu.incomingsOf(vm))
     if (incoming.record.phase === 'abandoned') forgetAbandoned(qemu, incoming)
   for (const outgoing of qemu.outgoing.values()) if (outgoing.vm === vm) serveAgainLater(qemu, outgoing)
   // of a start that failed its caller is told, and nobody else has heard of it

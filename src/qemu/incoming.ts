@@ -145,6 +145,3 @@ export class Incoming {
 /** Until its source comes; where a part of its memory has been given back already nobody could go on with it elsewhere. */
 export const waitsForSource = ({ phase, memoryFollows }: MigrationRecord): boolean =>
   phase === 'incoming' || (phase === 'loaded' && memoryFollows !== true)
-
-export const incomingsOf = (qemu: Qemu, vm: Vm): Incoming[] =>
-  [...qemu.incoming.values()].filter((incoming) => incoming.vm === vm)

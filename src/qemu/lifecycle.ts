@@ -7,12 +7,11 @@ import { setAutostartLink } from './config.js'
 import { createTransient } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { setState } from './events.js'
-import { storageOf } from './migration-flags.js'
-import { isOnItsWay, type Outgoing } from './outgoing.js'
+import { discardManagedSave, hasManagedSave } from './managed-save.js'
 import { terminate } from './process.js'
 import { checkFlags } from './flags.js'
 import type { Qemu } from './qemu.js'
-import { discardManagedSave, hasManagedSave, restoreManagedSave } from './save.js'
+import { restoreManagedSave } from './save.js'
 import { startVm } from './start.js'
 import { saveStatus } from './status.js'
 import { modify } from './vm-job.js'
@@ -93,23 +92,15 @@ async function destroy(live: Live, flags: number): Promise<void> {
 
 /** Without it the guest would lose its disks where it runs now. */
 function refuseServing(qemu: Qemu, vm: Vm): void {
-  for (const outgoing of qemu.outgoing.values()) {
-    const { vm: leaving, record } = outgoing
-    if (leaving === vm && (record.phase === 'switched' || record.phase === 'serving') && !isLost(outgoing))
+  for (const { vm: leaving, record, isNeeded } of qemu.outgoing.values())
+    if (leaving === vm && isNeeded)
       throw fail(
         'VIR_ERR_OPERATION_INVALID',
         record.memoryFollows === true
           ? `domain '${vm.name}' runs on '${record.peer}', which still reads its memory from here`
           : `domain '${vm.name}' runs on '${record.peer}', which still reads its disks from here; abort the job to have it back`,
       )
-  }
 }
-
-/** Memory was to follow a guest that stands still for want of it, and nothing else is read from here. */
-const isLost = ({ vm, record }: Outgoing): boolean =>
-  record.memoryFollows === true &&
-  storageOf(record.flags) !== 'stream' &&
-  vm.state.reason === c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED
 
 /** The ACPI power button, and a guest that comes up again when it has gone down. */
 async function reboot(vm: Vm, live: Live): Promise<void> {
@@ -171,8 +162,9 @@ export function lifecycleOps(qemu: Qemu): LifecycleOps {
 
     async domainSuspend(ref) {
       const vm = qemu.require(ref)
+      const isOnItsWay = qemu.outgoingOf(vm)?.record.phase === 'memory'
       // its migration holds the domain, and is the sooner over
-      if (isOnItsWay(qemu, vm)) await suspend(vm, vm.requireLive())
+      if (isOnItsWay) await suspend(vm, vm.requireLive())
       else await modify(qemu, ref, suspend)
     },
     domainResume: (ref) => modify(qemu, ref, resume),

@@ -10,7 +10,6 @@ import { messageOf } from '../error.js'
 import type { NbdServed } from '../nbd/served.js'
 import { serveNbd } from '../nbd/server.js'
 import { removeDeadSocket } from '../tunnel/join.js'
-import { forgetIfNothing } from './define.js'
 import { setState } from './events.js'
 import type { Incoming } from './incoming.js'
 import { cancel } from './migration-arrive.js'
@@ -62,7 +61,7 @@ export async function settleAbandoned(qemu: Qemu, incoming: Incoming): Promise<v
 export function forgetAbandoned(qemu: Qemu, incoming: Incoming): void {
   qemu.inBackground('a migration that was given up', async () => {
     await incoming.forget()
-    forgetIfNothing(qemu, incoming.vm)
+    qemu.forgetIfNothing(incoming.vm)
   })
 }
 

@@ -8,7 +8,6 @@ import type { DomainRef } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { LockCookie } from '../locking/lock-driver.js'
 import { saveConfig } from './config.js'
-import { forgetIfNothing } from './define.js'
 import { emitLifecycle } from './emit.js'
 import { nameOverlays, removeFinals } from './migration-final.js'
 import { storageOf } from './migration-flags.js'
@@ -122,7 +121,7 @@ async function end(qemu: Qemu, incoming: Incoming, why: string): Promise<void> {
   if (vm.live !== undefined) await endWaiting(vm.live)
   removeMade(record)
   await incoming.forget()
-  forgetIfNothing(qemu, vm)
+  qemu.forgetIfNothing(vm)
 }
 
 /** A QEMU that waits for a guest which will not come. */
@@ -175,7 +174,7 @@ async function done(qemu: Qemu, incoming: Incoming): Promise<void> {
   removeFinals(incoming.record, false)
   await incoming.forget()
   vm.remains = undefined
-  forgetIfNothing(qemu, vm)
+  qemu.forgetIfNothing(vm)
   const { operation } = stats.now
   qemu.host.emit({ kind: 'job-completed', domain: vm.ref, operation, stats: stats.now })
 }

@@ -14,7 +14,7 @@ import { Undo } from '../util/undo.js'
 import { chainBelow, deleteNodes, nextIndex } from './block-graph.js'
 import type { BlockJob } from './blockjob.js'
 import { saveConfig } from './config.js'
-import { type Incoming, incomingsOf } from './incoming.js'
+import type { Incoming } from './incoming.js'
 import { type FinalImage, type MigrationRecord, saveRecord } from './migration-record.js'
 import type { BlockStreamArguments } from './monitor-types.js'
 import type { Qemu } from './qemu.js'
@@ -83,7 +83,7 @@ interface Found {
 }
 
 function find(qemu: Qemu, vm: Vm, target: string): Found | undefined {
-  for (const incoming of incomingsOf(qemu, vm))
+  for (const incoming of qemu.incomingsOf(vm))
     for (const final of incoming.record.finals ?? []) if (final.disk === target) return { incoming, final }
   return undefined
 }
@@ -216,7 +216,7 @@ async function letGo(
 
 /** Numbers of images that are the targets of jobs, and so belong to a host though no disk names them. */
 export function finalIndexes(qemu: Qemu, vm: Vm): (number | undefined)[] {
-  return incomingsOf(qemu, vm).flatMap(({ record }) => (record.finals ?? []).map(({ image }) => image.index))
+  return qemu.incomingsOf(vm).flatMap(({ record }) => (record.finals ?? []).map(({ image }) => image.index))
 }
 
 /** The raw images that were made for a guest that will not come, and what no disk needs any more. */

@@ -2,7 +2,6 @@
 import * as c from '../constants.gen.js'
 import type { MigrateParams } from '../driver.js'
 import { failFrom } from '../error.js'
-import { checkOfflineFlags } from './migration-offline.js'
 import { VIR_MIGRATE_STREAM_DISKS } from '../stream-flags.js'
 import { parseTunnelUri } from '../tunnel/address.js'
 
@@ -18,6 +17,8 @@ export function storageOf(flags: number): StorageMode {
   if ((flags & VIR_MIGRATE_STREAM_DISKS) !== 0) return 'stream'
   return (flags & (c.VIR_MIGRATE_NON_SHARED_DISK | c.VIR_MIGRATE_NON_SHARED_INC)) !== 0 ? 'mirror' : 'shared'
 }
+
+export const isOffline = (flags: number): boolean => (flags & c.VIR_MIGRATE_OFFLINE) !== 0
 
 /** Flags that would be ignored, with what they are called. */
 const UNSUPPORTED = {
@@ -41,7 +42,7 @@ export function checkCompressionCache(size: number): number {
 
 /** VIR_ERR_ARGUMENT_UNSUPPORTED for what cannot be had, VIR_ERR_INVALID_ARG for parameters without their flag. */
 export function checkMigrationFlags(params: MigrateParams, flags: number): void {
-  checkOfflineFlags(flags)
+  if (isOffline(flags)) checkOfflineFlags(flags)
   for (const [name, flag] of Object.entries(UNSUPPORTED))
     if ((flags & flag) !== 0) throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `this driver does not offer ${name}`)
   const streams = (flags & VIR_MIGRATE_STREAM_DISKS) !== 0
@@ -73,6 +74,18 @@ export function checkMigrationFlags(params: MigrateParams, flags: number): void 
       throw fail('VIR_ERR_INVALID_ARG', `parameter '${key}' needs the flag VIR_MIGRATE_POSTCOPY`)
 }
 
+/** What makes no sense with a definition that moves alone; in libvirt's words where it has some. */
+function checkOfflineFlags(flags: number): void {
+  if (storageOf(flags) === 'stream')
+    throw fail('VIR_ERR_OPERATION_INVALID', 'offline migration cannot handle VIR_MIGRATE_STREAM_DISKS')
+  if (storageOf(flags) === 'mirror')
+    throw fail('VIR_ERR_OPERATION_INVALID', 'offline migration cannot handle non-shared storage')
+  if ((flags & c.VIR_MIGRATE_PERSIST_DEST) === 0)
+    throw fail('VIR_ERR_OPERATION_INVALID', 'offline migration must be specified with the persistent flag set')
+  if ((flags & c.VIR_MIGRATE_TUNNELLED) !== 0)
+    throw fail('VIR_ERR_OPERATION_INVALID', 'tunnelled offline migration does not make sense')
+}
+
 /** VIR_ERR_OPERATION_UNSUPPORTED: with VIR_MIGRATE_TLS nothing goes over a connection that is not encrypted. */
 export function requireEncrypted(uri: string, flags: number): void {
   if ((flags & c.VIR_MIGRATE_TLS) === 0 || parseTunnelUri(uri).kind === 'tls') return
@@ -93,12 +106,6 @@ export function capabilitiesFor(flags: number, params: MigrateParams): Record<st
     'release-ram': params.releaseRam === true,
   }
 }
-
-/** Of a guest that is saved: a file answers nothing. Whatever an earlier migration has set is taken back. */
-export const FILE_CAPABILITIES = {
-  ...{ 'return-path': false, 'pause-before-switchover': false, 'postcopy-ram': false, 'release-ram': false },
-  ...{ xbzrle: false, 'auto-converge': false },
-} as const
 
 /** Of a guest that comes back: whatever it went by, all of its memory comes before it does. */
 export const RETURN_CAPABILITIES = {

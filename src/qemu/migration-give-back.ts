@@ -2,7 +2,6 @@
 import * as c from '../constants.gen.js'
 import { failFrom } from '../error.js'
 import { deleteConfig } from './config.js'
-import { forgetIfNothing } from './define.js'
 import type { Incoming } from './incoming.js'
 import { removeMade } from './migration-arrive.js'
 import { MigrationCommands, seeThrough, sendMemory } from './migration-commands.js'
@@ -129,5 +128,5 @@ export async function giveUp(qemu: Qemu, incoming: Incoming): Promise<void> {
     removeMade(record)
   })
   await incoming.forget()
-  forgetIfNothing(qemu, vm)
+  qemu.forgetIfNothing(vm)
 }

@@ -7,7 +7,7 @@ import { emitLifecycle } from './emit.js'
 import { setState } from './events.js'
 import { storageOf } from './migration-flags.js'
 import type { Outgoing } from './outgoing.js'
-import { isOver, outgoingOf, requireOutgoing } from './outgoing.js'
+import { requireOutgoing } from './outgoing.js'
 import { sourceStorage } from './migration-disks.js'
 import { MigrationLink, SERVICE, UnknownThereError } from '../migration/link.js'
 import { serveAside } from './migration-serve.js'
@@ -63,7 +63,7 @@ export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promis
 /** Under the domain's job: the guest runs at the destination, or (`isCancelled`) is to go on here. */
 export async function confirm(qemu: Qemu, vm: Vm, isCancelled: boolean): Promise<void> {
   // the destination was quicker: it has told us that it has all; or it was called off by who noticed first
-  if (outgoingOf(qemu, vm) === undefined && (isCancelled || vm.live === undefined)) return
+  if (qemu.outgoingOf(vm) === undefined && (isCancelled || vm.live === undefined)) return
   const outgoing = requireOutgoing(qemu, vm)
   const { record } = outgoing
   if (isCancelled) {
@@ -144,7 +144,7 @@ async function resolveUnknown(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { phase } = outgoing.record
   if (phase === 'switched') await resolve(qemu, outgoing)
   else if (phase === 'serving') outgoing.memory?.lost('it knows nothing of it any more')
-  else if (phase === 'returned' || isOver(outgoing.record)) outgoing.forget()
+  else if (phase === 'returned' || outgoing.isOver) outgoing.forget()
 }
 
 /** The link is there again: if the two sides were cut off from each other in the middle, they find out where they are. */

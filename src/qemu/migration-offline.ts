@@ -5,7 +5,6 @@ import * as c from '../constants.gen.js'
 import type { DomainRef, MigrateParams } from '../driver.js'
 import { failFrom } from '../error.js'
 import { type MigrationCookie, newId, newKey, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
-import { VIR_MIGRATE_STREAM_DISKS } from '../stream-flags.js'
 import { checkAbi } from '../machine/abi.js'
 import { define, match, readDefinition, undefine } from './define.js'
 import type { Qemu } from './qemu.js'
@@ -13,21 +12,6 @@ import type { Vm } from './vm.js'
 import { requireAtHome } from './vm-job.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
-
-export const isOffline = (flags: number): boolean => (flags & c.VIR_MIGRATE_OFFLINE) !== 0
-
-/** What makes no sense with it; in libvirt's words where it has some. */
-export function checkOfflineFlags(flags: number): void {
-  if (!isOffline(flags)) return
-  if ((flags & VIR_MIGRATE_STREAM_DISKS) !== 0)
-    throw fail('VIR_ERR_OPERATION_INVALID', 'offline migration cannot handle VIR_MIGRATE_STREAM_DISKS')
-  if ((flags & (c.VIR_MIGRATE_NON_SHARED_DISK | c.VIR_MIGRATE_NON_SHARED_INC)) !== 0)
-    throw fail('VIR_ERR_OPERATION_INVALID', 'offline migration cannot handle non-shared storage')
-  if ((flags & c.VIR_MIGRATE_PERSIST_DEST) === 0)
-    throw fail('VIR_ERR_OPERATION_INVALID', 'offline migration must be specified with the persistent flag set')
-  if ((flags & c.VIR_MIGRATE_TUNNELLED) !== 0)
-    throw fail('VIR_ERR_OPERATION_INVALID', 'tunnelled offline migration does not make sense')
-}
 
 /** Under the domain's job: the definition as it is kept, also of one that runs (which goes on as it does). */
 export function beginOffline(qemu: Qemu, vm: Vm, { persistXML, destinationXML }: MigrateParams): MigrationOffer {

@@ -13,7 +13,7 @@ import { lend, MigrationCommands, type MigrationStatus } from './migration-comma
 import { storageOf } from './migration-flags.js'
 import { letGo } from './migration-release.js'
 import type { MigrationWatch, Seen } from './migration-watch.js'
-import { type Outgoing, outgoingOf } from './outgoing.js'
+import type { Outgoing } from './outgoing.js'
 import type { Qemu } from './qemu.js'
 import type { Live, Vm } from './vm.js'
 
@@ -35,7 +35,7 @@ export function guestHasGone({ status = 'none' }: { status?: MigrationStatus }):
 
 /** virDomainMigrateStartPostCopy. Not a job: the migration holds the domain. */
 export async function startPostcopy(qemu: Qemu, vm: Vm): Promise<void> {
-  const outgoing = outgoingOf(qemu, vm)
+  const outgoing = qemu.outgoingOf(vm)
   if (outgoing?.record.memoryFollows === true) return
   if (outgoing?.record.phase !== 'memory')
     throw fail('VIR_ERR_OPERATION_INVALID', 'post-copy can only be started while outgoing migration is in progress')
@@ -58,7 +58,7 @@ export function interruptPostcopy({ memory, record }: Outgoing): void {
 
 /** VIR_MIGRATE_POSTCOPY_RESUME: goes on at once with what was interrupted. Whoever wants to can wait for its end again. */
 export function resumePostcopy(qemu: Qemu, vm: Vm): FollowingMemory {
-  const { memory, record } = outgoingOf(qemu, vm) ?? {}
+  const { memory, record } = qemu.outgoingOf(vm) ?? {}
   if (memory === undefined || record?.memoryFollows !== true)
     throw fail('VIR_ERR_OPERATION_INVALID', `memory of domain '${vm.name}' does not follow it anywhere`)
   memory.goOn()

@@ -16,7 +16,7 @@ import { letRun } from './standing-still.js'
 import { type Live, Vm } from './vm.js'
 import { linkFor, resume } from './migration-leave.js'
 import { letGo } from './migration-release.js'
-import { isOver, Outgoing } from './outgoing.js'
+import { Outgoing } from './outgoing.js'
 import { Incoming } from './incoming.js'
 import { settleAbandoned } from './migration-abandoned.js'
 import { cancel, run } from './migration-arrive.js'
@@ -175,7 +175,7 @@ async function goOnLeaving(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   if (record.phase === 'returning') outgoing.enter('serving')
   if (record.phase === 'returned' && live !== undefined && vm.state.state === c.VIR_DOMAIN_PAUSED)
     await vm.jobs.run('migrate', () => runAgain(qemu, outgoing, live))
-  if (live === undefined && !isOver(record))
+  if (live === undefined && !outgoing.isOver)
     vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED }
   await vm.jobs.run('migrate', () => serveAside(qemu, outgoing))
   serveAgainLater(qemu, outgoing)

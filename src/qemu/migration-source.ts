@@ -15,7 +15,7 @@ import type { Qemu } from './qemu.js'
 import { untilAnswers } from './standing-still.js'
 import { requireAtHome } from './vm-job.js'
 import type { Live, Vm } from './vm.js'
-import { Outgoing, outgoingOf, requireOutgoing } from './outgoing.js'
+import { Outgoing, requireOutgoing } from './outgoing.js'
 import { comeBack, linkFor, resolveLater } from './migration-leave.js'
 import { FollowingMemory, refusePostcopyAbort, switchToPostcopy } from './migration-postcopy.js'
 
@@ -28,7 +28,7 @@ const CANCEL_POLL = 20
 
 /** Not a job: a migration that is under way holds the domain. VIR_ERR_OPERATION_INVALID while there is one. */
 export function refuseSecond(qemu: Qemu, vm: Vm): void {
-  const phase = outgoingOf(qemu, vm)?.record.phase
+  const phase = qemu.outgoingOf(vm)?.record.phase
   if (phase !== undefined && phase !== 'begun')
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated already`)
 }
@@ -43,7 +43,7 @@ export async function begin(
   const live = vm.requireLive()
   refuseSecond(qemu, vm)
   // one that was begun and not gone on with: whoever began it is gone
-  outgoingOf(qemu, vm)?.forget()
+  qemu.outgoingOf(vm)?.forget()
   requireAtHome(qemu, vm)
   if (vm.remains !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disks of domain '${vm.name}' are still on their way from its former host`)

@@ -10,7 +10,7 @@ import type { Tunnel } from '../tunnel/tunnel.js'
 import { Undo } from '../util/undo.js'
 import { checkAbi } from '../machine/abi.js'
 import type { LockCookie } from '../locking/lock-driver.js'
-import { forgetIfNothing, match, readDefinition } from './define.js'
+import { match, readDefinition } from './define.js'
 import { MigrationCommands } from './migration-commands.js'
 import { type MigrationCookie, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
 import { storageOf } from './migration-flags.js'
@@ -23,7 +23,7 @@ import type { Qemu } from './qemu.js'
 import { startIncoming } from './start.js'
 import { saveStatus } from './status.js'
 import { type Live, Vm } from './vm.js'
-import { Incoming, incomingsOf, waitsForSource } from './incoming.js'
+import { Incoming, waitsForSource } from './incoming.js'
 import { beAbandoned } from './migration-abandoned.js'
 import { cancel, endWaiting, finish, letGoOf, removeMade } from './migration-arrive.js'
 import { followRest, preparePostcopy, prepareRecovery, stateIsHere, takeChannel } from './migration-postcopy-target.js'
@@ -57,7 +57,7 @@ export async function prepare(
       refuseActive(vm)
       await receive(qemu, vm, def, recordOf(cookie, def, params, flags))
     } catch (error) {
-      forgetIfNothing(qemu, vm)
+      qemu.forgetIfNothing(vm)
       throw error
     }
   })
@@ -75,7 +75,7 @@ async function checkKept(qemu: Qemu, def: DomainDef, { persistentXml }: Migratio
 
 /** Its source begins anew, so it has given up what it had begun; nobody would come for that any more. */
 async function endForerunners(qemu: Qemu, vm: Vm, { host }: MigrationCookie): Promise<void> {
-  for (const incoming of incomingsOf(qemu, vm))
+  for (const incoming of qemu.incomingsOf(vm))
     if (waitsForSource(incoming.record) && incoming.record.peer === host.name)
       await cancel(qemu, incoming, 'its source has begun anew')
 }

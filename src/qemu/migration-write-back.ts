@@ -5,7 +5,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import { failFrom, messageOf } from '../error.js'
-import { type Incoming, incomingsOf } from './incoming.js'
+import type { Incoming } from './incoming.js'
 import { beginMirror, endMirrors, jobsOf, mirrorsReady } from './migration-mirror.js'
 import { disksSocket } from './migration-record.js'
 import { disksLeft } from './migration-target-disks.js'
@@ -45,7 +45,7 @@ const isWritingBack = ({ record }: Incoming): boolean => record.writeBack === 'o
 
 /** Whether writes of this domain's guest go to its source. */
 export function writesBack(qemu: Qemu, vm: Vm): boolean {
-  return incomingsOf(qemu, vm).some(isWritingBack)
+  return qemu.incomingsOf(vm).some(isWritingBack)
 }
 
 /**
@@ -53,7 +53,7 @@ export function writesBack(qemu: Qemu, vm: Vm): boolean {
  * ended. Resolves at once where nothing is written back.
  */
 export async function untilAllMoved(qemu: Qemu, vm: Vm, target: string, isAborted: () => boolean): Promise<void> {
-  const incoming = incomingsOf(qemu, vm).find(isWritingBack)
+  const incoming = qemu.incomingsOf(vm).find(isWritingBack)
   if (incoming === undefined) return
   incoming.pulled.add(target)
   let problem: string | undefined
@@ -105,7 +105,7 @@ async function areMirrored({ monitor }: Live, { migrated }: Incoming): Promise<b
 
 /** Under the domain's job: a QEMU that is about to start here would write what its source does not get. */
 export async function leaveWriteBack(qemu: Qemu, vm: Vm): Promise<void> {
-  for (const incoming of incomingsOf(qemu, vm)) await endWriteBack(incoming)
+  for (const incoming of qemu.incomingsOf(vm)) await endWriteBack(incoming)
 }
 
 /** Under the domain's job, the guest stands still: it stays here after all. What it writes goes on going to its source, or never again. */

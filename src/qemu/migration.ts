@@ -7,13 +7,11 @@ import { prepare, routeIncoming } from './migration-target.js'
 import type { Qemu } from './qemu.js'
 import * as c from '../constants.gen.js'
 import { confirm } from './migration-leave.js'
-import { outgoingOf } from './outgoing.js'
 import { cancel, finish } from './migration-arrive.js'
-import { incomingsOf } from './incoming.js'
 import { abandon } from './migration-abandon.js'
 import { VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST } from '../stream-flags.js'
-import { checkMigrationFlags } from './migration-flags.js'
-import { beginOffline, confirmOffline, finishOffline, isOffline, prepareOffline } from './migration-offline.js'
+import { checkMigrationFlags, isOffline } from './migration-flags.js'
+import { beginOffline, confirmOffline, finishOffline, prepareOffline } from './migration-offline.js'
 import { bringBack } from './migration-return.js'
 import { interruptPostcopy, refusePostcopyAbort, resumePostcopy, startPostcopy } from './migration-postcopy.js'
 
@@ -90,7 +88,7 @@ export function migrationOps(qemu: Qemu): MigrationOps {
         if (!cancelled) await vm.jobs.run('migrate', () => confirmOffline(qemu, vm, flags))
         return
       }
-      const outgoing = outgoingOf(qemu, vm)
+      const outgoing = qemu.outgoingOf(vm)
       if (resumes(flags)) {
         await outgoing?.memory?.over
         return
@@ -104,7 +102,7 @@ export function migrationOps(qemu: Qemu): MigrationOps {
 
     async domainAbortJob(ref, flags) {
       const vm = qemu.require(ref)
-      const outgoing = outgoingOf(qemu, vm)
+      const outgoing = qemu.outgoingOf(vm)
       if (outgoing === undefined) vm.requireLive()
       if (outgoing === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `no job is active on domain '${vm.name}'`)
       if ((flags & c.VIR_DOMAIN_ABORT_JOB_POSTCOPY) !== 0) {
@@ -127,7 +125,7 @@ export function migrationOps(qemu: Qemu): MigrationOps {
         if ((flags & c.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED) === 0) qemu.finishedJobs.delete(vm.uuid)
         return finished ?? NOTHING
       }
-      const [job] = [outgoingOf(qemu, vm), ...incomingsOf(qemu, vm)].filter((each) => each !== undefined)
+      const [job] = [qemu.outgoingOf(vm), ...qemu.incomingsOf(vm)].filter((each) => each !== undefined)
       return (await job?.stats.look()) ?? NOTHING
     },
   }

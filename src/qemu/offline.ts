@@ -17,6 +17,7 @@ import { chainOf } from './block-graph.js'
 import { commandEnvironment } from '../machine/command.js'
 import { addDiskNodes, deleteDiskNodes } from './disk-nodes.js'
 import { endStreams, noticeEnds } from './end-streams.js'
+import { refuseSaved } from './managed-save.js'
 import { goOnWithout } from './migration-guestless.js'
 import { type HostParts, makeHost, Pending } from './image-host.js'
 import { nbdSocket } from './nbd-exports.js'
@@ -69,13 +70,6 @@ export async function openOffline(qemu: Qemu, vm: Vm, def: DomainDef, disk: Disk
   await addDiskNodes(qemu, daemon, disk, undo)
   undo.commit()
   return daemon
-}
-
-/** A saved guest goes on with the backing images that it had. */
-export function refuseSaved(qemu: Qemu, vm: Vm, disk: DiskDef): void {
-  if (!existsSync(join(qemu.root.saveDir, `${vm.name}.save`))) return
-  const text = `domain '${vm.name}' has a managed save image, whose definition names the backing images of '${disk.target}'`
-  throw fail('VIR_ERR_OPERATION_INVALID', text)
 }
 
 /** It may have the images of `disk` from the beginning. */

@@ -2,8 +2,8 @@
 import type { DiskDef, DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import { failFrom } from '../error.js'
-import { forgetIfNothing } from './define.js'
 import type { MigrationCommands } from './migration-commands.js'
+import { storageOf } from './migration-flags.js'
 import type { MigrationLink } from '../migration/link.js'
 import type { FollowingMemory } from './migration-postcopy.js'
 import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './migration-record.js'
@@ -45,6 +45,20 @@ export class Outgoing {
   get migrated(): DiskDef[] {
     const names = new Set(this.record.disks.map(({ disk }) => disk))
     return (this.vm.host?.def ?? this.vm.def).disks.filter(({ target }) => names.has(target))
+  }
+
+  /** The domain is here alone again, or not at all; only the destination has still to hear of it. */
+  get isOver(): boolean {
+    return this.record.phase === 'released' || this.record.phase === 'abandoned'
+  }
+
+  /** The guest has moved, and reads from here still. */
+  get isNeeded(): boolean {
+    const { phase, memoryFollows, flags } = this.record
+    if (phase !== 'switched' && phase !== 'serving') return false
+    // memory was to follow a guest that stands still for want of it, and nothing else is read from here
+    const isLost = this.vm.state.reason === c.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED
+    return memoryFollows !== true || storageOf(flags) === 'stream' || !isLost
   }
 
   /** Writes down how far it is. */
@@ -98,7 +112,7 @@ export class Outgoing {
   /** A transient domain stays without its QEMU while its disks are served: who wants its guest back asks for it by name. */
   keepDomain(): void {
     const { vm, record } = this
-    if (vm.config !== undefined || isOver(record) || record.def === undefined) return
+    if (vm.config !== undefined || this.isOver || record.def === undefined) return
     vm.remains ??= record.def
     this.#qemu.add(vm)
   }
@@ -108,22 +122,12 @@ export class Outgoing {
     const { vm, record } = this
     if (record.def === undefined || vm.remains !== record.def) return
     vm.remains = undefined
-    forgetIfNothing(this.#qemu, vm)
+    this.#qemu.forgetIfNothing(vm)
   }
 }
 
-/** The domain is here alone again, or not at all; only the destination has still to hear of it. */
-export const isOver = ({ phase }: MigrationRecord): boolean => phase === 'released' || phase === 'abandoned'
-
-export function outgoingOf(qemu: Qemu, vm: Vm): Outgoing | undefined {
-  return [...qemu.outgoing.values()].find((outgoing) => outgoing.vm === vm && !isOver(outgoing.record))
-}
-
-/** Its memory goes over while it runs here. */
-export const isOnItsWay = (qemu: Qemu, vm: Vm): boolean => outgoingOf(qemu, vm)?.record.phase === 'memory'
-
 export function requireOutgoing(qemu: Qemu, vm: Vm): Outgoing {
-  const outgoing = outgoingOf(qemu, vm)
+  const outgoing = qemu.outgoingOf(vm)
   if (outgoing === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is not being migrated`)
   return outgoing
 }

@@ -72,6 +72,21 @@ export class Qemu {
     return this.vms.find((vm) => vm.name === name)
   }
 
+  /** A domain that is neither defined nor runs is none. */
+  forgetIfNothing(vm: Vm): void {
+    const { config, live, remains } = vm
+    if (config === undefined && live === undefined && remains === undefined && this.find(vm.uuid) === vm)
+      this.remove(vm)
+  }
+
+  /** The migration away from here that a domain is in. */
+  outgoingOf(vm: Vm): Outgoing | undefined {
+    return [...this.outgoing.values()].find((outgoing) => outgoing.vm === vm && !outgoing.isOver)
+  }
+  incomingsOf(vm: Vm): Incoming[] {
+    return [...this.incoming.values()].filter((incoming) => incoming.vm === vm)
+  }
+
   /** What every process with images works with: of running domains, and of storage daemons. */
   get runningDefs(): DomainDef[] {
     return this.vms.flatMap(({ host }) => (host === undefined ? [] : [host.def]))

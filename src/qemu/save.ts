@@ -1,6 +1,6 @@
 /** Save a running domain to a file and end it; start it again from there. */
-import { closeSync, existsSync, fsyncSync, rmSync } from 'node:fs'
-import { isAbsolute, join } from 'node:path'
+import { closeSync, fsyncSync, rmSync } from 'node:fs'
+import { isAbsolute } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { formatDomainXml } from '../conf/format.js'
 import * as c from '../constants.gen.js'
@@ -10,7 +10,7 @@ import { readDefinition, startAs } from './define.js'
 import { modify } from './vm-job.js'
 import { checkFlags } from './flags.js'
 import { MigrationCommands } from './migration-commands.js'
-import { FILE_CAPABILITIES } from './migration-flags.js'
+import { discardManagedSave, hasManagedSave, managedSavePath } from './managed-save.js'
 import { terminate } from './process.js'
 import type { Qemu } from './qemu.js'
 import { completeSaveFile, createSaveFile, isIncomplete, openSaveFile, type SavedDomain } from './save-file.js'
@@ -23,15 +23,11 @@ const fail = failFrom('VIR_FROM_QEMU')
 /** ms between two looks at a migration */
 const POLL = 100
 
-const managedSavePath = (qemu: Qemu, vm: Vm): string => join(qemu.root.saveDir, `${vm.name}.save`)
-/** One that was begun and never finished holds no state, and does not count. */
-export function hasManagedSave(qemu: Qemu, vm: Vm): boolean {
-  const path = managedSavePath(qemu, vm)
-  return existsSync(path) && !isIncomplete(path)
-}
-export function discardManagedSave(qemu: Qemu, vm: Vm): void {
-  rmSync(managedSavePath(qemu, vm), { force: true })
-}
+/** A file answers nothing; whatever an earlier migration has set is taken back. */
+const FILE_CAPABILITIES = {
+  ...{ 'return-path': false, 'pause-before-switchover': false, 'postcopy-ram': false, 'release-ram': false },
+  ...{ xbzrle: false, 'auto-converge': false },
+} as const
 
 /** Waits until a migration to or from a file is over. */
 async function migrated(migration: MigrationCommands): Promise<void> {

@@ -124,7 +124,7 @@ function detach(qemu: Qemu, vm: Vm, host: StreamHost, disk: DiskDef, base: Stora
 }
 
 function announce(qemu: Qemu, vm: Vm, disk: DiskDef, job: BlockJob, end: JobEnd): void {
-  for (const incoming of qemu.incoming.values()) if (incoming.vm === vm) incoming.streamEnded()
+  for (const incoming of qemu.incomingsOf(vm)) incoming.streamEnded()
   if (end.status === 'completed') {
     const size = job.size
     qemu.host.emit({ kind: 'stream-progress', domain: vm.ref, disk: disk.target, offset: size, size })

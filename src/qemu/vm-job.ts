@@ -1,7 +1,6 @@
 import type { DomainRef } from '../driver.js'
 import { failFrom } from '../error.js'
 import type { JobKind } from './jobs.js'
-import { isOver } from './outgoing.js'
 import type { Qemu } from './qemu.js'
 import type { Live, Vm } from './vm.js'
 
@@ -45,20 +44,17 @@ export function requireStaying(qemu: Qemu, vm: Vm): void {
 
 /** VIR_ERR_OPERATION_INVALID while its guest is on its way, or gone already and only its disks are served from here. */
 export function requireAtHome(qemu: Qemu, vm: Vm): void {
-  for (const { vm: leaving, record } of qemu.outgoing.values())
-    if (leaving === vm && record.phase !== 'begun' && record.phase !== 'memory' && !isOver(record)) {
+  for (const { vm: leaving, record, isOver } of qemu.outgoing.values())
+    if (leaving === vm && record.phase !== 'begun' && record.phase !== 'memory' && !isOver) {
       const text = `domain '${vm.name}' has been migrated to '${record.peer}' and serves its ${record.memoryFollows === true ? 'memory' : 'disks'} from here`
       throw fail('VIR_ERR_OPERATION_INVALID', text)
     }
-  for (const { vm: coming, record } of qemu.incoming.values())
-    if (coming === vm && record.phase === 'abandoned')
+  for (const { record } of qemu.incomingsOf(vm))
+    if (record.phase === 'abandoned')
       throw fail(
         'VIR_ERR_OPERATION_INVALID',
         `domain '${vm.name}' was given up by '${record.peer}', from where blocks of its disks did not come`,
       )
-    else if (
-      coming === vm &&
-      (record.phase !== 'streaming' || (vm.live !== undefined && record.memoryFollows === true))
-    )
+    else if (record.phase !== 'streaming' || (vm.live !== undefined && record.memoryFollows === true))
       throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated from '${record.peer}'`)
 }
