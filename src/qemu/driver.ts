@@ -17,6 +17,7 @@ import { hotplugOps } from './hotplug.js'
 import { jobControlOps } from './job-control.js'
 import { createVm, lifecycleOps } from './lifecycle.js'
 import { migrationOps } from './migration.js'
+import { migrationHooks } from './migration-hooks.js'
 import { limitOps } from './migration-limits.js'
 import { closeMigrations, reconnectMigrations, reopenRelays } from './migration-reconnect.js'
 import { Transports } from '../migration/transports.js'
@@ -64,7 +65,7 @@ async function openRoot(path: string, host: DriverHost): Promise<Partial<Hypervi
     root.release()
     throw error
   })
-  const qemu = new Qemu(host, root, capabilities, access, settings.streams, transports)
+  const qemu = new Qemu(host, root, capabilities, access, transports, migrationHooks, settings.streams)
   try {
     qemu.baseTimeout = settings.baseTimeout
     for (const { def, autostart } of loadConfigs(root, (text) => qemu.warn(text))) {

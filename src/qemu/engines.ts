@@ -16,7 +16,6 @@ import { hasLostRequests, Waker } from './lost-requests.js'
 import { BASE_LEAVES } from './leaving-base.js'
 import { isNbd, isOutage, isRemote, linksOf } from './link-watch.js'
 import { beginFinal, isRaw } from './migration-final.js'
-import { untilAllMoved, writesBack } from './migration-write-back.js'
 import { Puller } from './puller.js'
 import type { Qemu } from './qemu.js'
 import { endPull, type JobEnd } from './settle.js'
@@ -104,7 +103,7 @@ async function pull(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, puller:
   if (isLost(error)) await Promise.race([host.ended, delay(ENDING, undefined, { ref: false })])
   if (isAborted()) return
   await job.waker?.stop()
-  if (error === undefined) await untilAllMoved(qemu, vm, job.record.disk, isAborted)
+  if (error === undefined) await qemu.migrations.diskPulled(vm, job.record.disk, isAborted)
   if (isAborted()) return
   const end = async (): Promise<void> => {
     if (vm.host !== host || job.puller !== puller || isAborted()) return
@@ -152,7 +151,8 @@ async function quiesce(host: StreamHost, job: BlockJob): Promise<boolean> {
  */
 export async function handOver(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
   job.resting = false // nobody would tell it when the guest is quiet
-  if ((await quiesce(host, job)) && !writesBack(qemu, vm)) await beginJob(qemu, vm, host, job)
+  if ((await quiesce(host, job)) && !qemu.incomingsOf(vm).some(({ writesBack }) => writesBack))
+    await beginJob(qemu, vm, host, job)
 }
 
 /** Under the domain's job: stops a pull; what was copied stays. A base that does not answer does not hold it up. */

@@ -6,9 +6,6 @@ import { emitLifecycle } from './emit.js'
 import { endStreams, noticeEnds } from './end-streams.js'
 import { holdSlots, movedStream, resumeStreams } from './moved-streams.js'
 import { exitedCleanly } from './process.js'
-import { forgetAbandoned } from './migration-abandoned.js'
-import { goOnWithout } from './migration-guestless.js'
-import { serveAgainLater } from './migration-serve.js'
 import type { Qemu } from './qemu.js'
 import { writeHeadersLater } from './stale-headers.js'
 import { removeRunDir } from './status.js'
@@ -63,10 +60,7 @@ function endLive(qemu: Qemu, vm: Vm, live: Live, exit: ProcessExit): void {
   for (const net of live.def.interfaces) qemu.inBackground('removing a tap device', () => deleteTap(net))
   qemu.outgoingOf(vm)?.keepDomain()
   qemu.forgetIfNothing(vm)
-  goOnWithout(qemu, vm)
-  for (const incoming of qemu.incomingsOf(vm))
-    if (incoming.record.phase === 'abandoned') forgetAbandoned(qemu, incoming)
-  for (const outgoing of qemu.outgoing.values()) if (outgoing.vm === vm) serveAgainLater(qemu, outgoing)
+  qemu.migrations.guestEnded(vm)
   // of a start that failed its caller is told, and nobody else has heard of it
   if (announced) emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_STOPPED, cause.detail, ref)
   live.markEnded()

@@ -63,6 +63,11 @@ export class Incoming {
     )
   }
 
+  /** What the guest writes goes to its source as well. */
+  get writesBack(): boolean {
+    return this.record.writeBack === 'on' && this.record.phase === 'streaming'
+  }
+
   /** Resolves when all memory is here, or after `timeout` ms. */
   async whenLoaded(timeout: number): Promise<void> {
     const stop = new AbortController()
@@ -70,15 +75,20 @@ export class Incoming {
     stop.abort()
   }
 
+  /** Writes down how it is. */
+  save(): void {
+    saveRecord(this.#qemu.root, this.record)
+  }
+
   enter(phase: MigrationPhase): void {
     this.record.phase = phase
-    saveRecord(this.#qemu.root, this.record)
+    this.save()
   }
 
   /** The guest's writes stay here. */
   endWriteBack(): void {
     this.record.writeBack = 'over'
-    saveRecord(this.#qemu.root, this.record)
+    this.save()
   }
 
   /** Tells the source once a second where the disks are. */

@@ -29,6 +29,15 @@ export function remoteImages(disk: DiskDef): StorageSource[] {
   return chainOf(disk).filter(isRemote)
 }
 
+/** Whether a disk reads from the source of a migration. */
+export function isFromMigration(disk: DiskDef): boolean {
+  return chainOf(disk).some(
+    (image) =>
+      image.type === 'network' &&
+      image.hosts.some(({ socket = '' }) => /\/run\/migration\/[0-9a-f]{16}\/nbd\.sock$/.test(socket)),
+  )
+}
+
 /** A connection to the server of `source`, under way. */
 export function dial(source: StorageSource & { type: 'network' }): Socket {
   const host = source.hosts[0]

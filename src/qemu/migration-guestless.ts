@@ -27,12 +27,6 @@ export function leaveToHeaders(def: DomainDef, { disks }: MigrationRecord): void
   for (const { source, target } of def.disks) if (moving.has(target)) delete source?.backingStore
 }
 
-/** A definition may say that an image has no backing image, or another one, while its header names the source still. */
-export function trustHeaders(qemu: Qemu, def: DomainDef): void {
-  const made = new Set([...qemu.incoming.values()].flatMap(({ record }) => record.made ?? []))
-  for (const { source } of def.disks) if (source?.type === 'file' && made.has(source.path)) delete source.backingStore
-}
-
 /** Whoever had the images open is gone: they are pulled all the same. */
 export function goOnWithout(qemu: Qemu, vm: Vm, wait = false): void {
   const incoming = [...qemu.incoming.values()].find(

@@ -2,10 +2,9 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { MigrateParams } from '../driver.js'
-import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
+import type { DomainDef, StorageSource } from '../conf/domain-def.js'
 import { messageOf } from '../error.js'
 import type { LockCookie } from '../locking/lock-driver.js'
-import { chainOf } from './block-graph.js'
 import type { MigratedDisk } from '../migration/cookie.js'
 import { type Root, writeFileAtomically } from './root.js'
 
@@ -91,15 +90,6 @@ export interface MigrationRecord {
 export const migrationDir = (root: Root, id: string): string => join(root.migrationDir, id)
 /** where the QEMU at the destination finds the disks of the source */
 export const disksSocket = (root: Root, id: string): string => join(migrationDir(root, id), 'nbd.sock')
-
-/** Whether a disk reads from the source of a migration. */
-export function isFromMigration(disk: DiskDef): boolean {
-  return chainOf(disk).some(
-    (image) =>
-      image.type === 'network' &&
-      image.hosts.some(({ socket = '' }) => /\/run\/migration\/[0-9a-f]{16}\/nbd\.sock$/.test(socket)),
-  )
-}
 
 const file = (root: Root, id: string): string => join(migrationDir(root, id), 'record.json')
 

@@ -41,23 +41,16 @@ function requireSource({ messages, record }: Incoming): NonNullable<Incoming['me
   return messages
 }
 
-const isWritingBack = ({ record }: Incoming): boolean => record.writeBack === 'on' && record.phase === 'streaming'
-
-/** Whether writes of this domain's guest go to its source. */
-export function writesBack(qemu: Qemu, vm: Vm): boolean {
-  return qemu.incomingsOf(vm).some(isWritingBack)
-}
-
 /**
  * All of a disk has been pulled: it may let go of the source as soon as that is so of every disk, and their mirrors have
  * ended. Resolves at once where nothing is written back.
  */
 export async function untilAllMoved(qemu: Qemu, vm: Vm, target: string, isAborted: () => boolean): Promise<void> {
-  const incoming = qemu.incomingsOf(vm).find(isWritingBack)
+  const incoming = qemu.incomingsOf(vm).find(({ writesBack }) => writesBack)
   if (incoming === undefined) return
   incoming.pulled.add(target)
   let problem: string | undefined
-  while (isWritingBack(incoming) && !isAborted()) {
+  while (incoming.writesBack && !isAborted()) {
     try {
       const left = await disksLeft(incoming)
       if (left.every((disk) => incoming.pulled.has(disk)))
@@ -66,14 +59,14 @@ export async function untilAllMoved(qemu: Qemu, vm: Vm, target: string, isAborte
       if (messageOf(error) !== problem) qemu.warn(`domain '${vm.name}' still writes to its source: ${messageOf(error)}`)
       problem = messageOf(error)
     }
-    if (isWritingBack(incoming)) await delay(POLL, undefined, { ref: false })
+    if (incoming.writesBack) await delay(POLL, undefined, { ref: false })
   }
 }
 
 /** Under the domain's job. VIR_ERR_OPERATION_FAILED while the source cannot be told: its images would count as what they are not. */
 async function endWriteBack(incoming: Incoming, broken = false): Promise<void> {
   const { vm, migrated } = incoming
-  if (!isWritingBack(incoming)) return
+  if (!incoming.writesBack) return
   await requireSource(incoming).request('write-back-over', {}, { timeout: 10_000 })
   if (vm.live !== undefined) await dropMirrors(vm.live, migrated, broken)
   incoming.endWriteBack()
@@ -90,9 +83,9 @@ async function dropMirrors({ monitor }: Live, disks: Incoming['migrated'], broke
 /** Once a second: a mirror that has failed is the end of it all, and the source has to hear of that. */
 export async function watchWriteBack(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { vm } = incoming
-  if (!isWritingBack(incoming) || vm.live === undefined || (await areMirrored(vm.live, incoming))) return
+  if (!incoming.writesBack || vm.live === undefined || (await areMirrored(vm.live, incoming))) return
   await vm.jobs.run('migrate', async () => {
-    if (!isWritingBack(incoming) || vm.live === undefined || (await areMirrored(vm.live, incoming))) return
+    if (!incoming.writesBack || vm.live === undefined || (await areMirrored(vm.live, incoming))) return
     await endWriteBack(incoming, true)
     qemu.warn(`domain '${vm.name}': what it writes does not go to its source any more, a write there failed`)
   })

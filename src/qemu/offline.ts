@@ -18,7 +18,6 @@ import { commandEnvironment } from '../machine/command.js'
 import { addDiskNodes, deleteDiskNodes } from './disk-nodes.js'
 import { endStreams, noticeEnds } from './end-streams.js'
 import { refuseSaved } from './managed-save.js'
-import { goOnWithout } from './migration-guestless.js'
 import { type HostParts, makeHost, Pending } from './image-host.js'
 import { nbdSocket } from './nbd-exports.js'
 import { exitedCleanly, launch, terminate } from './process.js'
@@ -186,7 +185,7 @@ function finishDaemon(qemu: Qemu, vm: Vm, daemon: Daemon, exit: ProcessExit): vo
       writeHeadersLater(qemu, vm, daemon)
       endStreams(qemu, vm, daemon, daemon.blockJobs.all, vm.ref, lost)
       removeRunDir(daemon.runDir)
-      if (!clean) goOnWithout(qemu, vm, true)
+      if (!clean) qemu.migrations.daemonDied(vm)
     }
     daemon.markEnded()
   }

@@ -14,6 +14,7 @@ const fail = failFrom('VIR_FROM_QEMU')
 
 /** Whole backing chains, aliases, indexes; what the host lacks is found out here. */
 export async function prepareLive(qemu: Qemu, def: DomainDef, caps: QemuCapabilities): Promise<void> {
+  trustHeaders(qemu, def)
   chooseFirmware(def)
   prepareDefinition(def, caps)
   if (def.virtType === 'kvm' && !(await caps.kvmWorks()))
@@ -35,4 +36,10 @@ export async function prepareLive(qemu: Qemu, def: DomainDef, caps: QemuCapabili
   settleBaseTimeouts(def, qemu.baseTimeout)
   assignAliases(def)
   assignSourceIndexes(def)
+}
+
+/** A definition may say that an image has no backing image, or another one, while its header names the source still. */
+function trustHeaders(qemu: Qemu, def: DomainDef): void {
+  const made = new Set([...qemu.incoming.values()].flatMap(({ record }) => record.made ?? []))
+  for (const { source } of def.disks) if (source?.type === 'file' && made.has(source.path)) delete source.backingStore
 }

@@ -23,6 +23,8 @@ export function qemuDir(runDir: string): string {
   return existsSync(own) ? own : runDir
 }
 export const monitorSocket = (runDir: string): string => join(runDir, 'mon.sock')
+/** of a second monitor, which QEMU has where memory may follow its guest */
+export const recoverySocket = (runDir: string): string => join(qemuDir(runDir), 'recovery.sock')
 /** QEMU removes it when it ends in good order, and only then */
 export const pidFile = (runDir: string): string => join(qemuDir(runDir), 'pid')
 

@@ -4,7 +4,7 @@ import { failFrom } from '../error.js'
 import type { AccessPolicy } from './access.js'
 import { StreamBudget, type StreamLimits } from './budget.js'
 import type { CapabilitiesCache } from '../machine/capabilities-cache.js'
-import { Transports } from '../migration/transports.js'
+import type { Transports } from '../migration/transports.js'
 import type { Root } from './root.js'
 import { UnitPaces } from './unit-pace.js'
 import type { Vm } from './vm.js'
@@ -12,6 +12,18 @@ import type { Outgoing } from './outgoing.js'
 import type { Incoming } from './incoming.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
+
+/** What a QEMU or a storage daemon that comes or goes means to migrations, and who has to be heard before it does. */
+export interface MigrationHooks {
+  /** Under the domain's job, before its QEMU starts. VIR_ERR_OPERATION_FAILED where it may not yet. */
+  beforeStart(vm: Vm): Promise<void>
+  /** All of a disk has been pulled: resolves when it may let go of its base, or when `isAborted`. */
+  diskPulled(vm: Vm, target: string, isAborted: () => boolean): Promise<void>
+  /** Its QEMU is gone, and what that had is free. */
+  guestEnded(vm: Vm): void
+  /** The storage daemon that streamed its disks has died. */
+  daemonDied(vm: Vm): void
+}
 
 /** What every part of the QEMU driver works on: one open root and the domains in it. */
 export class Qemu {
@@ -25,6 +37,8 @@ export class Qemu {
   readonly units: UnitPaces
   /** that the memory of guests may go by */
   readonly transports: Transports
+  /** what migrations have to hear; `Outgoing` and `Incoming` are all of them */
+  readonly migrations: MigrationHooks
   /** migrations by their ids: from here, and to here */
   readonly outgoing = new Map<string, Outgoing>()
   readonly incoming = new Map<string, Incoming>()
@@ -44,14 +58,16 @@ export class Qemu {
     root: Root,
     capabilities: CapabilitiesCache,
     access: AccessPolicy,
+    transports: Transports,
+    migrations: (qemu: Qemu) => MigrationHooks,
     limits: StreamLimits = {},
-    transports = new Transports(),
   ) {
     this.host = host
     this.root = root
     this.capabilities = capabilities
     this.access = access
     this.transports = transports
+    this.migrations = migrations(this)
     this.budget = new StreamBudget(limits, this)
     this.units = new UnitPaces(this.budget)
   }

@@ -11,7 +11,7 @@ import { native } from '../native.js'
 import { QmpClient, type QmpConnectOptions } from '../qmp/client.js'
 import { unixSocket } from '../tunnel/join.js'
 import type { Monitor } from './monitor.js'
-import { qemuDir } from './process.js'
+import { qemuDir, recoverySocket } from './process.js'
 import type { Live } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -21,7 +21,6 @@ const TIMEOUT = 10_000
 /** of the copy of our end, in QEMU */
 const KEPT = 'vs-recovery'
 
-export const recoverySocket = (runDir: string): string => join(qemuDir(runDir), 'recovery.sock')
 /** where QEMU takes the rest of its memory in */
 const memorySocket = (runDir: string): string => join(qemuDir(runDir), 'memory.sock')
 

@@ -20,16 +20,13 @@ import { makeVariableStore } from '../machine/firmware.js'
 import { makeHost, Pending } from './image-host.js'
 import { carryStreams } from './moved-streams.js'
 import type { Monitor } from './monitor.js'
-import { leaveWriteBack } from './migration-write-back.js'
 import { prepareLive } from './prepare-live.js'
 import { freeVncPorts } from './ports.js'
-import { killHard, launch, qemuDir } from './process.js'
+import { killHard, launch, qemuDir, recoverySocket } from './process.js'
 import type { Qemu } from './qemu.js'
 import { createTap, deleteTap } from './tap.js'
-import { recoverySocket } from './recovery-monitor.js'
 import { removeRunDir, saveStarting, saveStatus } from './status.js'
 import { requireAtHome } from './vm-job.js'
-import { trustHeaders } from './migration-guestless.js'
 import type { Live, Vm } from './vm.js'
 
 export interface StartOptions {
@@ -73,7 +70,7 @@ function watchLoss(qemu: Qemu, vm: Vm, live: Live): void {
 /** Under the domain's job: starts `source` as the live self of `vm`. Streams that ran without it go on in it. */
 export async function startVm(qemu: Qemu, vm: Vm, source: DomainDef, options: StartOptions): Promise<void> {
   requireAtHome(qemu, vm)
-  await leaveWriteBack(qemu, vm)
+  await qemu.migrations.beforeStart(vm)
   await carryStreams(qemu, vm, () => startQemu(qemu, vm, source, options))
 }
 
@@ -106,7 +103,6 @@ async function launchQemu(
   next: (live: Live) => Promise<void>,
 ): Promise<Live> {
   const def = structuredClone(source)
-  trustHeaders(qemu, def)
   const caps = await qemu.capabilities.get(def.emulator)
   await prepareLive(qemu, def, caps)
   const id = qemu.nextId()

@@ -13,7 +13,6 @@ import type { BlockJob } from './blockjob.js'
 import { findDisk } from './disk-names.js'
 import { beginJob, reasonOf } from './engines.js'
 import { becomesRaw } from './migration-final.js'
-import { writesBack } from './migration-write-back.js'
 import { NotInThread } from './nbd-exports.js'
 import { offlineDefinition, openOffline, resolveOffline } from './offline.js'
 import type { Qemu } from './qemu.js'
@@ -50,7 +49,7 @@ export async function streamUnit(
   checkOptions(options)
   if (vm.live === undefined) await resolveOffline(def, disk)
   checkStreamable(disk)
-  if (becomesRaw(qemu, vm, disk.target) || writesBack(qemu, vm))
+  if (becomesRaw(qemu, vm, disk.target) || qemu.incomingsOf(vm).some(({ writesBack }) => writesBack))
     throw fail(
       'VIR_ERR_OPERATION_INVALID',
       `disk '${disk.target}' follows its guest whole: it becomes raw, or is written back`,
