@@ -8,7 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { messageOf } from '../error.js'
 import type { BlockJob } from './blockjob.js'
 import { finalizeCommit } from './commit-settle.js'
-import { writeDownFinal } from './migration-final.js'
+import { writeDownFinal } from './final-image.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
 

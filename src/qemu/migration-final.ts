@@ -1,32 +1,16 @@
-/**
- * Disks that are streamed and end as raw images. A raw image cannot lack blocks, so the guest runs on a temporary overlay
- * beside it, from which QEMU mirrors all into the raw image: what comes from the source and what the guest writes. When both
- * hold the same, the guest's writes stand still for a moment, it is written down that the raw image is the disk now, and QEMU
- * goes over to it.
- */
+/** The raw images that streamed disks end as (see `final-image`) are made, with the overlays that stand in for them, and removed. */
 import { existsSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import { failFrom, messageOf } from '../error.js'
-import { formatNode, formatNodeName, imageNodes, imageOptions, storageNodeName } from '../machine/blockdev.js'
+import { failFrom } from '../error.js'
 import { createImage, imageInfo } from '../storage/overlay.js'
-import { Undo } from '../util/undo.js'
-import { chainBelow, deleteNodes, nextIndex } from './block-graph.js'
-import type { BlockJob } from './blockjob.js'
-import { saveConfig } from './config.js'
-import type { Incoming } from './incoming.js'
-import { type FinalImage, type MigrationRecord, saveRecord } from './migration-record.js'
-import type { BlockStreamArguments } from './monitor-types.js'
+import { type MigrationRecord, saveRecord } from './migration-record.js'
 import type { Qemu } from './qemu.js'
-import { saveStatus } from './status.js'
-import type { StreamHost, Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
 /** What the temporary overlay of a raw image is called, where that is a file. */
 const OVERLAY_SUFFIX = '.streaming'
-
-export const isRaw = (source: StorageSource): boolean => (source.format ?? 'raw') === 'raw'
 
 /** VIR_ERR_OPERATION_FAILED: nothing is written over. */
 export function refuseExisting(path: string, target: string): void {
@@ -77,89 +61,6 @@ async function checkDevice(path: string, size: number, target: string): Promise<
     )
 }
 
-interface Found {
-  incoming: Incoming
-  final: FinalImage
-}
-
-function find(qemu: Qemu, vm: Vm, target: string): Found | undefined {
-  for (const incoming of qemu.incomingsOf(vm))
-    for (const final of incoming.record.finals ?? []) if (final.disk === target) return { incoming, final }
-  return undefined
-}
-
-/** Is the disk to become a raw image that it is not yet? */
-export function becomesRaw(qemu: Qemu, vm: Vm, target: string): boolean {
-  const found = find(qemu, vm, target)
-  return found !== undefined && found.final.done !== true
-}
-
-/** Begins the job that fills the raw image, in the place of block-stream. False: the disk stays what it is. */
-export async function beginFinal(
-  qemu: Qemu,
-  vm: Vm,
-  host: StreamHost,
-  disk: DiskDef,
-  job: Pick<BlockStreamArguments, 'job-id' | 'speed' | 'on-error' | 'filter-node-name'>,
-): Promise<boolean> {
-  const found = find(qemu, vm, disk.target)
-  if (found === undefined || found.final.done === true || disk.source === undefined) return false
-  const { image } = found.final
-  image.index = nextIndex(host.def, host.guards)
-  saveRecord(qemu.root, found.incoming.record)
-  await using undo = new Undo()
-  const as = { ...disk, source: image }
-  await host.access.grantImage(as, image)
-  undo.add(() => host.access.revokeImages(as, [image]))
-  // what the source does not hold is not to take room here
-  const options = { ...imageOptions(as, image), detectZeroes: 'unmap' as const, discard: 'unmap' as const }
-  for (const node of imageNodes(image, 'own', options)) {
-    await host.monitor.blockdevAdd(node)
-    undo.add(() => host.monitor.blockdevDel(node['node-name']))
-  }
-  const { 'on-error': onError, ...same } = job
-  await host.monitor.run('blockdev-mirror', {
-    ...{ ...same, device: formatNodeName(disk.source), target: formatNodeName(image), sync: 'full' },
-    ...{ 'on-source-error': onError, 'on-target-error': 'enospc', 'copy-mode': 'write-blocking' },
-    ...{ 'auto-finalize': false, 'auto-dismiss': false },
-  })
-  undo.commit()
-  return true
-}
-
-/** The job has done its work and the guest's writes stand still: the raw image is the disk from here on. */
-export function writeDownFinal(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): boolean {
-  const found = find(qemu, vm, job.record.disk)
-  if (found === undefined) return false
-  const { incoming, final } = found
-  if (final.done !== true) {
-    const own = host.def.disks.find(({ target }) => target === final.disk)?.source
-    if (own !== undefined) incoming.formers.set(final.disk, own)
-    final.done = true
-    try {
-      saveRecord(qemu.root, incoming.record)
-    } catch (error) {
-      final.done = false
-      throw error
-    }
-  }
-  applyFinals(qemu, incoming)
-  replaceIn(host.def, final, final.image)
-  saveStatus(vm, host)
-  return true
-}
-
-/** Definitions follow what has been written down. */
-export function applyFinals(qemu: Qemu, { vm, record }: Incoming): void {
-  for (const final of record.finals ?? []) {
-    if (final.done !== true) continue
-    const image = structuredClone(final.image)
-    delete image.index
-    if (record.def !== undefined) replaceIn(record.def, final, image)
-    if (vm.config !== undefined && replaceIn(vm.config, final, image)) saveConfig(qemu.root, vm.config)
-  }
-}
-
 /** A definition that names the raw image names the overlay as long as it is not whole. */
 export function nameOverlays(def: DomainDef, { finals = [] }: MigrationRecord): void {
   for (const { disk: target, image, overlay } of finals) {
@@ -172,51 +73,6 @@ export function nameOverlays(def: DomainDef, { finals = [] }: MigrationRecord): 
     )
       disk.source = { type: 'file', path: overlay, format: 'qcow2' }
   }
-}
-
-function replaceIn(def: DomainDef, { disk: target, overlay }: FinalImage, image: StorageSource): boolean {
-  const disk = def.disks.find((candidate) => candidate.target === target)
-  if (disk?.source?.type !== 'file' || disk.source.path !== overlay) return false
-  disk.source = structuredClone(image)
-  return true
-}
-
-/** Under the domain's job, the job of the disk has ended: one of the two images is let go of. */
-export async function settleFinal(qemu: Qemu, vm: Vm, host: StreamHost, disk: DiskDef): Promise<void> {
-  const found = find(qemu, vm, disk.target)
-  if (found === undefined) return
-  const { incoming, final } = found
-  const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
-  if (final.done !== true) {
-    await letGo(host, { ...disk, source: final.image }, [final.image], warn)
-    return
-  }
-  const former = incoming.formers.get(disk.target)
-  if (former !== undefined) await letGo(host, { ...disk, source: former }, [former, ...chainBelow(former)], warn)
-  rmSync(final.overlay, { force: true })
-  const { source } = disk
-  if (host.mode === 'full' && source !== undefined)
-    await host.monitor
-      .blockdevReopen(formatNode(source, { ...imageOptions(disk, source), backing: null }))
-      .catch((error: unknown) => warn(messageOf(error)))
-}
-
-async function letGo(
-  host: StreamHost,
-  disk: DiskDef,
-  [own, ...below]: StorageSource[],
-  warn: (text: string) => void,
-): Promise<void> {
-  if (own?.index === undefined) return
-  for (const name of [formatNodeName(own), storageNodeName(own)])
-    await host.monitor.blockdevDel(name).catch((error: unknown) => warn(`node '${name}' is left: ${messageOf(error)}`))
-  await deleteNodes(host.monitor, host.guards, disk, below, warn)
-  await host.access.revokeImages(disk, [own, ...below])
-}
-
-/** Numbers of images that are the targets of jobs, and so belong to a host though no disk names them. */
-export function finalIndexes(qemu: Qemu, vm: Vm): (number | undefined)[] {
-  return qemu.incomingsOf(vm).flatMap(({ record }) => (record.finals ?? []).map(({ image }) => image.index))
 }
 
 /** The raw images that were made for a guest that will not come, and what no disk needs any more. */

@@ -2,10 +2,11 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { MigrateParams } from '../driver.js'
-import type { DomainDef, StorageSource } from '../conf/domain-def.js'
+import type { DomainDef } from '../conf/domain-def.js'
 import { messageOf } from '../error.js'
 import type { LockCookie } from '../locking/lock-driver.js'
 import type { MigratedDisk } from '../migration/cookie.js'
+import type { FinalImage } from './final-image.js'
 import { type Root, writeFileAtomically } from './root.js'
 
 /**
@@ -28,17 +29,6 @@ export type MigrationPhase =
   | 'incoming'
   | 'loaded'
   | 'streaming'
-
-/** At the destination: a disk that will be a raw image. */
-export interface FinalImage {
-  /** target dev */
-  disk: string
-  image: StorageSource
-  /** path of the overlay that the guest runs on until then */
-  overlay: string
-  /** it is that image now, the overlay is worth nothing any more */
-  done?: boolean
-}
 
 export interface MigrationRecord {
   version: 1

@@ -4,7 +4,7 @@
  */
 import { messageOf } from '../error.js'
 import { chainOf, guardName } from './block-graph.js'
-import { finalIndexes } from './migration-final.js'
+import { finalIndexes } from './final-image.js'
 import type { Qemu } from './qemu.js'
 import type { StreamHost, Vm } from './vm.js'
 
