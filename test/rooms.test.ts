@@ -133,6 +133,26 @@ test('the table itself has no cycle', () => {
   for (const room of Object.keys(imports)) visit(room, [])
 })
 
+test('no file imports, by way of others, itself', () => {
+  const next = new Map(
+    files.map(({ path, imports: all }) => [
+      path,
+      all.filter(({ lazy, typeOnly }) => !lazy && !typeOnly).map((imported) => imported.path),
+    ]),
+  )
+  const cycles: string[] = []
+  const done = new Set<string>()
+  const visit = (path: string, above: readonly string[]): void => {
+    const from = above.indexOf(path)
+    if (from >= 0) cycles.push([...above.slice(from), path].join(' → '))
+    if (from >= 0 || done.has(path)) return
+    for (const each of next.get(path) ?? []) visit(each, [...above, path])
+    done.add(path)
+  }
+  for (const path of next.keys()) visit(path, [])
+  assert.deepEqual(cycles, [])
+})
+
 test('every relative import leads to a source that is there', () => {
   const known = new Set(files.map(({ path }) => path))
   const missing = files.flatMap(({ path, imports: all }) =>

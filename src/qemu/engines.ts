@@ -151,7 +151,7 @@ async function quiesce(host: StreamHost, job: BlockJob): Promise<boolean> {
  */
 export async function handOver(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
   job.resting = false // nobody would tell it when the guest is quiet
-  if ((await quiesce(host, job)) && !qemu.incomingsOf(vm).some(({ writesBack }) => writesBack))
+  if ((await quiesce(host, job)) && !qemu.incomingsOf(vm).some((incoming) => incoming.writesBack()))
     await beginJob(qemu, vm, host, job)
 }
 

@@ -19,6 +19,8 @@ import type { Vm } from './vm.js'
 
 /** ms that a destination waits for its source to come after prepare, or back before the guest runs here */
 const PATIENCE = 60_000
+/** ms between two looks for memory that follows */
+const POLL = 20
 
 /** A migration to here. */
 export class Incoming {
@@ -64,7 +66,7 @@ export class Incoming {
   }
 
   /** What the guest writes goes to its source as well. */
-  get writesBack(): boolean {
+  writesBack(): boolean {
     return this.record.writeBack === 'on' && this.record.phase === 'streaming'
   }
 
@@ -73,6 +75,13 @@ export class Incoming {
     const stop = new AbortController()
     await Promise.race([this.#loaded, delay(timeout, undefined, { signal: stop.signal }).catch(() => undefined)])
     stop.abort()
+  }
+
+  /** Resolves when no memory is to follow the guest any more, or its QEMU is gone, or after `timeout` ms. */
+  async whenMemoryFollowed(timeout: number): Promise<void> {
+    const end = performance.now() + timeout
+    while (this.record.memoryFollows === true && this.vm.live !== undefined && performance.now() < end)
+      await delay(POLL)
   }
 
   /** Writes down how it is. */

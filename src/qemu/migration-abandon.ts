@@ -4,7 +4,7 @@
  */
 import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
-import { goOnHere, keptNothing } from './migration-leave.js'
+import { goOnHere, keptNothing } from './migration-go-on.js'
 import { stopServing } from './migration-serve.js'
 import type { Outgoing } from './outgoing.js'
 import { terminate } from './process.js'

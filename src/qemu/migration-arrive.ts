@@ -13,8 +13,8 @@ import { nameOverlays, removeFinals } from './migration-final.js'
 import { storageOf } from './migration-flags.js'
 import { sharedDisks } from './migration-disks.js'
 import { leaveToHeaders, remainsOf } from './migration-guestless.js'
+import { NOTICE } from './migration-memory.js'
 import { type MigrationRecord } from './migration-record.js'
-import { allIsHere } from './migration-postcopy-target.js'
 import { beginStreams, closeDisks, disksLeft } from './migration-target-disks.js'
 import { beginWriteBack } from './migration-write-back.js'
 import { killHard } from './process.js'
@@ -159,7 +159,8 @@ export async function releaseWhenDone(qemu: Qemu, incoming: Incoming): Promise<v
 
 /** 'let-go': the source has ended its part. */
 export async function letGoOf(qemu: Qemu, incoming: Incoming): Promise<void> {
-  await allIsHere(incoming)
+  // its QEMU has heard that all memory is here: ours is about to say so
+  await incoming.whenMemoryFollowed(NOTICE)
   if (!isStreaming(incoming.record) || (await disksLeft(incoming)).length > 0)
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${incoming.record.name}' still needs its source`)
   await done(qemu, incoming)

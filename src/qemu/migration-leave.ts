@@ -6,6 +6,8 @@ import type { Tunnel } from '../tunnel/tunnel.js'
 import { emitLifecycle } from './emit.js'
 import { setState } from './events.js'
 import { storageOf } from './migration-flags.js'
+import { goOnHere, keptNothing } from './migration-go-on.js'
+import { takeMemory } from './migration-memory.js'
 import type { Outgoing } from './outgoing.js'
 import { requireOutgoing } from './outgoing.js'
 import { sourceStorage } from './migration-disks.js'
@@ -13,9 +15,7 @@ import { MigrationLink, SERVICE, UnknownThereError } from '../migration/link.js'
 import { serveAside } from './migration-serve.js'
 import type { MigrationRecord } from './migration-record.js'
 import type { Qemu } from './qemu.js'
-import { letRun } from './standing-still.js'
 import type { Live, Vm } from './vm.js'
-import { takeMemory } from './migration-commands.js'
 import { letGo, takeRelease, tellReleased } from './migration-release.js'
 import { tellAbandoned } from './migration-abandon.js'
 import { tellReturned, tellStays } from './migration-return.js'
@@ -52,13 +52,6 @@ export async function routeOutgoing(qemu: Qemu, request: ChannelRequest): Promis
 }
 
 const isGivenUp = ({ record: { phase } }: Outgoing): boolean => phase === 'abandoning' || phase === 'abandoned'
-
-export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promise<void> {
-  // it would only meet the same error again
-  if (vm.state.state === c.VIR_DOMAIN_PAUSED && vm.state.reason === c.VIR_DOMAIN_PAUSED_IOERROR) return
-  if (!(await live.monitor.queryStatus()).running) await letRun(live)
-  setState(qemu, vm, live, c.VIR_DOMAIN_RUNNING, c.VIR_DOMAIN_RUNNING_MIGRATION_CANCELED)
-}
 
 /** Under the domain's job: the guest runs at the destination, or (`isCancelled`) is to go on here. */
 export async function confirm(qemu: Qemu, vm: Vm, isCancelled: boolean): Promise<void> {
@@ -186,10 +179,6 @@ export async function resolveSwitched(qemu: Qemu, outgoing: Outgoing, forward: b
   else if (live !== undefined) await returnHome(qemu, outgoing, live)
 }
 
-/** The guest could not go on here, whoever wants it to. */
-export const keptNothing = ({ memoryFollows, params }: MigrationRecord): boolean =>
-  memoryFollows === true && params.releaseRam === true
-
 /** Whether the guest runs there ('streaming'), or never will. */
 async function decide(
   link: MigrationLink,
@@ -223,11 +212,4 @@ async function returnHome(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<v
   }
   await goOnHere(qemu, outgoing, live)
   outgoing.forget()
-}
-
-/** Under the domain's job: the guest goes on here with what is here, its memory included. */
-export async function goOnHere(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void> {
-  const goesOn = (await outgoing.memory?.stop()) ?? true
-  await sourceStorage(qemu, outgoing, live).undo()
-  if (goesOn && outgoing.record.running) await comeBack(qemu, outgoing, live)
 }

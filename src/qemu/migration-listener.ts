@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import { listenTunnel, type TunnelListener } from '../tunnel/listen.js'
 import { UNKNOWN_HERE } from '../migration/link.js'
-import { routeIncoming } from './migration-target.js'
+import { routeIncoming } from './migration-requests.js'
 import type { Qemu } from './qemu.js'
 
 const listeners = new WeakMap<Qemu, Promise<TunnelListener>>()

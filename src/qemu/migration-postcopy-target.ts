@@ -11,9 +11,9 @@ import { emitLifecycle } from './emit.js'
 import { setState } from './events.js'
 import type { Incoming } from './incoming.js'
 import { cancel, followDisks } from './migration-arrive.js'
-import { MigrationCommands, takeMemory } from './migration-commands.js'
+import { MigrationCommands } from './migration-commands.js'
 import { storageOf } from './migration-flags.js'
-import { NOTICE } from './migration-postcopy.js'
+import { NOTICE, takeMemory } from './migration-memory.js'
 import { saveRecord } from './migration-record.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Qemu } from './qemu.js'
@@ -150,12 +150,6 @@ export async function followRest(qemu: Qemu, incoming: Incoming, live: Live): Pr
       return
     }
   }
-}
-
-/** The source's QEMU has heard that all memory is here: ours is about to say so. */
-export async function allIsHere({ record, vm }: Incoming): Promise<void> {
-  const end = performance.now() + NOTICE
-  while (record.memoryFollows === true && vm.live !== undefined && performance.now() < end) await delay(POLL)
 }
 
 async function memoryIsHere(qemu: Qemu, incoming: Incoming): Promise<void> {

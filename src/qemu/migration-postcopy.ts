@@ -9,8 +9,9 @@ import * as c from '../constants.gen.js'
 import { failFrom, messageOf } from '../error.js'
 import { emitLifecycle } from './emit.js'
 import { setState } from './events.js'
-import { lend, MigrationCommands, type MigrationStatus } from './migration-commands.js'
+import { MigrationCommands, type MigrationStatus } from './migration-commands.js'
 import { storageOf } from './migration-flags.js'
+import { lend, NOTICE } from './migration-memory.js'
 import { letGo } from './migration-release.js'
 import type { MigrationWatch, Seen } from './migration-watch.js'
 import type { Outgoing } from './outgoing.js'
@@ -19,10 +20,8 @@ import type { Live, Vm } from './vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
-/** ms between two looks at a QEMU that has still to notice that its connection is gone */
+/** ms between two looks at a QEMU that has still to notice that its connection is gone (see `NOTICE`) */
 const POLL = 50
-/** ms that it has for that */
-export const NOTICE = 20_000
 /** ms until what could not be gone on with is tried again */
 const RETRY = 1_000
 

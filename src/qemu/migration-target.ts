@@ -1,33 +1,25 @@
-/** A domain arrives: prepare of a migration, and what its source opens and asks. */
+/** A domain arrives: prepare of a migration, and its memory until the guest may run. */
 import { parseDomainXml } from '../conf/parse.js'
 import type { DomainDef } from '../conf/domain-def.js'
 import * as c from '../constants.gen.js'
 import type { MigrateParams } from '../driver.js'
 import { failFrom } from '../error.js'
-import { Messages } from '../tunnel/messages.js'
-import type { ChannelRequest } from '../tunnel/requests.js'
-import type { Tunnel } from '../tunnel/tunnel.js'
 import { Undo } from '../util/undo.js'
 import { checkAbi } from '../machine/abi.js'
-import type { LockCookie } from '../locking/lock-driver.js'
 import { match, readDefinition } from './define.js'
-import { MigrationCommands } from './migration-commands.js'
 import { type MigrationCookie, readCookie, thisHost, writeCookie } from '../migration/cookie.js'
 import { storageOf } from './migration-flags.js'
-import { SERVICE } from '../migration/link.js'
 import { listenForMigrations } from './migration-listener.js'
 import { type MigrationRecord, saveRecord } from './migration-record.js'
-import { attachDisks, makeDisks, openDisks, openRelay, requireShared, serveMirror } from './migration-target-disks.js'
+import { makeDisks, openRelay, requireShared } from './migration-target-disks.js'
 import { MigrationWatch } from './migration-watch.js'
 import type { Qemu } from './qemu.js'
 import { startIncoming } from './start.js'
 import { saveStatus } from './status.js'
 import { type Live, Vm } from './vm.js'
 import { Incoming, waitsForSource } from './incoming.js'
-import { beAbandoned } from './migration-abandoned.js'
-import { cancel, endWaiting, finish, letGoOf, removeMade } from './migration-arrive.js'
-import { followRest, preparePostcopy, prepareRecovery, stateIsHere, takeChannel } from './migration-postcopy-target.js'
-import { giveUp, keepAfterAll, mirrorBack, prepareReturn, sendBack } from './migration-give-back.js'
+import { cancel, endWaiting, removeMade } from './migration-arrive.js'
+import { followRest, preparePostcopy, stateIsHere } from './migration-postcopy-target.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -138,92 +130,6 @@ async function followMemory(qemu: Qemu, incoming: Incoming, live: Live): Promise
   if (incoming.messages === undefined) incoming.waitForSource()
   incoming.arrived()
   if (follows) await followRest(qemu, incoming, live)
-}
-
-/** A channel that a source opens. */
-export async function routeIncoming(qemu: Qemu, request: ChannelRequest, tunnel: Tunnel): Promise<void> {
-  const { id, key } = request.params
-  const incoming = typeof id === 'string' ? qemu.incoming.get(id) : undefined
-  if (incoming === undefined || incoming.record.key !== key || incoming.cancelling !== undefined)
-    request.refuse('there is no such migration here')
-  else if (request.service === SERVICE.messages) attach(qemu, incoming, request, tunnel)
-  else if (request.service === SERVICE.memory) await takeChannel(qemu, incoming, request)
-  else if (request.service === SERVICE.disks) await serveMirror(incoming, request)
-  else request.refuse(`a migration has no service '${request.service}'`)
-}
-
-/** The source is here (again). */
-function attach(qemu: Qemu, incoming: Incoming, request: ChannelRequest, tunnel: Tunnel): void {
-  incoming.messages?.close()
-  const messages = new Messages(request.accept(), {
-    onRequest: (method, params) => answer(qemu, incoming, method, params),
-  })
-  incoming.messages = messages
-  incoming.sourceIsHere()
-  incoming.relay?.setTunnel(tunnel)
-  void messages.closed.then(() => {
-    if (incoming.messages === messages) left(incoming, tunnel)
-  })
-  incoming.streamEnded()
-}
-
-function left(incoming: Incoming, tunnel: Tunnel): void {
-  incoming.messages = undefined
-  if (incoming.relay?.tunnel === tunnel) incoming.relay.setTunnel(undefined)
-  incoming.waitForSource()
-}
-
-/** What the source's driver asks or tells. */
-async function answer(qemu: Qemu, incoming: Incoming, method: string, params: unknown): Promise<unknown> {
-  const { record, vm } = incoming
-  switch (method) {
-    case 'disks':
-      await openDisks(incoming, vm.requireLive())
-      return {}
-    case 'incoming': {
-      const live = vm.requireLive()
-      const { capabilities } = params as { capabilities: Record<string, boolean> }
-      await attachDisks(qemu, incoming, live)
-      await new MigrationCommands(live.monitor).setCapabilities(capabilities)
-      return {}
-    }
-    case 'reason':
-      return incoming.reason
-    case 'memory-recover':
-      return prepareRecovery(incoming)
-    case 'phase':
-      return { phase: record.phase }
-    case 'finish':
-      await finish(qemu, incoming, (params as { locks?: LockCookie }).locks)
-      return { phase: record.phase }
-    case 'cancel':
-      if (record.phase === 'streaming') return { phase: record.phase }
-      await cancel(qemu, incoming, 'the source called it off')
-      return { phase: 'cancelled' }
-    case 'return-begin':
-      await prepareReturn(qemu, incoming)
-      return {}
-    case 'return-mirror':
-      await mirrorBack(qemu, incoming)
-      return {}
-    case 'return-memory':
-      await sendBack(qemu, incoming)
-      return {}
-    case 'return-failed':
-      await keepAfterAll(qemu, incoming)
-      return {}
-    case 'return-done':
-      await giveUp(qemu, incoming)
-      return {}
-    case 'let-go':
-      await letGoOf(qemu, incoming)
-      return {}
-    case 'abandoned':
-      await beAbandoned(qemu, incoming)
-      return {}
-    default:
-      throw fail('VIR_ERR_NO_SUPPORT', `the destination of a migration knows no '${method}'`)
-  }
 }
 
 /** Images that both hosts see are locked by the source still. */

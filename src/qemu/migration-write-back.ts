@@ -46,11 +46,11 @@ function requireSource({ messages, record }: Incoming): NonNullable<Incoming['me
  * ended. Resolves at once where nothing is written back.
  */
 export async function untilAllMoved(qemu: Qemu, vm: Vm, target: string, isAborted: () => boolean): Promise<void> {
-  const incoming = qemu.incomingsOf(vm).find(({ writesBack }) => writesBack)
+  const incoming = qemu.incomingsOf(vm).find((incoming) => incoming.writesBack())
   if (incoming === undefined) return
   incoming.pulled.add(target)
   let problem: string | undefined
-  while (incoming.writesBack && !isAborted()) {
+  while (incoming.writesBack() && !isAborted()) {
     try {
       const left = await disksLeft(incoming)
       if (left.every((disk) => incoming.pulled.has(disk)))
@@ -59,14 +59,14 @@ export async function untilAllMoved(qemu: Qemu, vm: Vm, target: string, isAborte
       if (messageOf(error) !== problem) qemu.warn(`domain '${vm.name}' still writes to its source: ${messageOf(error)}`)
       problem = messageOf(error)
     }
-    if (incoming.writesBack) await delay(POLL, undefined, { ref: false })
+    if (incoming.writesBack()) await delay(POLL, undefined, { ref: false })
   }
 }
 
 /** Under the domain's job. VIR_ERR_OPERATION_FAILED while the source cannot be told: its images would count as what they are not. */
 async function endWriteBack(incoming: Incoming, broken = false): Promise<void> {
   const { vm, migrated } = incoming
-  if (!incoming.writesBack) return
+  if (!incoming.writesBack()) return
   await requireSource(incoming).request('write-back-over', {}, { timeout: 10_000 })
   if (vm.live !== undefined) await dropMirrors(vm.live, migrated, broken)
   incoming.endWriteBack()
@@ -83,9 +83,9 @@ async function dropMirrors({ monitor }: Live, disks: Incoming['migrated'], broke
 /** Once a second: a mirror that has failed is the end of it all, and the source has to hear of that. */
 export async function watchWriteBack(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { vm } = incoming
-  if (!incoming.writesBack || vm.live === undefined || (await areMirrored(vm.live, incoming))) return
+  if (!incoming.writesBack() || vm.live === undefined || (await areMirrored(vm.live, incoming))) return
   await vm.jobs.run('migrate', async () => {
-    if (!incoming.writesBack || vm.live === undefined || (await areMirrored(vm.live, incoming))) return
+    if (!incoming.writesBack() || vm.live === undefined || (await areMirrored(vm.live, incoming))) return
     await endWriteBack(incoming, true)
     qemu.warn(`domain '${vm.name}': what it writes does not go to its source any more, a write there failed`)
   })

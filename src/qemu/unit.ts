@@ -49,7 +49,7 @@ export async function streamUnit(
   checkOptions(options)
   if (vm.live === undefined) await resolveOffline(def, disk)
   checkStreamable(disk)
-  if (becomesRaw(qemu, vm, disk.target) || qemu.incomingsOf(vm).some(({ writesBack }) => writesBack))
+  if (becomesRaw(qemu, vm, disk.target) || qemu.incomingsOf(vm).some((incoming) => incoming.writesBack()))
     throw fail(
       'VIR_ERR_OPERATION_INVALID',
       `disk '${disk.target}' follows its guest whole: it becomes raw, or is written back`,

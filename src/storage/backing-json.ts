@@ -1,8 +1,7 @@
 /** Backing strings of the form `json:{…}`: block device options as of QEMU's `-blockdev`, nested or with dotted keys. */
 import type { NetworkHost, StorageSource } from '../conf/domain-def.js'
 import { failFrom } from '../error.js'
-import { parseBackingString, parseCurlUrl } from './backing-string.js'
-import type { NetworkSource } from './backing-string.js'
+import { type NetworkSource, parseCurlUrl, parseNbdAddress } from './backing-address.js'
 
 const fail = failFrom('VIR_FROM_STORAGE')
 
@@ -126,8 +125,8 @@ function nbd(options: Options): NetworkSource {
     throw fail('VIR_ERR_CONFIG_UNSUPPORTED', 'a backing string with TLS credentials is not supported')
   }
   if (filename !== undefined) {
-    const source = parseBackingString(filename)
-    if (source.type !== 'network' || source.protocol !== 'nbd') throw broken('has an NBD driver and another address')
+    const source = parseNbdAddress(filename)
+    if (source === undefined) throw broken('has an NBD driver and another address')
     return source
   }
   const name = text(options, 'export') ?? ''
