@@ -1,3 +1,4 @@
+import { getSystemErrorMap } from 'node:util'
 import type { errorCodes, errorDomains } from './error-codes.gen.js'
 
 /** libvirt's name of an error, e.g. `VIR_ERR_OPERATION_INVALID` (virErrorNumber). */
@@ -28,6 +29,14 @@ export function failFrom(domain: VirErrorDomain): Fail {
 /** The sentence of anything that was thrown. */
 export function messageOf(thrown: unknown): string {
   return thrown instanceof Error ? thrown.message : String(thrown)
+}
+
+/** As messageOf(), where the sentence names the file already: of a system error 'No such file or directory' alone. */
+export function wordsOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  const number = 'errno' in error && typeof error.errno === 'number' ? error.errno : undefined
+  const words = number === undefined ? undefined : getSystemErrorMap().get(number)?.[1]
+  return words === undefined ? error.message : words.charAt(0).toUpperCase() + words.slice(1)
 }
 
 /** The `code` of a system error (`'ENOENT'`), if it has one. */

@@ -53,6 +53,8 @@ export class Arguments {
   /** KiB, or bytes where the flags say so; answers bytes. */
   size(value: unknown, inBytes: boolean): number {
     const given = this.count('size', value)
+    if (given === 0)
+      throw fail('VIR_ERR_INVALID_ARG', `size in ${this.#function} must not be 0: everything on the disk would be lost`)
     const bytes = inBytes ? given : given * KIB
     if (!Number.isSafeInteger(bytes))
       throw fail('VIR_ERR_OVERFLOW', `size must be less than ${Math.ceil(Number.MAX_SAFE_INTEGER / KIB)} KiB`)

@@ -40,9 +40,12 @@ export function checkStreamOptions(check: Arguments, options: StreamOptions): St
   if (onShutdown !== undefined && !['stop', 'continue'].includes(onShutdown))
     throw fail('VIR_ERR_INVALID_ARG', `onShutdown must be 'stop' or 'continue', not '${onShutdown as string}'`)
   if (baseTimeout !== undefined && (check.count('baseTimeout', baseTimeout) === 0 || baseTimeout > 999_999_999))
-    throw fail('VIR_ERR_INVALID_ARG', 'baseTimeout must be a number of seconds from 1 to 999999999')
+    throw fail(
+      'VIR_ERR_INVALID_ARG',
+      `baseTimeout must be a number of seconds from 1 to 999999999, not '${baseTimeout}'`,
+    )
   if (unit !== undefined && check.count('unit', unit) === 0)
-    throw fail('VIR_ERR_INVALID_ARG', 'unit must be at least 1 byte')
+    throw fail('VIR_ERR_INVALID_ARG', `unit must be at least 1 byte, not '${unit}'`)
   if (signal?.aborted === true)
     throw fail('VIR_ERR_OPERATION_ABORTED', 'the stream was aborted before it began', signal.reason)
   return {

@@ -62,10 +62,8 @@ const blockpullCommand: CommandSpec = {
   exit: [[String(DETACHED), 'Ctrl-C while waiting; the pull goes on']],
   seeAlso: ['blockjob', 'stream-disk'],
   async run(context, [what = '', disk = '', argument], options) {
-    if (!options.flag('wait'))
-      for (const name of ['timeout', 'verbose', 'async'])
-        if (options.flag(name) || options.text(name) !== undefined)
-          throw new UsageError(`option --${name} requires --wait`)
+    if (!options.flag('wait')) options.require('--wait', 'timeout', 'verbose', 'async')
+    options.seconds('timeout')
     const bandwidth = parseBandwidth(argument ?? options.text('bandwidth'), options.flag('bytes'))
     const domain = await context.domain(what)
     if (options.flag('wait')) return pullAndWait(context, domain, disk, options, bandwidth)

@@ -9,7 +9,7 @@ import { DETACHED, interrupted, late } from './follow.js'
 import { makeView, quietView } from './progress.js'
 import { bandwidthMeaning, diskArgument, domainArgument } from './spec.js'
 import type { CommandSpec } from './spec.js'
-import { parseBandwidth, UsageError } from './values.js'
+import { parseBandwidth } from './values.js'
 import type { Values } from './values.js'
 
 /** ms between two looks at the position */
@@ -144,9 +144,7 @@ export const blockcommitCommand: CommandSpec = {
     options.exclusive('pivot', 'keep-overlay')
     const flags = flagsOf(options)
     const wait = ['wait', 'pivot', 'keep-overlay'].some((name) => options.flag(name))
-    for (const name of wait ? [] : ['timeout', 'verbose', 'async'])
-      if (options.flag(name) || options.text(name) !== undefined)
-        throw new UsageError(`option --${name} requires --wait`)
+    if (!wait) options.require('--wait', 'timeout', 'verbose', 'async')
     options.seconds('timeout')
     const bandwidth = parseBandwidth(argument ?? options.text('bandwidth'), options.flag('bytes'))
     const domain = await context.domain(what)

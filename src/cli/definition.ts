@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises'
 import { text } from 'node:stream/consumers'
 import * as c from '../constants.gen.js'
-import { messageOf } from '../error.js'
+import { wordsOf } from '../error.js'
 import { attachConsole } from './console.js'
 import { CommandError } from './context.js'
 import type { Context } from './context.js'
@@ -19,7 +19,7 @@ export async function readXmlFile(context: Context, path: string): Promise<strin
   try {
     return path === '-' ? await text(context.io.stdin) : await readFile(path, 'utf8')
   } catch (error) {
-    throw new CommandError(`Failed to open file '${path}': ${messageOf(error)}`)
+    throw new CommandError(`Failed to open file '${path}': ${wordsOf(error)}`)
   }
 }
 

@@ -163,7 +163,7 @@ const detachDiskCommand: CommandSpec = {
   name: 'detach-disk',
   group: 'Disks and streams',
   summary: 'detach a disk',
-  arguments: [domainArgument, targetArgument],
+  arguments: [domainArgument, ['<target>', "target of the disk, 'vdb', or the path of its image"]],
   options: [['--print-xml', 'print the XML, and detach nothing'], ...affectOptions, jsonOption],
   description: ['Takes out the disk with this target. What is said of detach-device goes for it.'],
   examples: [['detach-disk web1 vdb --persistent', 'take it out now, and for good']],
@@ -172,8 +172,10 @@ const detachDiskCommand: CommandSpec = {
     const domain = await context.domain(what)
     const inactive = options.flag('config') && !options.flag('live')
     const { disks } = parseDomainXml(await domain.getXMLDesc(inactive ? VIR_DOMAIN_XML_INACTIVE : 0))
-    const disk = disks.find((candidate) => candidate.target === target)
-    if (disk === undefined) throw new CommandError(`No disk found whose source path or target is ${target}`)
+    const disk =
+      disks.find((candidate) => candidate.target === target) ??
+      disks.find(({ source }) => source !== undefined && source.type !== 'network' && source.path === target)
+    if (disk === undefined) throw new CommandError(`No disk found whose source path or target is '${target}'`)
     const xml = formatDeviceXml({ kind: 'disk', def: disk })
     if (options.flag('print-xml')) context.print(xml.trimEnd())
     else await change(context, domain, { attach: false, what: 'Disk', xml }, options)

@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises'
 import type { Domain } from '../api/domain.js'
 import * as c from '../constants.gen.js'
 import type { MigrateParams, StreamEngine } from '../driver.js'
-import { messageOf } from '../error.js'
+import { wordsOf } from '../error.js'
 import { ensureDaemon } from '../remote/embedded.js'
 import { embeddedRoot } from '../remote/uri.js'
 import { VIR_MIGRATE_STREAM_DISKS } from '../stream-flags.js'
@@ -54,7 +54,7 @@ async function document(options: Values, name: string): Promise<string | undefin
   const path = options.text(name)
   if (path === undefined) return undefined
   return readFile(path, 'utf8').catch((error: unknown) => {
-    throw new CommandError(`cannot read file '${path}': ${messageOf(error)}`)
+    throw new CommandError(`cannot read file '${path}': ${wordsOf(error)}`)
   })
 }
 

@@ -93,16 +93,22 @@ async function setBase(context: Context, domain: Domain, disk: string, options: 
   else context.say(`Disk '${disk}' reads from base '${base}'`, '')
 }
 
+/** What a stream is begun with; the base too, which also says what --new-base replaces. */
+const beginnings = ['bandwidth', 'bytes', 'weight', 'idle', 'engine', 'base-timeout', 'base']
+
 function checkUsage(options: Values): void {
-  options.exclusive('start', 'stop', 'one', 'attach', 'new-base')
+  const others = ['stop', 'one', 'attach', 'new-base']
+  options.exclusive('start', ...others)
+  const other = others.find((name) => options.given(name))
   const wait = options.flag('wait')
-  if (wait && (options.flag('stop') || options.flag('one') || options.text('new-base') !== undefined))
+  if (wait && other !== undefined && other !== 'attach')
     throw new UsageError('option --wait goes with a whole stream, not with --stop, --one or --new-base')
-  if (!wait && options.text('timeout') !== undefined) throw new UsageError('option --timeout requires --wait')
-  if (!wait && options.flag('attach')) throw new UsageError('option --attach requires --wait')
-  if (!options.flag('one') && options.text('offset') !== undefined)
-    throw new UsageError('option --offset requires --one')
-  if (!options.flag('one') && options.text('unit') !== undefined) throw new UsageError('option --unit requires --one')
+  const lost = beginnings.find((name) => options.given(name) && !(name === 'base' && other === 'new-base'))
+  if (other !== undefined && lost !== undefined)
+    throw new UsageError(`option --${lost} goes with a stream that begins, not with --${other}`)
+  if (!wait) options.require('--wait', 'timeout', 'attach')
+  if (other !== 'one') options.require('--one', 'offset', 'unit')
+  options.seconds('timeout')
 }
 
 const streamDiskCommand: CommandSpec = {

@@ -19,6 +19,10 @@ export class Values {
     return this.#value(name) === true
   }
 
+  given(name: string): boolean {
+    return this.#value(name) !== undefined
+  }
+
   text(name: string): string | undefined {
     const value = this.#value(name)
     return typeof value === 'string' ? value : undefined
@@ -44,9 +48,15 @@ export class Values {
 
   /** At most one of these. */
   exclusive(...names: string[]): void {
-    const given = names.filter((name) => this.#value(name) !== undefined)
+    const given = names.filter((name) => this.given(name))
     if (given.length > 1)
       throw new UsageError(`options ${given.map((name) => `--${name}`).join(' and ')} are mutually exclusive`)
+  }
+
+  /** None of these: they need `what`, which was not given. */
+  require(what: string, ...names: string[]): void {
+    const given = names.find((name) => this.given(name))
+    if (given !== undefined) throw new UsageError(`option --${given} requires ${what}`)
   }
 
   #value(name: string): unknown {

@@ -4,7 +4,7 @@ import { closeSync, constants, fstatSync, ftruncateSync, openSync, readFileSync,
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { failFrom, messageOf, VirError } from '../error.js'
+import { failFrom, VirError, wordsOf } from '../error.js'
 import { native } from '../native.js'
 import { processStartTime } from '../util/process-start-time.js'
 import type { LockOwner, LockResource } from './lock-driver.js'
@@ -44,7 +44,7 @@ export function openLockFile(path: string): number {
   try {
     return openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o660)
   } catch (error) {
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot open lock file '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot open lock file '${path}': ${wordsOf(error)}`, error)
   }
 }
 
@@ -68,7 +68,7 @@ export async function takeLock(
   } catch (error) {
     dropLock(fd)
     if (error instanceof VirError) throw error
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot use lock file '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot use lock file '${path}': ${wordsOf(error)}`, error)
   }
 }
 

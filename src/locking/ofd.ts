@@ -1,9 +1,10 @@
 /** The driver 'ofd': open-file-description locks on files in one directory, held by QEMU itself. */
-import { closeSync, mkdirSync, openSync, readlinkSync } from 'node:fs'
+import { closeSync, openSync, readlinkSync } from 'node:fs'
 import { isAbsolute } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { errnoOf, failFrom, messageOf } from '../error.js'
+import { errnoOf, failFrom, messageOf, wordsOf } from '../error.js'
 import { native } from '../native.js'
+import { makeFolder } from '../util/folders.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import type { LockDriver, LockHolder, LockOwner, LockResource } from './lock-driver.js'
@@ -44,10 +45,10 @@ export function ofdLocks({ directory }: OfdOptions): LockDriver {
 
     probe() {
       try {
-        mkdirSync(directory, { recursive: true, mode: 0o700 })
+        makeFolder(directory)
         return Promise.resolve(undefined)
       } catch (error) {
-        return Promise.resolve(`cannot make '${directory}': ${messageOf(error)}`)
+        return Promise.resolve(`cannot make '${directory}': ${wordsOf(error)}`)
       }
     },
 

@@ -1,9 +1,10 @@
 /** The driver 'sanlock': leases on shared storage, kept by sanlock's daemon, with the names of libvirt's sanlock plugin. */
 import { createHash } from 'node:crypto'
-import { closeSync, existsSync, ftruncateSync, linkSync, mkdirSync, openSync, rmSync } from 'node:fs'
+import { closeSync, existsSync, ftruncateSync, linkSync, openSync, rmSync } from 'node:fs'
 import { isAbsolute, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { errnoOf, failFrom, messageOf } from '../error.js'
+import { errnoOf, failFrom, messageOf, wordsOf } from '../error.js'
+import { makeFolder } from '../util/folders.js'
 import { processStartTime } from '../util/process-start-time.js'
 import { Undo } from '../util/undo.js'
 import { busyImage } from './image-users.js'
@@ -84,7 +85,7 @@ export function sanlockLocks({ directory, hostId, runDir = defaultRunDir(), ioTi
       linkSync(fresh, file(name))
     } catch (error) {
       if (errnoOf(error) !== 'EEXIST')
-        throw fail('VIR_ERR_SYSTEM_ERROR', `cannot make lease '${file(name)}': ${messageOf(error)}`, error)
+        throw fail('VIR_ERR_SYSTEM_ERROR', `cannot make lease '${file(name)}': ${wordsOf(error)}`, error)
     } finally {
       rmSync(fresh, { force: true })
     }
@@ -104,7 +105,7 @@ export function sanlockLocks({ directory, hostId, runDir = defaultRunDir(), ioTi
 
     async probe() {
       try {
-        mkdirSync(directory, { recursive: true, mode: 0o700 })
+        makeFolder(directory)
         if (!existsSync(join(runDir, 'sanlock.sock'))) return `there is no daemon at '${runDir}'`
         await make(LOCKSPACE, '-s', (path) => `${LOCKSPACE}:0:${path}:0`)
         const { result, text } = await tool.join(`${LOCKSPACE}:${hostId}:${escaped(file(LOCKSPACE))}:0`, ioTimeout)

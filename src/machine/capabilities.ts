@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto'
 import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom, wordsOf } from '../error.js'
 import { packageVersion } from '../util/package.js'
 import { probeCapabilities, type CpuInfo, type MachineInfo, type ProbedCapabilities } from './capabilities-probe.js'
 import { SchemaIndex, type SchemaInfo } from './capabilities-schema.js'
@@ -174,7 +174,7 @@ const moduleDirs = ['/usr/lib/x86_64-linux-gnu/qemu', '/usr/lib64/qemu-kvm', '/u
 
 async function cacheKey(binary: string): Promise<string> {
   const own = await stat(binary).catch((error: unknown) => {
-    throw fail('VIR_ERR_SYSTEM_ERROR', `Cannot check QEMU binary '${binary}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `Cannot check QEMU binary '${binary}': ${wordsOf(error)}`, error)
   })
   const modules = await Promise.all(moduleDirs.map((dir) => stat(dir).catch(() => undefined)))
   const times = [own, ...modules].map((info) => (info ? `${info.mtimeMs}/${info.ctimeMs}/${info.size}` : '-'))

@@ -8,7 +8,7 @@ import { constants } from 'node:fs'
 import { access, mkdir, mkdtemp, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { messageOf } from '../error.js'
+import { wordsOf } from '../error.js'
 import { kvmProbeProgram } from './kvm-probe.gen.js'
 
 export interface AccelerationProbe {
@@ -99,7 +99,7 @@ export async function probeKvm(binary: string, cacheDir: string): Promise<KvmPro
   try {
     await access('/dev/kvm', constants.R_OK | constants.W_OK)
   } catch (error) {
-    return { kvm: false, reason: `/dev/kvm cannot be used: ${messageOf(error)}` } // quick to ask again
+    return { kvm: false, reason: `/dev/kvm cannot be used: ${wordsOf(error)}` } // quick to ask again
   }
   const key = await probeKey(binary)
   const file = join(cacheDir, `kvm-${createHash('sha256').update(binary).digest('hex').slice(0, 16)}.json`)

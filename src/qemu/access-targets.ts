@@ -2,7 +2,7 @@
 import { chmodSync, closeSync, existsSync, lstatSync, openSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { ChardevDef, DiskDef, DomainDef, StorageSource } from '../conf/domain-def.js'
-import { errnoOf, failFrom, messageOf } from '../error.js'
+import { errnoOf, failFrom, wordsOf } from '../error.js'
 import type { LockResource } from '../locking/lock-driver.js'
 import type { LabelTarget } from '../security/security-driver.js'
 import { chardevSocketPath } from '../machine/command-chardev.js'
@@ -41,7 +41,7 @@ function canonicalPath(path: string): string {
     return realpathSync(path)
   } catch (error) {
     if (errnoOf(error) === 'ENOENT') return path
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot find '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot find '${path}': ${wordsOf(error)}`, error)
   }
 }
 
@@ -73,7 +73,7 @@ function makeFile(path: string): void {
   try {
     closeSync(openSync(path, 'a', 0o600))
   } catch (error) {
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot make '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot make '${path}': ${wordsOf(error)}`, error)
   }
 }
 
@@ -91,7 +91,7 @@ export function removeSocket(path: string): void {
   try {
     if (lstatSync(path).isSocket()) rmSync(path)
   } catch (error) {
-    if (errnoOf(error) !== 'ENOENT') throw fail('VIR_ERR_SYSTEM_ERROR', `cannot remove '${path}': ${messageOf(error)}`)
+    if (errnoOf(error) !== 'ENOENT') throw fail('VIR_ERR_SYSTEM_ERROR', `cannot remove '${path}': ${wordsOf(error)}`)
   }
 }
 

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import type { DomainDef } from '../conf/domain-def.js'
 import { formatDomainXml } from '../conf/format.js'
 import { parseDomainXml } from '../conf/parse.js'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom, wordsOf } from '../error.js'
 import { type Root, writeFileAtomically } from './root.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -48,7 +48,7 @@ export function loadConfigs(root: Root, warn: (text: string) => void): { def: Do
       if (other !== undefined) throw new Error(`its uuid ${def.uuid} is that of domain '${other.def.name}'`)
       found.set(def.uuid, { def, autostart: existsSync(autostartLink(root, def.name)) })
     } catch (error) {
-      warn(`cannot load the definition '${path}': ${messageOf(error)}`)
+      warn(`cannot load the definition '${path}': ${wordsOf(error)}`)
     }
   }
   return [...found.values()]

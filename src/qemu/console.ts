@@ -5,7 +5,7 @@ import { ReadStream } from 'node:tty'
 import type { ChardevDef, DomainDef } from '../conf/domain-def.js'
 import { VIR_DOMAIN_CONSOLE_FORCE } from '../constants.gen.js'
 import type { HypervisorOps } from '../driver.js'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom, wordsOf } from '../error.js'
 import type { Qemu } from './qemu.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -49,7 +49,7 @@ function openDevice(device: ChardevDef): { path: string; stream: Duplex } {
   try {
     return { path, stream: source.type === 'pty' ? openPty(path) : connect({ path }) }
   } catch (error) {
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot open console '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot open console '${path}': ${wordsOf(error)}`, error)
   }
 }
 

@@ -1,7 +1,7 @@
 import { closeSync, existsSync, fstatSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { failFrom, messageOf, VirError } from '../error.js'
+import { failFrom, messageOf, VirError, wordsOf } from '../error.js'
 import { native, type ProcessExit, type ProcessWatch, type SpawnOptions } from '../native.js'
 import type { ProcessLabel } from '../security/security-driver.js'
 import { Monitor, type MonitorEvents } from './monitor.js'
@@ -83,7 +83,7 @@ export async function launch(options: Launch): Promise<Launched> {
     pid = await spawnQemu(options, log, listener)
   } catch (error) {
     if (error instanceof VirError) throw error
-    throw fail('VIR_ERR_INTERNAL_ERROR', `cannot start '${options.binary}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_INTERNAL_ERROR', `cannot start '${options.binary}': ${wordsOf(error)}`, error)
   } finally {
     native.close(listener) // QEMU has its own copy: when it dies, who waits for the greeting learns at once
     closeSync(log)

@@ -1,7 +1,6 @@
 import {
   closeSync,
   constants,
-  mkdirSync,
   openSync,
   readFileSync,
   renameSync,
@@ -11,8 +10,9 @@ import {
   ftruncateSync,
 } from 'node:fs'
 import { isAbsolute, join } from 'node:path'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom, messageOf, wordsOf } from '../error.js'
 import { native } from '../native.js'
+import { makeFolder } from '../util/folders.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -66,9 +66,9 @@ export class Root {
         root.logDir,
         root.cacheDir,
       ])
-        mkdirSync(dir, { recursive: true, mode: 0o700 })
+        makeFolder(dir)
     } catch (error) {
-      throw fail('VIR_ERR_SYSTEM_ERROR', `cannot make the tree of root '${path}': ${messageOf(error)}`, error)
+      throw fail('VIR_ERR_SYSTEM_ERROR', `cannot make the tree of root '${path}': ${wordsOf(error)}`, error)
     }
     root.#acquire()
     return root
@@ -118,7 +118,7 @@ export class Root {
     try {
       fd = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600)
     } catch (error) {
-      throw fail('VIR_ERR_SYSTEM_ERROR', `cannot open '${path}': ${messageOf(error)}`, error)
+      throw fail('VIR_ERR_SYSTEM_ERROR', `cannot open '${path}': ${wordsOf(error)}`, error)
     }
     if (!native.lockFile(fd, { type: 'write', start: 0, length: 0 })) {
       closeSync(fd)
@@ -158,6 +158,6 @@ export function writeFileAtomically(path: string, text: string): void {
     renameSync(temporary, path)
   } catch (error) {
     rmSync(temporary, { force: true })
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot write '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot write '${path}': ${wordsOf(error)}`, error)
   }
 }

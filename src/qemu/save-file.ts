@@ -1,7 +1,7 @@
 /** A saved domain on disk, in the layout of libvirt's own save images: header, XML, QEMU's migration stream. */
 import { closeSync, openSync, readSync, rmSync, writeFileSync, writeSync } from 'node:fs'
 import { endianness } from 'node:os'
-import { failFrom, messageOf } from '../error.js'
+import { failFrom, wordsOf } from '../error.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -35,14 +35,14 @@ export function createSaveFile(path: string, xml: string, running: boolean): num
   try {
     fd = openSync(path, 'w', 0o600)
   } catch (error) {
-    throw fail('VIR_ERR_OPERATION_FAILED', `failed to create file '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_OPERATION_FAILED', `failed to create file '${path}': ${wordsOf(error)}`, error)
   }
   try {
     writeFileSync(fd, Buffer.concat([header, text]))
   } catch (error) {
     closeSync(fd)
     rmSync(path, { force: true })
-    throw fail('VIR_ERR_OPERATION_FAILED', `failed to write '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_OPERATION_FAILED', `failed to write '${path}': ${wordsOf(error)}`, error)
   }
   return fd
 }
@@ -69,7 +69,7 @@ export function openSaveFile(path: string): SavedDomain {
   try {
     fd = openSync(path, 'r')
   } catch (error) {
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot read domain image '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot read domain image '${path}': ${wordsOf(error)}`, error)
   }
   try {
     const header = read(fd, HEADER, path)

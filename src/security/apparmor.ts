@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DomainDef } from '../conf/domain-def.js'
-import { errnoOf, failFrom, messageOf } from '../error.js'
+import { errnoOf, failFrom, messageOf, wordsOf } from '../error.js'
 import { run } from '../util/run.js'
 import { fileRule, profileText } from './apparmor-profile.js'
 import { seclabelOf, wantedLabel } from './seclabels.js'
@@ -116,7 +116,7 @@ function ruleFor(target: LabelTarget): string {
     return fileRule({ ...target, path }, statSync(path).isDirectory())
   } catch (error) {
     if (errnoOf(error) === 'ENOENT') throw fail('VIR_ERR_SYSTEM_ERROR', `'${target.path}' does not exist`, error)
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot find '${target.path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot find '${target.path}': ${wordsOf(error)}`, error)
   }
 }
 
@@ -124,6 +124,6 @@ async function loadByParser(action: 'replace' | 'remove', file: string): Promise
   try {
     await run('apparmor_parser', [`--${action}`, file], { timeout: 30_000 })
   } catch (error) {
-    throw fail('VIR_ERR_INTERNAL_ERROR', `cannot ${action} the AppArmor profile '${file}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_INTERNAL_ERROR', `cannot ${action} the AppArmor profile '${file}': ${wordsOf(error)}`, error)
   }
 }

@@ -1,6 +1,6 @@
 /** Labels of files that are taken from what they were, shared between domains, and given back. */
 import { realpathSync } from 'node:fs'
-import { errnoOf, failFrom, messageOf } from '../error.js'
+import { errnoOf, failFrom, wordsOf } from '../error.js'
 import { LabelMemory, withMetadataLock } from './label-memory.js'
 import type { LabelTarget } from './security-driver.js'
 
@@ -98,6 +98,6 @@ function realpath(path: string): string | undefined {
     return realpathSync(path)
   } catch (error) {
     if (errnoOf(error) === 'ENOENT') return undefined
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot find '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot find '${path}': ${wordsOf(error)}`, error)
   }
 }

@@ -5,7 +5,7 @@
  */
 import { closeSync, constants, lstatSync, openSync, readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
-import { errnoOf, failFrom, messageOf } from '../error.js'
+import { errnoOf, failFrom, wordsOf } from '../error.js'
 import { native } from '../native.js'
 
 const fail = failFrom('VIR_FROM_SECURITY')
@@ -146,6 +146,6 @@ function openForLock(path: string): number | undefined {
     return openSync(path, constants.O_RDWR | constants.O_NONBLOCK | constants.O_NOFOLLOW)
   } catch (error) {
     if (['ENXIO', 'EROFS', 'EISDIR', 'ETXTBSY', 'EPERM', 'EACCES'].includes(errnoOf(error) ?? '')) return undefined
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot lock the labels of '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot lock the labels of '${path}': ${wordsOf(error)}`, error)
   }
 }

@@ -1,5 +1,5 @@
 /** Users and groups of the host. */
-import { failFrom, messageOf } from '../error.js'
+import { failFrom, wordsOf } from '../error.js'
 import { run, RunError } from '../util/run.js'
 
 const fail = failFrom('VIR_FROM_SECURITY')
@@ -59,6 +59,6 @@ async function entry(database: 'passwd' | 'group', key: string): Promise<string 
   } catch (error) {
     // 2: the key is not there
     if (error instanceof RunError && error.status === 2) return undefined
-    throw fail('VIR_ERR_INTERNAL_ERROR', `cannot look up '${key}' in '${database}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_INTERNAL_ERROR', `cannot look up '${key}' in '${database}': ${wordsOf(error)}`, error)
   }
 }

@@ -2,7 +2,7 @@
 import { randomInt } from 'node:crypto'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import type { DomainDef, SeclabelDef } from '../conf/domain-def.js'
-import { errnoOf, failFrom, messageOf } from '../error.js'
+import { errnoOf, failFrom, wordsOf } from '../error.js'
 import { native } from '../native.js'
 import { FileLabels } from './file-labels.js'
 import { relabels, seclabelOf, wantedLabel } from './seclabels.js'
@@ -203,6 +203,6 @@ function setLabel(path: string, label: string | null): void {
   } catch (error) {
     if (['ENOTSUP', 'EOPNOTSUPP', 'EROFS'].includes(errnoOf(error) ?? '')) return
     const what = label === null ? 'remove the label' : `set label '${label}'`
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot ${what} of '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot ${what} of '${path}': ${wordsOf(error)}`, error)
   }
 }

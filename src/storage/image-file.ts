@@ -2,9 +2,8 @@
 import { constants, open, readFile, stat } from 'node:fs/promises'
 import type { FileHandle } from 'node:fs/promises'
 import type { Stats } from 'node:fs'
-import { getSystemErrorMap } from 'node:util'
 import type { StorageSource } from '../conf/domain-def.js'
-import { failFrom, VirError } from '../error.js'
+import { failFrom, VirError, wordsOf } from '../error.js'
 import { formatBackingString } from './backing-string.js'
 
 const fail = failFrom('VIR_FROM_STORAGE')
@@ -19,14 +18,6 @@ export function describe(source: StorageSource): string {
   } catch {
     return `${source.protocol}:${source.name ?? ''}`
   }
-}
-
-/** The system's words for an error: 'No such file or directory'. */
-export function wordsOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
-  const number = 'errno' in error && typeof error.errno === 'number' ? error.errno : undefined
-  const words = number === undefined ? undefined : getSystemErrorMap().get(number)?.[1]
-  return words === undefined ? error.message : words.charAt(0).toUpperCase() + words.slice(1)
 }
 
 /** VIR_ERR_SYSTEM_ERROR, worded as by virStorageSourceReportBrokenChain; `top` is the disk's own image. */

@@ -1,11 +1,10 @@
 /** Thin images on top of others. */
 import { open, rm } from 'node:fs/promises'
 import type { StorageSource } from '../conf/domain-def.js'
-import { errnoOf, failFrom } from '../error.js'
+import { errnoOf, failFrom, wordsOf } from '../error.js'
 import { run, RunError } from '../util/run.js'
 import { Undo } from '../util/undo.js'
 import { formatBackingString, MAX_BACKING_STRING } from './backing-string.js'
-import { wordsOf } from './image-file.js'
 import { probeImage } from './probe.js'
 import type { ImageInfo } from './probe.js'
 import { qemuWords } from './qemu-img.js'

@@ -5,7 +5,7 @@ import { formatDomainXml } from '../conf/format.js'
 import { parseDomainXml } from '../conf/parse.js'
 import * as c from '../constants.gen.js'
 import type { HypervisorOps } from '../driver.js'
-import { messageOf } from '../error.js'
+import { wordsOf } from '../error.js'
 import { startDomain, stopDomain } from './lifecycle.js'
 import { fail, TestDomain } from './world.js'
 import type { Saved, World } from './world.js'
@@ -77,7 +77,7 @@ function writeSaved(path: string, { def, running }: Saved): void {
   try {
     writeFileSync(path, JSON.stringify({ running, xml: formatDomainXml(def, { secure: true, inactive: true }) }))
   } catch (error) {
-    throw fail('VIR_ERR_OPERATION_FAILED', `cannot write '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_OPERATION_FAILED', `cannot write '${path}': ${wordsOf(error)}`, error)
   }
 }
 
@@ -85,7 +85,7 @@ function readSaved(path: string): { running: boolean; xml: string } {
   try {
     return JSON.parse(readFileSync(path, 'utf8')) as { running: boolean; xml: string }
   } catch (error) {
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot read a saved domain from '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot read a saved domain from '${path}': ${wordsOf(error)}`, error)
   }
 }
 

@@ -3,8 +3,8 @@ import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 import type { TLSSocket, SecureContextOptions } from 'node:tls'
-import { errnoOf } from '../error.js'
-import { asTunnelError, TunnelError } from './error.js'
+import { errnoOf, wordsOf } from '../error.js'
+import { TunnelError } from './error.js'
 
 /** PEM: who signs, who we are, our key; a list of what is revoked, if there is one. */
 export interface Credentials {
@@ -68,7 +68,7 @@ async function readPem(path: string): Promise<string> {
   try {
     return await readFile(path, 'utf8')
   } catch (error) {
-    throw asTunnelError(error, 'EINVAL', `cannot read '${path}'`)
+    throw new TunnelError('EINVAL', `cannot read '${path}': ${wordsOf(error)}`, error)
   }
 }
 

@@ -1,7 +1,7 @@
 /** Settings in JSON, checked against a schema. */
 import { readFileSync } from 'node:fs'
 import type { ErrorObject } from 'ajv'
-import { errnoOf, failFrom, messageOf } from '../error.js'
+import { errnoOf, failFrom, messageOf, wordsOf } from '../error.js'
 
 const fail = failFrom('VIR_FROM_CONF')
 
@@ -15,7 +15,7 @@ export async function readSettingsFile<Settings>(path: string, schema: URL): Pro
     text = readFileSync(path, 'utf8')
   } catch (error) {
     if (errnoOf(error) === 'ENOENT') return undefined
-    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot read '${path}': ${messageOf(error)}`, error)
+    throw fail('VIR_ERR_SYSTEM_ERROR', `cannot read '${path}': ${wordsOf(error)}`, error)
   }
   let settings: unknown
   try {

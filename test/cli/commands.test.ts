@@ -104,7 +104,10 @@ test('define and create read a file or standard input', async (t) => {
   const { stdout } = await cli(['define', '-', '--json'], { stdin: xml })
   const { name, id } = JSON.parse(stdout) as { name: string; id: number }
   assert.deepEqual({ name, id }, { name: 'new', id: -1 })
-  assert.match(await fails('define', join(folder, 'none.xml')), /^error: Failed to open file '.*none.xml': ENOENT/)
+  assert.match(
+    await fails('define', join(folder, 'none.xml')),
+    /^error: Failed to open file '.*none.xml': No such file or directory\n$/,
+  )
 })
 
 test('a saved domain is restored, from a file that is named from here', async (t) => {

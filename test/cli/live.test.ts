@@ -95,6 +95,11 @@ test('Ctrl-C and kill -9 in the middle of --wait leave the stream running, and i
   const sh = await shell(t)
   await definePlain(sh)
   await sh.ok('start', 'guest', '--paused')
+  // what makes no sense begins nothing
+  for (const command of ['stream-disk', 'blockpull']) {
+    const { stderr } = await sh.run(command, 'guest', 'vda', '--wait', '--timeout', '0')
+    assert.equal(stderr, "error: --timeout must be a whole number of at least 1, not '0'\n")
+  }
   const waiting = start(['stream-disk', 'guest', 'vda', '--wait', '--bandwidth', '256K'], sh.env)
   await says(waiting.stdout, / of 64\.000 MiB\n/)
 
@@ -189,7 +194,7 @@ test('disks are attached and detached, and a base that has moved is told', async
   await sh.ok('blockjob', 'guest', 'vdb', '--abort')
   assert.equal(await sh.ok('blockcommit', 'guest', 'vdb', '--pivot'), 'Successfully pivoted\n')
   assert.match(await sh.ok('domblklist', 'guest'), /vdb +\S+\/below\.qcow2\n/)
-  assert.equal(await sh.ok('detach-disk', 'guest', 'vdb', '--config'), 'Disk detached successfully\n\n')
+  assert.equal(await sh.ok('detach-disk', 'guest', below, '--config'), 'Disk detached successfully\n\n')
   assert.deepEqual([await targets(), await targets('--inactive')], [['vda', 'vdb'], ['vda']])
   await sh.ok('destroy', 'guest')
 

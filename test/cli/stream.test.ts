@@ -58,6 +58,22 @@ test('what cannot be streamed is refused with the code of the driver', async () 
   assert.match(attach.stderr, /disk 'vda' is not being streamed \(VIR_ERR_OPERATION_INVALID\)/)
 })
 
+test('a command line that makes no sense says what is wrong with it', async () => {
+  const wrong: readonly (readonly [words: string[], sentence: string])[] = [
+    [['--wait', '--timeout', '0'], "--timeout must be a whole number of at least 1, not '0'"],
+    [['--stop', '--bandwidth', '5'], 'option --bandwidth goes with a stream that begins, not with --stop'],
+    [['--one', '--base', '/guest/template'], 'option --base goes with a stream that begins, not with --one'],
+    [['--attach'], 'option --attach requires --wait'],
+    [['--offset', '0'], 'option --offset requires --one'],
+  ]
+  for (const [words, sentence] of wrong)
+    assert.deepEqual(await cli(['stream-disk', 'test', 'vda', ...words]), {
+      status: 1,
+      stdout: '',
+      stderr: `error: ${sentence}\n`,
+    })
+})
+
 test('--wait --timeout stops the stream and fails', async () => {
   const { status, stderr } = await cli(['stream-disk', 'test', 'vda', '--wait', '--timeout', '1', '--bandwidth', '1M'])
   assert.equal(status, 1)
