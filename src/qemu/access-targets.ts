@@ -6,7 +6,6 @@ import { errnoOf, failFrom, wordsOf } from '../error.js'
 import type { LockResource } from '../locking/lock-driver.js'
 import type { LabelTarget } from '../security/security-driver.js'
 import { chardevSocketPath } from '../machine/command-chardev.js'
-import type { Root } from './root.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -96,7 +95,7 @@ export function removeSocket(path: string): void {
 }
 
 /** Another user may pass through the folders above what is his, without seeing what else is there. */
-export function openTheWay(root: Root, runDir: string): void {
-  const below = ['', 'run', 'lib', 'lib/qemu', 'lib/qemu/nvram'].map((name) => join(root.path, name))
+export function openTheWay(root: string, runDir: string): void {
+  const below = ['', 'run', 'lib', 'lib/qemu', 'lib/qemu/nvram'].map((name) => join(root, name))
   for (const dir of [...below, dirname(runDir), runDir]) chmodSync(dir, statSync(dir).mode | 0o011)
 }

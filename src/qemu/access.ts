@@ -24,7 +24,6 @@ import {
 } from './access-targets.js'
 import { chainOf } from './block-graph.js'
 import { type Gate, qemuDir } from './process.js'
-import type { Root } from './root.js'
 
 export type { DiskLock, LeaseEntry } from './access-locks.js'
 
@@ -36,7 +35,8 @@ export interface AccessPolicy {
 
 /** What a domain is about where things lie. */
 export interface AccessPlace {
-  root: Root
+  /** path of the root */
+  root: string
   runDir: string
   logFile: string
   /** absolute path of what is started */

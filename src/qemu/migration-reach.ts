@@ -14,6 +14,6 @@ export function listenerFor(qemu: Qemu, def: DomainDef): (path: string, backlog:
 /** Whoever runs `def` may connect to the socket `path` of the migration `id`; the socket goes with the migration. */
 export async function letReach(qemu: Qemu, def: DomainDef, id: string, path: string): Promise<void> {
   if (qemu.access.security.isEmpty) return
-  openTheWay(qemu.root, migrationDir(qemu.root, id))
+  openTheWay(qemu.root.path, migrationDir(qemu.root, id))
   await new Access(qemu.access, def, (text) => qemu.warn(text)).grantRuntime(path)
 }

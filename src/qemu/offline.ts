@@ -83,7 +83,7 @@ async function startDaemon(qemu: Qemu, vm: Vm, def: DomainDef, disk: DiskDef): P
   access.persist = () => saveStarting(runDir, id, vm, def, access)
   access.persist()
   undo.add(() => removeRunDir(runDir))
-  const place = { root: qemu.root, runDir, logFile, program: binary }
+  const place = { root: qemu.root.path, runDir, logFile, program: binary }
   const label = await access.grant(place, qemu.runningDefs, [disk])
   undo.add(() => access.revoke())
   const pending = pendingDaemon(qemu, vm)

@@ -2,7 +2,6 @@
 import type { DiskDef } from '../conf/domain-def.js'
 import type { BlockJob } from './blockjob.js'
 import { completeLater, finalizeLater } from './finalize.js'
-import type { Incoming } from './incoming.js'
 import { BASE_LEAVES, isBaseLeaving } from './leaving-base.js'
 import { baseProblem, isFromMigration, isOutage } from './link-watch.js'
 import type { BlockJobInfo } from './monitor-types.js'
@@ -109,8 +108,7 @@ async function obstacle(host: StreamHost, job: BlockJob, { trouble, offset }: Pl
 function sourceProblem(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): string | undefined {
   const disk = diskOf(host, job)
   if (disk === undefined || !isFromMigration(disk) || performance.now() - job.movedAt < STALL) return undefined
-  const isAway = ({ vm: its, relay }: Incoming): boolean => its === vm && relay?.tunnel === undefined
-  const source = [...qemu.incoming.values()].find(isAway)
+  const source = qemu.incomingsOf(vm).find(({ relay }) => relay?.tunnel === undefined)
   if (source === undefined) return undefined
   return `the base does not answer: '${source.record.peer}', which has the disk, is not connected`
 }

@@ -144,7 +144,7 @@ async function bringUp(
   access.persist = () => saveStarting(runDir, id, vm, def, access)
   access.leaveLocks(options.unlocked ?? [])
   if (!access.isNothing) access.persist()
-  const label = await access.grant({ root: qemu.root, runDir, logFile, program: caps.emulator }, qemu.runningDefs)
+  const label = await access.grant({ root: qemu.root.path, runDir, logFile, program: caps.emulator }, qemu.runningDefs)
   undo.add(() => access.revoke())
   for (const net of def.interfaces) {
     await createTap(net, label.uid)
