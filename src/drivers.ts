@@ -11,7 +11,7 @@ const qemuDriver: HypervisorDriver = {
       return await embedded.open(uri, host)
     } catch (error) {
       // a daemon that has the root lets others use it
-      const { isRootInUse } = await import('./qemu/root.js')
+      const { isRootInUse } = await import('./qemu/core/root.js')
       if (!isRootInUse(error)) throw error
       const { throughDaemon } = await import('./remote/embedded.js')
       const operations = await throughDaemon(uri, host)

@@ -1,6 +1,6 @@
 /** Commands that tell of a domain. */
 import { parseDomainXml } from '../conf/parse.js'
-import { VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP } from '../qemu/monitor-flags.js'
+import { VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP } from '../qemu/monitor/flags.js'
 import { domainArgument, jsonOption } from './spec.js'
 import type { CommandSpec } from './spec.js'
 import { reasonWord, stateWord } from './words.js'

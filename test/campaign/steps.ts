@@ -8,7 +8,7 @@ import { syncBuiltinESMExports } from 'node:module'
 import { basename } from 'node:path'
 import { native, type NativeAddon, type SpawnOptions } from '../../src/native.js'
 import { NbdClient } from '../../src/nbd/client.js'
-import { BlockJobs } from '../../src/qemu/blockjob.js'
+import { BlockJobs } from '../../src/qemu/blocks/blockjob.js'
 import type { QmpEvent } from '../../src/qmp/framing.js'
 import { QmpClient } from '../../src/qmp/client.js'
 

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { setImmediate, setTimeout as delay } from 'node:timers/promises'
 import { test } from 'node:test'
 import * as c from '../../src/index.js'
-import { Monitor } from '../../src/qemu/monitor.js'
+import { Monitor } from '../../src/qemu/monitor/monitor.js'
 import {
   agentOf,
   assertNothingRuns,

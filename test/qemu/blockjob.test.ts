@@ -1,7 +1,7 @@
 /** What events say of block jobs, and what an answer says that was asked for before they came. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { type BlockJob, BlockJobs } from '../../src/qemu/blockjob.js'
+import { type BlockJob, BlockJobs } from '../../src/qemu/blocks/blockjob.js'
 
 interface Told {
   jobs: BlockJobs

@@ -7,8 +7,8 @@ import {
   shareOut,
   StreamBudget,
   type StreamLimits,
-} from '../../src/qemu/budget.js'
-import { UnitPaces } from '../../src/qemu/unit-pace.js'
+} from '../../src/qemu/blocks/budget.js'
+import { UnitPaces } from '../../src/qemu/blocks/unit-pace.js'
 
 /** A stream that notes what it is told. */
 class Member implements BudgetMember {

@@ -4,7 +4,7 @@ import type { DomainDef } from '../../src/conf/domain-def.js'
 import { parseDomainXml } from '../../src/conf/parse.js'
 import { assignAliases } from '../../src/machine/alias.js'
 import { prepareDefinition } from '../../src/machine/definition.js'
-import { findDisk } from '../../src/qemu/disk-names.js'
+import { findDisk } from '../../src/qemu/blocks/disk-names.js'
 import { diskXml, domainXml, testCaps } from '../machine/definition-caps.js'
 
 const nbd =

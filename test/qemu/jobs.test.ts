@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { VirError } from '../../src/error.js'
-import { JobQueue } from '../../src/qemu/jobs.js'
+import { JobQueue } from '../../src/qemu/core/jobs.js'
 
 test('jobs run one at a time, in the order of asking', async () => {
   const jobs = new JobQueue()

@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { NbdClient, NbdExtent } from '../../src/nbd/client.js'
 import { NbdError } from '../../src/nbd/error.js'
 import { ALLOCATION_DEPTH, DEFAULT_UNIT, nextUnit, unitsAhead, unitsOf } from '../../src/nbd/allocation-depth.js'
-import { Puller } from '../../src/qemu/puller.js'
+import { Puller } from '../../src/qemu/blocks/puller.js'
 
 const UNITS = 40
 

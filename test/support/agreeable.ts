@@ -1,7 +1,7 @@
 /** A QMP server in the place of QEMU, for what no QEMU here can be made to do. */
 import { createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
-import { Monitor } from '../../src/qemu/monitor.js'
+import { Monitor } from '../../src/qemu/monitor/monitor.js'
 import { temporaryFolder, type Cleanup } from './images.js'
 
 export interface Command {
