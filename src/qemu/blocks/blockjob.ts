@@ -48,7 +48,7 @@ export interface BlockJobRecord {
   arrival?: number
   /** it has not begun: it waits for its turn */
   queued?: true
-  /** seconds that the base may be away, see base-timeout.ts */
+  /** seconds that the base may be away, see streams/base-timeout.ts */
   baseTimeout?: number
   /** it is no stream, but the other way round */
   commit?: CommitRecord

@@ -39,7 +39,7 @@ interface ExportWay {
   writable?: boolean
   /** each write is on the host's storage before it is answered */
   writethrough?: boolean
-  /** QEMU may let go of the image meanwhile, see inactive-images.ts */
+  /** QEMU may let go of the image meanwhile, see migration/inactive-images.ts */
   allowInactive?: boolean
   /** also before the disk is in its I/O thread: who connects does so while the guest stands still */
   anyThread?: boolean

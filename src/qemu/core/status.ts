@@ -25,7 +25,7 @@ export interface DomainStatus {
   state: DomainState
   def: DomainDef
   blockJobs: BlockJobRecord[]
-  /** see `Guards` in block-graph.ts */
+  /** see `Guards` in blocks/block-graph.ts */
   guards: [string, number][]
   /** see `ImageHolder` in vm.ts; absent: none */
   staleHeaders?: string[]

@@ -1,4 +1,4 @@
-/** The raw images that streamed disks end as (see `final-image`) are made, with the overlays that stand in for them, and removed. */
+/** The raw images that streamed disks end as (see `streams/final-image`) are made, with the overlays that stand in for them, and removed. */
 import { existsSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DiskDef, DomainDef, StorageSource } from '../../conf/domain-def.js'
