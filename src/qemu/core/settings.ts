@@ -22,7 +22,7 @@ export interface Settings {
   baseTimeout?: number
 }
 
-const SCHEMA = new URL('../../../schemas/qemu.json', import.meta.url)
+const SCHEMA = new URL('../../../../schemas/qemu.json', import.meta.url)
 
 /** VIR_ERR_CONF_SYNTAX for what is no JSON or not as the schema wants it; a file that is not there says nothing. */
 export async function readSettings(root: Root): Promise<Settings> {
