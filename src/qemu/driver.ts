@@ -169,8 +169,11 @@ async function handOverAll(qemu: Qemu, vm: Vm): Promise<void> {
 
 /** Lets go of the root. Domains run on, with their streams; the next opening finds them again. */
 async function close(qemu: Qemu): Promise<void> {
+  qemu.closing = true
   qemu.stopWatchingLocks()
   qemu.budget.close()
+  // whoever opens the root next waits for a QEMU that does not answer yet
+  for (const { live } of qemu.vms) if (live?.catchingUp !== undefined) live.monitor.close()
   // as a job, so that who is in the middle of something gets to its end
   const left = await Promise.allSettled(
     qemu.vms.map((vm) => vm.jobs.run('settle', () => handOverAll(qemu, vm), Infinity)),

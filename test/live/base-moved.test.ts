@@ -1,9 +1,16 @@
 /** A base that comes back at another place is given to the guest and to its stream while both are at work. */
 import assert from 'node:assert/strict'
 import { rm, writeFile } from 'node:fs/promises'
+import { connect, createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
-import { VIR_DOMAIN_PAUSED, VIR_DOMAIN_RUNNING, VIR_DOMAIN_XML_INACTIVE, type Domain } from '../../src/index.js'
+import {
+  VIR_DOMAIN_PAUSED,
+  VIR_DOMAIN_RUNNING,
+  VIR_DOMAIN_XML_INACTIVE,
+  VIR_STREAM_DISK_START,
+  type Domain,
+} from '../../src/index.js'
 import { diskXml, plainXml, powerOff, startGuest, startPlain, testRoot, until, virError } from '../support/domain.js'
 import { backingOf, emptyImage, overlay, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
@@ -160,4 +167,54 @@ test('a domain that does not run, streamed or not, gets another base', async (t)
   const { bad } = await checkPattern(path, 'qcow2', base.seed)
   assert.equal(bad, 0)
   assert.equal(await backingOf(path), undefined)
+})
+
+/** A socket behind which is another one, for whoever waits until `gate` lets the bytes through. */
+function relay(t: TestContext, path: string, target: string, gate: () => Promise<unknown>): void {
+  const carry = async (from: Socket, to: Socket): Promise<void> => {
+    for await (const chunk of from) {
+      await gate()
+      to.write(chunk as Buffer)
+    }
+    to.end()
+  }
+  const server = createServer((near) => {
+    const far = connect(target)
+    for (const socket of [near, far]) socket.on('error', () => undefined)
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const)
+      carry(from, to).catch(() => to.destroy())
+  }).listen(path)
+  t.after(() => server.close())
+}
+
+test('a stream that ends while the new place of another disk is asked does not take the guest along', async (t) => {
+  if (!requires(t, ...programs)) return
+  const { root, base, here, there, path } = await images(t)
+  await qemuNbd(t, base.path, there)
+  const [held, slow] = [{ path: join(root.folder, 'held.nbd') }, { path: join(root.folder, 'slow.nbd') }]
+  let gate: Promise<unknown> = Promise.resolve()
+  relay(t, held.path, here.path, () => gate)
+  const other = await overlay(root.folder, nbdUri(held), { name: 'other.qcow2' })
+  const devices = `${diskXml('vda', other)}${diskXml('vdb', path)}`
+  const dom = await startPlain(root, { name: 'moved-meanwhile', devices })
+  let open = (): void => undefined
+  gate = new Promise<void>((resolve) => (open = resolve))
+  await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { engine: 'job' })
+  // the new place answers when the stream of the other disk has ended, which nobody settles before this call is over
+  const ended = (): Promise<void> => {
+    open()
+    return until('the other disk has no base', async () => (await backingOf(other)) === undefined)
+  }
+  relay(t, slow.path, there.path, ended)
+  await assert.rejects(
+    dom.streamDiskSetBase('vdb', nbdUri(slow)),
+    virError('VIR_ERR_OPERATION_INVALID', /^a stream of the domain is just about to end$/),
+  )
+  await until('that stream is settled', async () => (await dom.streamDiskInfo()).length === 0)
+  await dom.streamDiskSetBase('vdb', nbdUri(there))
+  assert.ok((await dom.getXMLDesc()).includes(there.path))
+  await dom.destroy()
 })

@@ -8,6 +8,7 @@ import {
   assertNothingRuns,
   lifecycleOf,
   plainXml,
+  qemuPid,
   recordEvents,
   reopen,
   startPlain,
@@ -198,4 +199,27 @@ test('a managed saved state that was not written to its end is thrown away, and 
   assert.equal(lifecycleOf(events)[0], `${c.VIR_DOMAIN_EVENT_STARTED}/${c.VIR_DOMAIN_EVENT_STARTED_BOOTED}`)
   assert.equal(await dom.hasManagedSaveImage(), false)
   await reopen(root)
+})
+
+test('a root is closed while a QEMU in it stands still, and whoever opens it next has the domain', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  const dom = await startPlain(root, { devices: '' })
+  const pid = qemuPid(root, dom)
+  await root.conn.close()
+  process.kill(pid, 'SIGSTOP')
+  try {
+    root.conn = await c.Connect.open(root.uri)
+    let closed = false
+    const closing = root.conn.close().then(() => (closed = true))
+    await until('it is closed', () => closed)
+    await closing
+  } finally {
+    process.kill(pid, 'SIGCONT')
+  }
+  root.conn = await c.Connect.open(root.uri)
+  const again = await root.conn.domainLookupByName('guest')
+  assert.deepEqual(await again.getState(), { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_USER })
+  await again.destroy()
+  assertNothingRuns(root)
 })

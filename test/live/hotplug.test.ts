@@ -1,8 +1,10 @@
 /** Disks that come to a running guest and leave it, also in the middle of a stream. */
 import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import {
+  Connect,
   VIR_DOMAIN_AFFECT_CONFIG,
   VIR_DOMAIN_AFFECT_LIVE,
   VIR_DOMAIN_START_PAUSED,
@@ -111,6 +113,30 @@ for (const engine of ['job', 'pull'] as const) {
     await powerOff(dom, guest)
   })
 }
+
+test('a disk that goes while its stream waits for its turn takes that along', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const root = await testRoot(t)
+  await root.conn.close()
+  await writeFile(join(root.folder, 'root/etc/qemu.json'), JSON.stringify({ streams: { maxStreams: 1 } }))
+  root.conn = await Connect.open(root.uri)
+  const base = await patternImage(root.folder, 16 * MiB)
+  const [first, second] = [
+    await overlay(root.folder, base.path),
+    await overlay(root.folder, base.path, { name: 'second.qcow2' }),
+  ]
+  // a guest need not let go of what is on this bus
+  const devices = `${diskXml('vda', first)}${diskXml('sda', second, { bus: 'usb' })}`
+  const dom = await startPlain(root, { name: 'turn', devices })
+  await dom.stream('vda', { bandwidth: 64 * 1024, engine: 'job' })
+  const stream = await dom.stream('sda', { engine: 'job' })
+  const alias = /<target dev='sda'[^]*?<alias name='([^']+)'/.exec(await dom.getXMLDesc())?.[1] ?? ''
+  await dom.qemuMonitorCommand(JSON.stringify({ execute: 'device_del', arguments: { id: alias } }))
+  await assert.rejects(stream.finished, virError('VIR_ERR_OPERATION_FAILED', /disk 'sda' was unplugged$/))
+  await until('the disk is gone', async () => !(await dom.getXMLDesc()).includes("'sda'"))
+  assert.ok(!(await dom.qemuMonitorCommand('{"execute":"query-named-block-nodes"}')).includes(second))
+  await dom.destroy()
+})
 
 test('a disk that cannot be plugged in leaves nothing behind', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return

@@ -27,6 +27,7 @@ import {
   VIR_MIGRATE_TLS,
   type Domain,
 } from '../../src/index.js'
+import { sessionOf } from '../../src/api/session.js'
 import {
   diskXml,
   processesOf,
@@ -37,7 +38,7 @@ import {
   virError,
   type TestRoot,
 } from '../support/domain.js'
-import { emptyImage, temporaryFolder, type Cleanup } from '../support/images.js'
+import { emptyImage, overlay, patternImage, temporaryFolder, type Cleanup } from '../support/images.js'
 import { requires } from '../support/requires.js'
 
 const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
@@ -239,6 +240,36 @@ async function twoRoots(t: Cleanup): Promise<{ here: TestRoot; there: TestRoot; 
   const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
   return { here, there, dom, xml }
 }
+
+test('a domain that is streamed since its migration was begun does not go, nor does it get other disks meanwhile', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const [here, there] = [await testRoot(t), await testRoot(t)]
+  const base = await patternImage(here.folder, 16 << 20)
+  const path = await overlay(here.folder, base.path, { name: 'disk.qcow2' })
+  const dom = await startPlain(here, { devices: diskXml('vda', path) })
+  const xml = (await dom.getXMLDesc(VIR_DOMAIN_XML_MIGRATABLE)).replaceAll(here.folder, there.folder)
+  const [source, destination] = [sessionOf(here.conn), sessionOf(there.conn)]
+  const ref = { name: dom.name, uuid: dom.uuid, id: dom.id }
+  const begun = await source.call('domainMigrateBegin', () => [ref, {}, STREAM])
+  const { cookie, uri } = await destination.call('domainMigratePrepare', () => [{}, STREAM, begun.cookie, xml])
+  const image = await emptyImage(here.folder, 'qcow2', 1 << 20)
+  await assert.rejects(
+    dom.attachDevice(diskXml('vdb', image)),
+    virError('VIR_ERR_OPERATION_INVALID', /^domain 'guest' is being migrated/),
+  )
+  const stream = await dom.stream('vda', { bandwidth: 1 << 20 })
+  await assert.rejects(
+    source.call('domainMigratePerform', () => [ref, {}, STREAM, cookie, uri, undefined]),
+    virError('VIR_ERR_OPERATION_INVALID', /^domain has active block job$/),
+  )
+  await destination.call('domainMigrateFinish', () => [{}, STREAM, cookie, true])
+  await source.call('domainMigrateConfirm', () => [ref, {}, STREAM, cookie, true])
+  await assertStays(here, there, dom)
+  assert.equal((await stream.info())?.status, 'running')
+  await stream.stop()
+  await dom.attachDevice(diskXml('vdb', image))
+  await dom.destroy()
+})
 
 /** It runs here as it did, and there is no trace of it. */
 async function assertStays(here: TestRoot, there: TestRoot, dom: Domain): Promise<void> {

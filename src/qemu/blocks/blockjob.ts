@@ -150,6 +150,7 @@ export interface BlockJobListener {
 /** The block jobs of one running domain: at most one for each disk, registered before QEMU is told to begin it. */
 export class BlockJobs {
   readonly #byDisk = new Map<string, BlockJob>()
+  #holders = 0
   readonly #on: BlockJobListener
 
   constructor(on: BlockJobListener) {
@@ -219,6 +220,20 @@ export class BlockJobs {
   /** A job that was found concluded without an event, after a restart of our process. */
   conclude(job: BlockJob): void {
     this.#changeStatus(job, 'concluded')
+  }
+
+  /** Does somebody need all jobs to go no further than to their last step? Those that are there go on when they are looked at next. */
+  get isHeld(): boolean {
+    return this.#holders > 0
+  }
+  /** Until `work` is through no job is finalized. */
+  async hold<T>(work: () => Promise<T>): Promise<T> {
+    this.#holders++
+    try {
+      return await work()
+    } finally {
+      this.#holders--
+    }
   }
 
   /**

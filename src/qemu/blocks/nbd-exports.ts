@@ -66,6 +66,8 @@ export class NbdExports {
   readonly #connect: NbdPlace['connect']
   readonly #threadOf: NbdPlace['threadOf']
   readonly #clients = new Map<string, NbdClient>()
+  /** connections that are being made: two at once would be refused the export's name, or one of them be forgotten */
+  readonly #opening = new Map<string, Promise<NbdClient>>()
   /** by target, the name under which QEMU has our end of the connection too */
   readonly #kept = new Map<string, string>()
   /** targets whose exports have requests that are not answered */
@@ -80,10 +82,17 @@ export class NbdExports {
   }
 
   /** Exports the disk and connects to it; one that is there already is taken over. Rejects with `NotInThread`. */
-  async open(disk: DiskDef): Promise<NbdClient> {
+  open(disk: DiskDef): Promise<NbdClient> {
     const { target } = disk
     const known = this.#clients.get(target)
-    if (known?.connected === true) return known
+    if (known?.connected === true) return Promise.resolve(known)
+    const opening = this.#opening.get(target) ?? this.#open(disk).finally(() => this.#opening.delete(target))
+    this.#opening.set(target, opening)
+    return opening
+  }
+
+  async #open(disk: DiskDef): Promise<NbdClient> {
+    const { target } = disk
     const id = await this.#export(exportName(target), disk)
     const fd = this.#connect(this.#socket)
     await this.#keep(target, fd)
@@ -207,6 +216,7 @@ export class NbdExports {
 
   /** Ends the connection and the export, also one of an earlier process; the server stays for the next one. */
   async remove(target: string): Promise<void> {
+    await this.#opening.get(target)?.catch(() => undefined)
     const client = this.#clients.get(target)
     const id = exportName(target)
     if (client === undefined && (this.#abandoned.has(target) || !(await this.#isThere(id)))) return

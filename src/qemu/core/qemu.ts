@@ -46,12 +46,15 @@ export class Qemu {
   readonly finishedJobs = new Map<string, DomainJobStats>()
   /** seconds until a guest whose base is away is paused; undefined: it waits as long as that takes */
   baseTimeout: number | undefined
+  /** our process lets go of the root: what waits for something that may never come waits no longer */
+  closing = false
   /** set while the root is open */
   stopWatchingLocks: () => void = () => undefined
   readonly #vms = new Map<string, Vm>()
   #lastId = 0
   /** work that goes on after the call that caused it; close() waits for it */
   readonly #background = new Set<Promise<void>>()
+  #isOver = false
 
   constructor(
     host: DriverHost,
@@ -129,15 +132,18 @@ export class Qemu {
     this.host.logger.warn(text)
   }
 
-  /** Work that nobody awaits; an error of it goes to the log. */
+  /** Work that nobody awaits; an error of it goes to the log. None is begun for a root that another process may have by now. */
   inBackground(what: string, work: () => Promise<void>): void {
+    if (this.#isOver) return
     const promise = work()
       .catch((error: unknown) => this.host.logger.error({ err: error }, `${what} failed`))
       .finally(() => this.#background.delete(promise))
     this.#background.add(promise)
   }
 
+  /** Resolves when what goes on is through; nothing is begun from then on. */
   async idle(): Promise<void> {
     while (this.#background.size > 0) await Promise.all(this.#background)
+    this.#isOver = true
   }
 }

@@ -23,7 +23,7 @@ import { saveStatus, saveStatusOrSay } from '../core/status.js'
 import { checkLinks } from '../streams/checks.js'
 import { checkSupported } from '../../machine/supported.js'
 import { isPluggable, unplug } from './unplug.js'
-import { requireAtHome } from '../core/vm-job.js'
+import { requireStaying } from '../core/vm-job.js'
 import type { Live, Vm } from '../core/vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -159,7 +159,7 @@ export function hotplugOps(qemu: Qemu): Pick<HypervisorOps, 'domainAttachDevice'
   const run = async (ref: DomainRef, work: (vm: Vm) => Promise<void>): Promise<void> => {
     const vm = qemu.require(ref)
     await vm.jobs.run('modify', async () => {
-      requireAtHome(qemu, vm)
+      requireStaying(qemu, vm)
       await work(qemu.require(ref))
     })
   }

@@ -6,7 +6,7 @@ import type { BlockJob } from '../blocks/blockjob.js'
 import { deleteDiskNodes } from '../core/disk-nodes.js'
 import { stopPull } from '../streams/engines.js'
 import type { Qemu } from '../core/qemu.js'
-import { settle } from '../streams/settle.js'
+import { endPull, settle } from '../streams/settle.js'
 import { writeHeaders } from '../streams/stale-headers.js'
 import { saveStatusOrSay } from '../core/status.js'
 import type { Live, Vm } from '../core/vm.js'
@@ -119,6 +119,10 @@ async function forget(qemu: Qemu, vm: Vm, live: Live, disk: DiskDef): Promise<vo
 /** False when it is held up. What was copied stays. */
 async function endStream(qemu: Qemu, vm: Vm, live: Live, job: BlockJob): Promise<boolean> {
   job.failure = `disk '${job.record.disk}' was unplugged`
+  if (job.record.queued === true) {
+    await endPull(qemu, vm, live, job, { status: 'failed', error: job.failure })
+    return true
+  }
   if (job.record.phase === 'pull') {
     await stopPull(qemu, vm, live, job, { status: 'failed', error: job.failure })
     return true

@@ -143,7 +143,7 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   // its guest has come before all of its memory: who has the rest of that come does it
   if (from?.memoryFollows !== true) {
     if (monitor.hasAnswered) await catchUp(qemu, vm, live)
-    else live.catchingUp = catchUpLater(qemu, vm, live)
+    else catchUpLater(qemu, vm, live)
   }
   if (status.booting === true) beginBootStreams(qemu, vm, live)
   await keepLocks(qemu, vm, live)
@@ -168,14 +168,14 @@ async function connect(
   }
 }
 
-function catchUpLater(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
+function catchUpLater(qemu: Qemu, vm: Vm, live: Live): void {
   qemu.warn(`QEMU of domain '${vm.name}' does not answer yet`)
   const work = async (): Promise<void> => {
     if (await untilAnswers(live)) await catchUp(qemu, vm, live)
   }
-  const done = work()
+  const done = work().finally(() => delete live.catchingUp)
+  live.catchingUp = done
   qemu.inBackground(`catching up with domain '${vm.name}'`, () => done)
-  return done
 }
 
 /** What happened while nobody watched: the machine's state, jobs that ended or went on. */

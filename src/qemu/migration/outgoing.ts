@@ -9,7 +9,7 @@ import type { FollowingMemory } from './postcopy.js'
 import { type MigrationPhase, type MigrationRecord, removeRecord, saveRecord } from './record.js'
 import { JobStats } from './stats.js'
 import type { Qemu } from '../core/qemu.js'
-import type { Vm } from '../core/vm.js'
+import type { Live, Vm } from '../core/vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -18,6 +18,8 @@ export class Outgoing {
   vm: Vm
   readonly record: MigrationRecord
   readonly stats: JobStats
+  /** what the destination was told of */
+  begunOn: Live | undefined
   link: MigrationLink | undefined
   /** of the migration that goes on now: who calls it off does it here */
   commands: MigrationCommands | undefined

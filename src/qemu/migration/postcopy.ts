@@ -207,8 +207,7 @@ export class FollowingMemory {
   /** The connection is there (again), and the guest runs at its other end. */
   recover(): void {
     const { record, link } = this.#outgoing
-    if (this.#isOver || this.#recovering || this.#interrupted || record.phase !== 'serving' || link?.isUp !== true)
-      return
+    if (this.#mayNot() || this.#recovering || record.phase !== 'serving' || link?.isUp !== true) return
     this.#recovering = true
     this.#qemu.inBackground(`the memory of domain '${record.name}'`, async () => {
       try {
@@ -220,6 +219,11 @@ export class FollowingMemory {
         this.#recovering = false
       }
     })
+  }
+
+  /** Interrupted meanwhile, or given up. */
+  #mayNot(): boolean {
+    return this.#isOver || this.#interrupted
   }
 
   async #recover(): Promise<void> {
@@ -235,9 +239,14 @@ export class FollowingMemory {
     }
     // the other side takes it in from now on, ours must let it out
     if (!(await untilPaused(this.#commands))) throw fail('VIR_ERR_OPERATION_FAILED', 'QEMU does not notice the loss')
+    if (this.#mayNot()) return
     const way = await link?.openMemory(this.#qemu.transports, record.params.transport)
     if (way === undefined) return
     const { channel } = way
+    if (this.#mayNot()) {
+      channel.destroy()
+      return
+    }
     this.channel = channel
     stats.goBy(way)
     await lend(this.#live, way, (fd) => this.#commands.resume(fd)).catch((error: unknown) => {

@@ -99,7 +99,7 @@ async function whenItAnswers(
   if (catchingUp === undefined) return work()
   qemu.inBackground(`the migration of domain '${record.name}'`, async () => {
     await catchingUp.catch((error: unknown) => qemu.warn(messageOf(error)))
-    await work()
+    if (!qemu.closing) await work()
   })
 }
 

@@ -49,7 +49,7 @@ export async function begin(
   requireAtHome(qemu, vm)
   if (vm.remains !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disks of domain '${vm.name}' are still on their way from its former host`)
-  if (live.blockJobs.all.length > 0) throw fail('VIR_ERR_OPERATION_INVALID', 'domain has active block job')
+  refuseJobs(live)
   const disks = await chooseDisks(live, params, flags)
   await qemu.transports.require(params.transport)
   const running = vm.state.state === c.VIR_DOMAIN_RUNNING
@@ -59,7 +59,9 @@ export async function begin(
     ...{ name: vm.name, uuid: vm.uuid, flags, params, disks, peer: '', running, startedAt: Date.now() },
   }
   const keep = params.persistXML ?? (vm.config && formatDomainXml(vm.config, { inactive: true, secure: true }))
-  qemu.outgoing.set(record.id, new Outgoing(qemu, vm, record))
+  const outgoing = new Outgoing(qemu, vm, record)
+  outgoing.begunOn = live
+  qemu.outgoing.set(record.id, outgoing)
   return {
     xml: params.destinationXML ?? formatDomainXml(live.def, { inactive: true, secure: true, migratable: true }),
     cookie: writeCookie({
@@ -68,6 +70,10 @@ export async function begin(
       ...(persist && keep !== undefined && { persistentXml: keep }),
     }),
   }
+}
+
+function refuseJobs(live: Live): void {
+  if (live.blockJobs.all.length > 0) throw fail('VIR_ERR_OPERATION_INVALID', 'domain has active block job')
 }
 
 /** Under the domain's job: the guest's memory goes over. Whatever fails, the guest is left as it was. */
@@ -84,6 +90,9 @@ export async function perform(
   const { id, host } = await readCookie(cookie)
   if (id !== record.id) throw fail('VIR_ERR_INVALID_ARG', 'the cookie is of another migration')
   requireEncrypted(uri, record.flags)
+  // streams may have begun, and the domain, since the destination was told
+  if (live !== outgoing.begunOn) throw fail('VIR_ERR_OPERATION_FAILED', `domain '${vm.name}' stopped meanwhile`)
+  refuseJobs(live)
   record.peer = host.name
   record.uri = uri
   const storage = sourceStorage(qemu, outgoing, live)

@@ -12,35 +12,27 @@ import { watchIdleness } from './idle.js'
 import { follow, look } from './progress.js'
 import type { Qemu } from '../core/qemu.js'
 import { endPull, settle } from './settle.js'
+import type { JobInfo } from '../monitor/types.js'
 import { NotInThread } from '../blocks/nbd-exports.js'
 import { saveStatus } from '../core/status.js'
 import { restAtFirst } from './speed.js'
 import { dropStrangers } from './strangers.js'
 import type { StreamHost, Vm } from '../core/vm.js'
 
-/** Streams that ended or went on while nobody watched. */
-export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> {
-  const infos = await host.monitor.queryJobs()
-  const records = host.blockJobs.records()
-  const statusOf = (job: BlockJob): string | undefined => infos.find(({ id }) => id === job.record.id)?.status
-  for (const job of host.blockJobs.all) {
-    if (job.record.queued === true) continue
-    const status = statusOf(job)
-    if (status !== 'concluded' && (status !== undefined || job.record.phase === 'pull')) continue
-    // what has not ended is begun again below
-    if (status === undefined && !(await resolveLost(host, job))) continue
-    await vm.jobs.run('settle', () => settle(qemu, vm, host, job))
+/** Streams that ended or went on while nobody watched. Who wants something of the domain waits until that is known. */
+export function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> {
+  const work = async (): Promise<void> => {
+    if (vm.host === host) await catchUp(qemu, vm, host)
   }
+  return vm.jobs.run('settle', work, Infinity)
+}
+
+async function catchUp(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> {
+  const infos = await host.blockJobs.hold(() => takeStock(qemu, vm, host))
   // the end of its last stream ended a daemon
   if (vm.host !== host) return
-  for (const { id, status } of infos)
-    if (status === 'concluded' && /^(stream|commit)-/.test(id) && !records.some((record) => record.id === id))
-      await host.monitor.jobDismiss(id)
-  // asks for all nodes, so no job may end meanwhile: those that run go on below
-  host.guards = await readGuards(host.monitor, host.def, host.guards)
-  await dropStrangers(qemu, vm, host)
   for (const job of host.blockJobs.all) {
-    const status = statusOf(job)
+    const status = infos.find(({ id }) => id === job.record.id)?.status
     restAtFirst(host, job)
     if (job.record.queued === true) await goOnWaiting(qemu, host, job)
     else if (status === undefined) await beginAgain(qemu, vm, host, job)
@@ -51,6 +43,29 @@ export async function catchUpWithJobs(qemu: Qemu, vm: Vm, host: StreamHost): Pro
   // how far they are is written down with them
   await look(qemu, vm, host).catch((error: unknown) => qemu.warn(messageOf(error)))
   saveStatus(vm, host)
+}
+
+/** What QEMU says of its jobs; those that have ended are settled. Asks for all nodes, so no other may end meanwhile. */
+async function takeStock(qemu: Qemu, vm: Vm, host: StreamHost): Promise<JobInfo[]> {
+  const infos = await host.monitor.queryJobs()
+  const records = host.blockJobs.records()
+  for (const job of host.blockJobs.all) {
+    if (job.record.queued === true) continue
+    const status = infos.find(({ id }) => id === job.record.id)?.status
+    if (status !== 'concluded' && (status !== undefined || job.record.phase === 'pull')) continue
+    // what has not ended is begun again
+    if (status === undefined && !(await resolveLost(host, job))) continue
+    await settle(qemu, vm, host, job)
+  }
+  // what has failed meanwhile
+  for (const job of host.blockJobs.all) if (job.status === 'concluded') await settle(qemu, vm, host, job)
+  if (vm.host !== host) return infos
+  for (const { id, status } of infos)
+    if (status === 'concluded' && /^(stream|commit)-/.test(id) && !records.some((record) => record.id === id))
+      await host.monitor.jobDismiss(id)
+  host.guards = await readGuards(host.monitor, host.def, host.guards)
+  await dropStrangers(qemu, vm, host)
+  return infos
 }
 
 async function resumeFollowing(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob, status: string): Promise<void> {

@@ -57,8 +57,12 @@ export async function finalizeCommit(qemu: Qemu, vm: Vm, host: StreamHost, job: 
     await host.monitor.jobCancel(id)
     return
   }
-  if (vm.host === host && job.status === 'pending') await host.monitor.jobFinalize(id)
+  if (mayEnd(vm, host, job)) await host.monitor.jobFinalize(id)
 }
+
+/** Asked when all that comes before the last step of a job is done. */
+export const mayEnd = (vm: Vm, host: StreamHost, job: BlockJob): boolean =>
+  vm.host === host && job.status === 'pending' && !host.blockJobs.isHeld
 
 /** QEMU has flushed the base: from here on a start from it is right, whether QEMU gets to the pivot or not. */
 function notePivot(qemu: Qemu, vm: Vm, host: StreamHost, disk: DiskDef, commit: CommitRecord): void {

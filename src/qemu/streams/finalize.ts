@@ -7,7 +7,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { messageOf } from '../../error.js'
 import type { BlockJob } from '../blocks/blockjob.js'
-import { finalizeCommit } from './commit-settle.js'
+import { finalizeCommit, mayEnd } from './commit-settle.js'
 import { writeDownFinal } from './final-image.js'
 import type { Qemu } from '../core/qemu.js'
 import type { StreamHost, Vm } from '../core/vm.js'
@@ -18,7 +18,7 @@ const POLL = 10
 
 /** Not as a job of the domain: whoever holds that may be waiting for the end of this stream. */
 export function finalizeLater(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): void {
-  if (job.finalizing) return
+  if (job.finalizing || host.blockJobs.isHeld) return
   job.finalizing = true
   qemu.inBackground(`finalizing the stream of '${job.record.disk}'`, () =>
     (job.record.commit === undefined ? finalize(qemu, vm, host, job) : finalizeCommit(qemu, vm, host, job)).finally(
@@ -50,5 +50,5 @@ async function finalize(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Pr
     job.waiting = `what was copied cannot be written down: ${messageOf(error)}`
     return
   }
-  if (vm.host === host && job.status === 'pending') await host.monitor.jobFinalize(job.record.id)
+  if (mayEnd(vm, host, job)) await host.monitor.jobFinalize(job.record.id)
 }

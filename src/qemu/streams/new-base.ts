@@ -51,18 +51,17 @@ export async function setBase(
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' comes over from the host that the domain has left`)
   requireFree(host, disk)
   const fresh = await openNewBase(text, old)
-  const jobs = host.blockJobs.all.filter((job) => !job.finalizing)
+  // one may have come to its end while the new place was asked
+  vm.requireSame(host)
+  requireFree(host, disk)
   // a stream that ended meanwhile would take away nodes that are looked at
-  for (const job of jobs) job.finalizing = true
-  try {
+  await host.blockJobs.hold(async () => {
     requireSize(fresh, await sizeOf(host, old), old)
     await using standIn = await makePassable(vm, host, disk, old, fresh.image)
     await standIn?.answered()
     vm.requireSame(host)
     await replaceBase(qemu, vm, host, { disk, old, fresh: fresh.image, moved: true })
-  } finally {
-    for (const job of jobs) job.finalizing = false
-  }
+  })
 }
 
 function chooseImage(disk: DiskDef, image: string | undefined): StorageSource {

@@ -1,6 +1,6 @@
 /** Follows the streams of a running domain: where they are, what they wait for, what is safe on disk. */
 import type { DiskDef } from '../../conf/domain-def.js'
-import type { BlockJob } from '../blocks/blockjob.js'
+import { type BlockJob, isMoving } from '../blocks/blockjob.js'
 import { completeLater, finalizeLater } from './finalize.js'
 import { BASE_LEAVES, isBaseLeaving } from './leaving-base.js'
 import { baseProblem, isFromMigration, isOutage } from '../blocks/link-watch.js'
@@ -62,8 +62,14 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
       completeLater(qemu, host, job)
       continue
     }
-    job.waiting = (await obstacle(host, job, place)) ?? sourceProblem(qemu, vm, host, job)
-    if (job.puller === undefined) await handleError(host, job, place)
+    const reached = job.offset
+    // it may have ended, and another one begun, or have gone on by itself, while its base was asked
+    const isSame = (): boolean =>
+      host.blockJobs.ofDisk(job.record.disk) === job && isMoving(job) && job.offset === reached
+    const waiting = (await obstacle(host, job, place)) ?? sourceProblem(qemu, vm, host, job)
+    if (!isSame()) continue
+    job.waiting = waiting
+    if (job.puller === undefined) await handleError(host, job, place, isSame)
   }
   qemu.budget.update()
 }
@@ -119,9 +125,14 @@ const diskOf = (host: StreamHost, { record }: BlockJob): DiskDef | undefined =>
   host.def.disks.find((candidate) => candidate.target === record.disk)
 
 /** QEMU's job stands still after an error: it goes on where that can help, and fails where it cannot. */
-async function handleError(host: StreamHost, job: BlockJob, { trouble, halted }: Place): Promise<void> {
+async function handleError(
+  host: StreamHost,
+  job: BlockJob,
+  { trouble, halted }: Place,
+  isSame: () => boolean,
+): Promise<void> {
   if (trouble === 'failed' && !(await isOutage(diskOf(host, job), job))) {
-    if (job.failure !== undefined) return
+    if (job.failure !== undefined || !isSame()) return
     job.failure = IO_ERROR
     await host.monitor.jobCancel(job.record.id)
   } else if (trouble !== 'ok' || halted) {

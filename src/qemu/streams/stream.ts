@@ -38,9 +38,10 @@ export async function startStream(
   options: StreamOptions,
   position?: Position,
 ): Promise<void> {
-  const def = vm.host?.def ?? offlineDefinition(vm)
+  const before = vm.host
+  const def = before?.def ?? offlineDefinition(vm)
   const disk = findDisk(def, name)
-  if (vm.host?.blockJobs.ofDisk(disk.target) !== undefined)
+  if (before?.blockJobs.ofDisk(disk.target) !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
   const { baseTimeout = qemu.baseTimeout } = options
   if (vm.live === undefined) {
@@ -53,6 +54,7 @@ export async function startStream(
   if (base !== undefined && becomesRaw(qemu, vm, disk.target))
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' becomes a raw image, which has no base`)
   await checkLinks(disk)
+  if (before !== undefined) vm.requireSame(before)
   if (vm.live !== undefined && options.baseTimeout !== undefined)
     await setBaseTimeout(qemu, vm, vm.live, disk, options.baseTimeout)
   const host = vm.live ?? (await openOffline(qemu, vm, def, disk))

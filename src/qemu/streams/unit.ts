@@ -42,9 +42,10 @@ export async function streamUnit(
   offset: number,
   options: StreamOptions,
 ): Promise<number> {
-  const def = vm.host?.def ?? offlineDefinition(vm)
+  const before = vm.host
+  const def = before?.def ?? offlineDefinition(vm)
   const disk = findDisk(def, name)
-  if (vm.host?.blockJobs.ofDisk(disk.target) !== undefined)
+  if (before?.blockJobs.ofDisk(disk.target) !== undefined)
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' already in active block job`)
   checkOptions(options)
   if (vm.live === undefined) await resolveOffline(def, disk)
@@ -55,6 +56,7 @@ export async function streamUnit(
       `disk '${disk.target}' follows its guest whole: it becomes raw, or is written back`,
     )
   await checkLinks(disk)
+  if (before !== undefined) vm.requireSame(before)
   const host = vm.live ?? (await openOffline(qemu, vm, def, disk))
   let open = host.mode === 'offline'
   try {
