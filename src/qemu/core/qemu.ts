@@ -13,7 +13,10 @@ import type { Incoming } from '../migration/incoming.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
-/** What a QEMU or a storage daemon that comes or goes means to migrations, and who has to be heard before it does. */
+/**
+ * What migrations have to hear of the QEMUs and storage daemons of a root. Their room is above those that tell it, so it is
+ * handed in.
+ */
 export interface MigrationHooks {
   /** Under the domain's job, before its QEMU starts. VIR_ERR_OPERATION_FAILED where it may not yet. */
   beforeStart(vm: Vm): Promise<void>
@@ -37,7 +40,6 @@ export class Qemu {
   readonly units: UnitPaces
   /** that the memory of guests may go by */
   readonly transports: Transports
-  /** what migrations have to hear; `Outgoing` and `Incoming` are all of them */
   readonly migrations: MigrationHooks
   /** migrations by their ids: from here, and to here */
   readonly outgoing = new Map<string, Outgoing>()

@@ -19,6 +19,7 @@ export async function goOnHere(qemu: Qemu, outgoing: Outgoing, live: Live): Prom
   if (goesOn && outgoing.record.running) await comeBack(qemu, outgoing, live)
 }
 
+/** Under the domain's job: it runs again, unless an error had paused it. */
 export async function comeBack(qemu: Qemu, { vm }: Outgoing, live: Live): Promise<void> {
   // it would only meet the same error again
   if (vm.state.state === c.VIR_DOMAIN_PAUSED && vm.state.reason === c.VIR_DOMAIN_PAUSED_IOERROR) return
