@@ -81,6 +81,8 @@ export class Theatre {
   #at = 0
   #hasGuest = false
   #keeping: NodeJS.Timeout | undefined
+  /** sources end as soon as their guest has gone (`serve: 'external'`) */
+  external = false
 
   private constructor(hosts: readonly [Host, Host], base: PatternImage, xml: string) {
     this.hosts = hosts
@@ -180,6 +182,7 @@ export class Theatre {
       const params = {
         ...{ destinationXML: xml.replaceAll(source.folder, destination.folder), uri: destination.uri },
         ...(life !== 'mirror' && { diskStreamBandwidth: life === 'back' ? 2 * MiB : 8 * MiB }),
+        ...(life !== 'mirror' && this.external && { serve: 'external' as const }),
         ...(life === 'postcopy' && { bandwidth: 8, bandwidthPostcopy: 16 }),
       }
       const going = dom.migrate(await destination.conn(), params, VIR_MIGRATE_LIVE | FLAGS[life])
@@ -283,10 +286,12 @@ async function main(t: Cleanup): Promise<void> {
       from: { type: 'string', default: '0' },
       runs: { type: 'string', default: '100' },
       'as-user': { type: 'boolean', default: false },
+      external: { type: 'boolean', default: false },
     },
   })
   const seed = values.seed === undefined ? randomInt(1_000_000) : Number(values.seed)
   const theatre = await Theatre.open(t, values['as-user'])
+  theatre.external = values.external
   const counts = new Map<string, number>()
   const began = performance.now()
   const from = Number(values.from)

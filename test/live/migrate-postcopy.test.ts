@@ -1,6 +1,6 @@
 /** Memory that follows its guest: real guests that know what their memory and their disk must hold. */
 import assert from 'node:assert/strict'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { Stack } from '../../scripts/program.js'
@@ -71,15 +71,17 @@ test('memory follows a guest that runs elsewhere already, and its disk follows a
   await assertWhole(t, there, memory)
 })
 
-test('a process that is killed while memory follows is replaced at either side, and the rest goes over', async (context) => {
-  if (!requires(context, 'root', 'program:qemu-system-x86_64', 'program:qemu-img')) return
+test('a process that is killed while memory follows is replaced at either side, and the rest goes over; then a daemon serves the disks', async (context) => {
+  if (!requires(context, 'root', 'program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon'))
+    return
   const t = new Stack()
   context.after(() => t.undo((text) => context.diagnostic(text)))
   const [here, there] = [await daemonRoot(t), await daemonRoot(t)]
   const { dom, params, guest, memory } = await guestWithMemory(t, here, there)
   await guest.work('vda', 'slowly')
-  const slow = { ...params, uri: there.uri, bandwidth: 1, bandwidthPostcopy: 1, diskStreamBandwidth: 4 * MiB }
-  const going = start(dom, there, slow, POSTCOPY | VIR_MIGRATE_STREAM_DISKS | VIR_MIGRATE_PERSIST_DEST)
+  const slow = { ...params, uri: there.uri, bandwidth: 1, bandwidthPostcopy: 1, diskStreamBandwidth: MiB }
+  const how = POSTCOPY | VIR_MIGRATE_STREAM_DISKS | VIR_MIGRATE_PERSIST_DEST
+  const going = start(dom, there, { ...slow, serve: 'external' }, how)
   await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
   await dom.migrateStartPostCopy()
   const moved = await there.conn.domainLookupByName('guest')
@@ -104,8 +106,13 @@ test('a process that is killed while memory follows is replaced at either side, 
   const source = await here.conn.domainLookupByName('guest')
   await source.migrateSetMaxSpeed(0, VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY)
   await until('all is there', async () => (await again.getState()).reason === VIR_DOMAIN_RUNNING_MIGRATED)
-  await until('the source is free', async () => (await source.getState()).state === VIR_DOMAIN_SHUTOFF)
+  await until('its QEMU is gone', async () => (await source.getState()).state === VIR_DOMAIN_SHUTOFF)
   assert.deepEqual(await source.getState(), { state: VIR_DOMAIN_SHUTOFF, reason: VIR_DOMAIN_SHUTOFF_MIGRATED })
+  const left = (what: string): number => readdirSync(join(here.folder, 'root/run', what)).length
+  await until('a daemon serves in its place', () => left('qemu') === 0 && left('offline') === 1)
+  await until('its disk follows', async () => (await again.streamDiskInfo())[0]?.status === 'running')
+  await again.blockJobSetSpeed('vda', 0)
+  await until('nothing is left of it', () => leftOf(here).length === 0)
   await assertWhole(t, there, memory)
 })
 
@@ -200,11 +207,10 @@ test('QEMU that may not have userfaultfd is refused at the destination, and the 
     dom.migrate(there.conn, { destinationXML }, POSTCOPY | VIR_MIGRATE_STREAM_DISKS),
     virError('VIR_ERR_OPERATION_UNSUPPORTED', /post-copy of memory is not possible.*it needs userfaultfd/),
   )
-  for (const params of [{ writeBack: true }, { serve: 'external' }] as const)
-    await assert.rejects(
-      dom.migrate(there.conn, { destinationXML, ...params }, POSTCOPY | VIR_MIGRATE_STREAM_DISKS),
-      virError('VIR_ERR_ARGUMENT_UNSUPPORTED', /do not go with VIR_MIGRATE_POSTCOPY/),
-    )
+  await assert.rejects(
+    dom.migrate(there.conn, { destinationXML, writeBack: true }, POSTCOPY | VIR_MIGRATE_STREAM_DISKS),
+    virError('VIR_ERR_ARGUMENT_UNSUPPORTED', /does not go with VIR_MIGRATE_POSTCOPY/),
+  )
   assert.equal(await dom.isActive(), true)
   assert.deepEqual(await there.conn.listAllDomains(), [])
   assert.equal(existsSync(join(there.folder, 'disk.qcow2')), false)

@@ -55,8 +55,8 @@ export function checkMigrationFlags(params: MigrateParams, flags: number): void 
       "parameter 'writeBack' needs diskStreamEngine 'pull': QEMU has no two jobs on a disk",
     )
   const postcopy = (flags & c.VIR_MIGRATE_POSTCOPY) !== 0
-  if (postcopy && (params.writeBack === true || params.serve === 'external'))
-    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "'writeBack' and serve 'external' do not go with VIR_MIGRATE_POSTCOPY")
+  if (postcopy && params.writeBack === true)
+    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', "'writeBack' does not go with VIR_MIGRATE_POSTCOPY")
   if (params.listenAddress !== undefined)
     throw fail(
       'VIR_ERR_ARGUMENT_UNSUPPORTED',

@@ -82,9 +82,11 @@ async function leave(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   outgoing.enter('serving')
   outgoing.memory?.serve()
   const live = vm.live
-  if (live === undefined || postcopyReasons.includes(vm.state.reason)) return
-  setState(qemu, vm, live, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_PAUSED_POSTCOPY)
-  emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY)
+  if (live === undefined) return
+  if (!postcopyReasons.includes(vm.state.reason)) {
+    setState(qemu, vm, live, c.VIR_DOMAIN_PAUSED, c.VIR_DOMAIN_PAUSED_POSTCOPY)
+    emitLifecycle(qemu, vm, c.VIR_DOMAIN_EVENT_SUSPENDED, c.VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY)
+  }
   await serveAside(qemu, outgoing)
 }
 

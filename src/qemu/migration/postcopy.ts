@@ -13,6 +13,7 @@ import { MigrationCommands, type MigrationStatus } from '../monitor/migration-co
 import { storageOf } from './flags.js'
 import { lend, NOTICE } from './memory.js'
 import { letGo } from './release.js'
+import { serveAside } from './serve.js'
 import type { MigrationWatch, Seen } from './watch.js'
 import type { Outgoing } from './outgoing.js'
 import type { Qemu } from '../core/qemu.js'
@@ -149,7 +150,7 @@ export class FollowingMemory {
     if (this.#isOver) return
     this.#isOver = true
     const outgoing = this.#outgoing
-    const { record, vm, stats } = outgoing
+    const { record, stats } = outgoing
     record.memoryFollows = false
     outgoing.enter(record.phase)
     await stats.memoryDone(this.#commands).catch((error: unknown) => this.#qemu.warn(messageOf(error)))
@@ -157,15 +158,15 @@ export class FollowingMemory {
     this.#isPaused = false
     this.#show()
     // with disks that follow the destination says when it needs the source no more
-    if (record.phase !== 'switched' && storageOf(record.flags) !== 'stream')
-      await vm.jobs.run('migrate', () => this.#letGo(), Infinity)
+    const follows = storageOf(record.flags) === 'stream'
+    if (follows && record.params.serve === 'external') await outgoing.underJob(() => serveAside(this.#qemu, outgoing))
+    else if (!follows && record.phase !== 'switched') await outgoing.underJob(() => this.#letGo())
     this.#resolve()
   }
 
   async #letGo(): Promise<void> {
-    const { record } = this.#outgoing
     // the destination may have said so already: then that was done while this waited for the job
-    if (this.#qemu.outgoing.has(record.id) && record.phase === 'serving') await letGo(this.#qemu, this.#outgoing)
+    if (this.#outgoing.record.phase === 'serving') await letGo(this.#qemu, this.#outgoing)
   }
 
   /** The guest cannot have the rest of its memory any more. */

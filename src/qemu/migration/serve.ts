@@ -39,12 +39,12 @@ export function serveAgainLater(qemu: Qemu, outgoing: Outgoing): void {
 }
 
 /**
- * Under the domain's job, the guest has gone: with `serve: 'external'` its QEMU ends at once, and a storage daemon is in its
- * place from now on.
+ * Under the domain's job, the guest has gone: with `serve: 'external'` its QEMU ends as soon as it has no memory to give any
+ * more, and a storage daemon is in its place from now on. Done already: nothing is done.
  */
 export async function serveAside(qemu: Qemu, outgoing: Outgoing): Promise<void> {
   const { vm, record } = outgoing
-  if (record.params.serve !== 'external' || record.phase !== 'serving') return
+  if (record.params.serve !== 'external' || record.phase !== 'serving' || record.memoryFollows === true) return
   if (vm.live !== undefined) {
     vm.live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
     await terminate(vm.live.process, vm.live.ended, false)
