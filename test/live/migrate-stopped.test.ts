@@ -3,10 +3,11 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_POSTCOPY } from '../../src/index.js'
 import { guestApart, reconnect, runsAt } from '../support/apart.js'
-import { reopen, until, virError } from '../support/domain.js'
+import { JobQueue, type JobKind } from '../../src/qemu/core/jobs.js'
+import { qemuPid, reopen, until, virError } from '../support/domain.js'
 import { leftOf } from '../support/move.js'
 import { requires } from '../support/requires.js'
-import { stopAt } from '../support/standstill.js'
+import { stopAt, type StandStill } from '../support/standstill.js'
 
 test('a QEMU that stands still at the switch, at either side or on the way back, costs the time that it does', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
@@ -86,5 +87,56 @@ test('a QEMU that stands still while its root is opened is known again when it g
   await until('nothing is left of it', () => leftOf(here).length === 0)
   await isWhole(there)
 })
+
+test('a guest that is wanted back while nobody there can hear it stays when who wanted it has gone, and comes when it is wanted again', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { dom, migrate, isWhole, ...apart } = await guestApart(t)
+  const { here, there, link } = apart
+  // it stands still as its stream begins, and goes on with that
+  const still = new Promise<StandStill>((resolve) =>
+    there.at('> write record.json streaming', () => resolve(stopAt(there, '< block-export-add'))),
+  )
+  const moved = await migrate(0)
+  const { gaveUp, goOn } = await still
+  await gaveUp
+  goOn()
+  await until('its disk follows', async () => (await moved.streamDiskInfo())[0]?.status === 'running')
+
+  const resident = await there.direct.domainLookupByName('guest')
+  const isBusy = new Promise<void>((resolve) => there.at('< stop', resolve))
+  const pid = qemuPid(there, resident)
+  process.kill(pid, 'SIGSTOP')
+  const busy = resident.suspend()
+  await isBusy
+  const isAsked = jobsAsked('migrate', 2)
+  const wanted = dom.abortJob()
+  wanted.catch(notYet)
+  await isAsked
+  link.cut()
+  await assert.rejects(wanted, virError('VIR_ERR_OPERATION_FAILED', /'guest' stays on/))
+  await reconnect(apart)
+  const again = dom.abortJob()
+  again.catch(notYet)
+  process.kill(pid, 'SIGCONT')
+  await busy
+  await again
+  assert.equal(await runsAt(here.conn), true)
+  await until('nothing is left of it', () => leftOf(there).length === 0)
+  await isWhole(here)
+})
+
+/** Resolves when so many jobs of this kind have been asked for, of whatever domain in this process. */
+function jobsAsked(kind: JobKind, count: number): Promise<void> {
+  const run = Reflect.get(JobQueue.prototype, 'run')
+  return new Promise((resolve) => {
+    JobQueue.prototype.run = function (this: JobQueue, ...args) {
+      if (args[0] === kind && --count === 0) {
+        JobQueue.prototype.run = run
+        resolve()
+      }
+      return run.apply(this, args)
+    } as typeof run
+  })
+}
 
 const notYet = (): boolean => false

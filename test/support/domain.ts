@@ -95,12 +95,12 @@ export function lifecycleOf(events: readonly ConnectEvent[]): string[] {
 }
 
 /** Folder of a running domain below its root. */
-export function runDirOf(root: TestRoot, dom: Domain): string {
+export function runDirOf(root: Pick<TestRoot, 'folder'>, dom: Domain): string {
   return join(root.folder, 'root/run/qemu', String(dom.id))
 }
 
 /** The process of a running domain. */
-export function qemuPid(root: TestRoot, dom: Domain): number {
+export function qemuPid(root: Pick<TestRoot, 'folder'>, dom: Domain): number {
   return Number(readFileSync(join(runDirOf(root, dom), 'pid'), 'utf8'))
 }
 

@@ -7,6 +7,11 @@ import type { Live } from './vm.js'
 
 type Asked = Pick<Live, 'monitor'>
 
+/** Whether nobody waited for an answer any more. */
+export function isTimeout(error: unknown): boolean {
+  return error instanceof VirError && error.code === 'VIR_ERR_OPERATION_TIMEOUT'
+}
+
 /** Waits until QEMU answers again; false when nobody waits any more. */
 export async function untilAnswers({ monitor }: Asked, isOver: () => boolean = () => false): Promise<boolean> {
   while (!isOver() && !monitor.isClosed) {
@@ -22,8 +27,7 @@ export async function letRun(live: Asked): Promise<void> {
   try {
     await monitor.cont()
   } catch (error) {
-    const isLate = error instanceof VirError && error.code === 'VIR_ERR_OPERATION_TIMEOUT'
-    if (!isLate || !(await untilAnswers(live))) throw error
+    if (!isTimeout(error) || !(await untilAnswers(live))) throw error
     if (!(await monitor.queryStatus()).running) await monitor.cont()
   }
 }

@@ -25,8 +25,12 @@ const fail = failFrom('VIR_FROM_QEMU')
 
 /** 'return-begin': nothing is pulled any more. */
 export async function prepareReturn(qemu: Qemu, incoming: Incoming): Promise<void> {
-  const { vm, record } = incoming
+  const { vm, record, messages } = incoming
+  incoming.isWantedBack = true
   await vm.jobs.run('migrate', async () => {
+    // while this waited: who does not want it any more has said so already, and would not again
+    if (incoming.messages !== messages || !incoming.isWantedBack)
+      throw fail('VIR_ERR_OPERATION_ABORTED', `domain '${vm.name}' is not wanted back any more`)
     if (record.phase !== 'streaming' || vm.live === undefined || incoming.releasing)
       throw fail(
         'VIR_ERR_OPERATION_INVALID',
@@ -96,6 +100,7 @@ export async function sendBack(qemu: Qemu, incoming: Incoming): Promise<void> {
 /** 'return-failed': it stays here after all. */
 export async function keepAfterAll(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { vm, record } = incoming
+  incoming.isWantedBack = false
   if (record.phase !== 'returning') return
   await vm.jobs.run('migrate', async () => {
     const { live } = vm

@@ -40,6 +40,8 @@ export class Incoming {
   readonly pulled = new Set<string>()
   /** what disks ran on that have become raw images, by target */
   readonly formers = new Map<string, StorageSource>()
+  /** its source has asked for the guest, and not taken that back */
+  isWantedBack = false
   /** it is being ended */
   cancelling: Promise<void> | undefined
   readonly #qemu: Qemu

@@ -6,13 +6,14 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { formatDomainXml } from '../../conf/format.js'
 import * as c from '../../constants.gen.js'
-import { failFrom, messageOf } from '../../error.js'
+import { failFrom, messageOf, VirError } from '../../error.js'
 import { readDefinition } from '../domain/define.js'
 import { emitLifecycle } from '../core/emit.js'
 import { MigrationCommands } from '../monitor/migration-commands.js'
 import { serve, serveAgainLater, stopServing } from './serve.js'
 import { RETURN_CAPABILITIES } from './flags.js'
 import { MigrationWatch } from './watch.js'
+import type { MigrationLink } from '../../migration/link.js'
 import type { Outgoing } from './outgoing.js'
 import { killHard, terminate } from '../monitor/process.js'
 import type { Qemu } from '../core/qemu.js'
@@ -41,9 +42,7 @@ export async function bringBack(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     const text = `domain '${vm.name}' runs on '${record.peer}', which cannot be reached: ${link.problem ?? ''}; if that host is lost for good, give it up with VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST (migrate-rollback --destination-is-lost), and with it what the guest has written there`
     throw fail('VIR_ERR_OPERATION_FAILED', text)
   }
-  await link.request('return-begin', {}, 60_000)
-  requireServing(outgoing)
-  outgoing.enter('returning')
+  await askForIt(qemu, outgoing, link)
   let live: Live | undefined
   try {
     live = await replaceQemu(qemu, outgoing)
@@ -61,10 +60,27 @@ export async function bringBack(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     outgoing.enter('returned')
   } catch (error) {
     await stayThere(qemu, outgoing, live)
-    const text = `domain '${vm.name}' stays on '${record.peer}', it could not be brought back: ${messageOf(error)}`
-    throw fail('VIR_ERR_OPERATION_FAILED', text, error)
+    throw staysOn(outgoing, error)
   }
   await runAgain(qemu, outgoing, live)
+}
+
+function staysOn({ vm, record }: Outgoing, why: unknown): VirError {
+  const text = `domain '${vm.name}' stays on '${record.peer}', it could not be brought back: ${messageOf(why)}`
+  return fail('VIR_ERR_OPERATION_FAILED', text, why)
+}
+
+/** Both sides know then that it is on its way back, or that it is not. */
+async function askForIt(qemu: Qemu, outgoing: Outgoing, link: MigrationLink): Promise<void> {
+  try {
+    await link.request('return-begin', {}, 60_000)
+    requireServing(outgoing)
+    outgoing.enter('returning')
+  } catch (error) {
+    // that side may still come to it, or have done so
+    tellStaysLater(qemu, outgoing)
+    throw error instanceof VirError ? error : staysOn(outgoing, error)
+  }
 }
 
 /** It may have had the last disk while it was asked. */
@@ -134,13 +150,15 @@ export async function tellStays(qemu: Qemu, outgoing: Outgoing): Promise<void> {
     await link?.request('return-failed', {})
   } catch (error) {
     qemu.warn(`'${record.peer}' does not know yet that domain '${record.name}' stays there: ${messageOf(error)}`)
-    if (link?.isUp !== true) return
-    const again = (): Promise<void> =>
-      outgoing.underJob(async () => {
-        if (record.phase === 'serving') await tellStays(qemu, outgoing)
-      })
-    setTimeout(() => qemu.inBackground(`the migration of domain '${record.name}'`, again), RETRY).unref()
+    if (link?.isUp === true) setTimeout(() => tellStaysLater(qemu, outgoing), RETRY).unref()
   }
+}
+
+function tellStaysLater(qemu: Qemu, outgoing: Outgoing): void {
+  const tell = async (): Promise<void> => {
+    if (outgoing.record.phase === 'serving') await tellStays(qemu, outgoing)
+  }
+  qemu.inBackground(`the migration of domain '${outgoing.record.name}'`, () => outgoing.underJob(tell))
 }
 
 /** Under the domain's job, the guest is here, and its phase says so: it runs, and the destination may forget it. */

@@ -23,6 +23,7 @@ import { letReach, listenerFor } from './reach.js'
 import { disksSocket, saveRecord } from './record.js'
 import { exportName, nbdSocket } from '../blocks/nbd-exports.js'
 import type { Qemu } from '../core/qemu.js'
+import { isTimeout, untilAnswers } from '../core/standing-still.js'
 import { startStream } from '../streams/stream.js'
 import type { Live, Vm } from '../core/vm.js'
 import type { Incoming } from './incoming.js'
@@ -194,23 +195,28 @@ export async function attachDisks(qemu: Qemu, incoming: Incoming, live: Live): P
 
 /** Each as a job of its own; one that fails is told of, and can be begun again by streamDisk(). */
 export async function beginStreams(qemu: Qemu, incoming: Incoming): Promise<void> {
+  for (const target of await disksLeft(incoming))
+    qemu.inBackground(`the stream of '${target}' after a migration`, () => beginStream(qemu, incoming, target))
+}
+
+/** A QEMU that stands still meanwhile costs the time that it does: nobody would begin it again. */
+async function beginStream(qemu: Qemu, incoming: Incoming, target: string): Promise<void> {
   const { vm, record } = incoming
   const { diskStreamBandwidth: bandwidth, diskStreamEngine: engine } = record.params
-  for (const target of await disksLeft(incoming)) {
-    qemu.inBackground(`the stream of '${target}' after a migration`, async () => {
-      try {
-        await vm.jobs.run('stream', async () => {
-          if (record.phase !== 'streaming' || vm.host?.blockJobs.ofDisk(target) !== undefined) return
-          if (!(await disksLeft(incoming)).includes(target)) return
-          const options = { ...(bandwidth !== undefined && { bandwidth }), ...(engine && { engine }) }
-          await startStream(qemu, vm, target, { ...options, onShutdown: 'continue' })
-        })
-      } catch (error) {
-        const disk = incoming.migrated.find((candidate) => candidate.target === target)
-        if (disk !== undefined) emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_FAILED, messageOf(error))
-        throw error
-      }
+  const options = { ...(bandwidth !== undefined && { bandwidth }), ...(engine && { engine }) }
+  const isOver = (): boolean => record.phase !== 'streaming' || !qemu.incoming.has(record.id)
+  try {
+    await vm.jobs.run('stream', async () => {
+      if (isOver() || vm.host?.blockJobs.ofDisk(target) !== undefined) return
+      if (!(await disksLeft(incoming)).includes(target)) return
+      await startStream(qemu, vm, target, { ...options, onShutdown: 'continue' })
     })
+  } catch (error) {
+    if (isTimeout(error) && vm.live !== undefined && (await untilAnswers(vm.live, isOver)))
+      return beginStream(qemu, incoming, target)
+    const disk = incoming.migrated.find((candidate) => candidate.target === target)
+    if (disk !== undefined) emitPull(qemu, vm, disk, VIR_DOMAIN_BLOCK_JOB_FAILED, messageOf(error))
+    throw error
   }
 }
 
