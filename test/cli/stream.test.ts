@@ -142,9 +142,9 @@ test('on a terminal progress is a bar', async (t) => {
 })
 
 test('every command ends by itself once its work is done', async () => {
-  const began = performance.now()
   const child = start(['stream-disk', 'test', 'vda'])
+  const guard = setTimeout(() => child.kill('SIGKILL'), 60_000)
   const { status, signal } = await end(child)
+  clearTimeout(guard)
   assert.deepEqual([status, signal], [0, null])
-  assert.ok(performance.now() - began < 10_000)
 })

@@ -1,7 +1,7 @@
 /** Definitions, transient domains and what can be asked. */
 import assert from 'node:assert/strict'
 import * as c from '../../src/index.js'
-import { define, eventsAreIn, refused, sequence } from './support.js'
+import { define, eventsUntil, refused, sequence } from './support.js'
 import type { Each } from './support.js'
 
 export function definitions(each: Each): void {
@@ -25,10 +25,7 @@ export function definitions(each: Each): void {
     await conn.domainDefineXML(xml.replace('</name>', '</name><title>second</title>'))
     assert.match(await dom.getXMLDesc(), /<title>second<\/title>/)
     await dom.undefine()
-    await eventsAreIn()
-    all.close()
-    const heard: string[] = []
-    for await (const event of all) if (event.kind === 'lifecycle') heard.push(`${event.event}/${event.detail}`)
+    const heard = await eventsUntil(all, [c.VIR_DOMAIN_EVENT_UNDEFINED, c.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED])
     assert.deepEqual(
       heard,
       sequence(

@@ -27,20 +27,36 @@ export async function refused(call: Promise<unknown>, code: VirErrorCode, messag
   })
 }
 
-/** An event may be on its way still. */
-export const eventsAreIn = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 100))
+/** The lifecycle events that come until `last` does, which may be on its way still; as 'event/detail'. */
+export async function eventsUntil(
+  events: AsyncIterable<ConnectEvent> & { close(): void },
+  last: readonly [number, number],
+  wanted: (event: EventOfKind<'lifecycle'>) => boolean = () => true,
+): Promise<string[]> {
+  const heard: string[] = []
+  // a connection of libvirt keeps no process alive
+  const late = setTimeout(() => events.close(), 60_000)
+  try {
+    for await (const event of events) {
+      if (event.kind !== 'lifecycle' || !wanted(event)) continue
+      heard.push(`${event.event}/${event.detail}`)
+      if (heard.at(-1) === last.join('/')) return heard
+    }
+  } finally {
+    clearTimeout(late)
+  }
+  throw new Error(`${last.join('/')} does not come after ${heard.join(' ')}`)
+}
 
-/** The lifecycle events of one domain's runs from now on, as 'event/detail'. */
-export function listen({ conn, alsoTold = [] }: Opened, domain: Domain): () => Promise<string[]> {
+/** The lifecycle events of one domain's runs from now on. */
+export function listen(
+  { conn, alsoTold = [] }: Opened,
+  domain: Domain,
+): (last: readonly [number, number]) => Promise<string[]> {
   const events = conn.domainEvents({ domain, kinds: ['lifecycle'] })
-  return async () => {
-    await eventsAreIn()
-    events.close()
-    const heard: string[] = []
-    for await (const event of events)
-      // its definition may have been told after the call that made it
-      if (event.kind === 'lifecycle' && event.event !== c.VIR_DOMAIN_EVENT_DEFINED)
-        heard.push(`${event.event}/${event.detail}`)
+  return async (last) => {
+    // its definition may have been told after the call that made it
+    const heard = await eventsUntil(events, last, ({ event }) => event !== c.VIR_DOMAIN_EVENT_DEFINED)
     return heard.filter((one, at) => !alsoTold.some(([left, next]) => one === left && heard[at + 1] === next))
   }
 }

@@ -24,7 +24,7 @@ for (const engine of ['job', 'pull'] as const) {
     const path = await overlay(disk.path, base.path)
     const dom = await startPlain(root, { name: `full-${engine}`, devices: diskXml('vda', path) })
     const stream = await dom.stream('vda', { engine })
-    await until('the stream waits', async () => (await stream.info())?.status === 'waiting', 15_000)
+    await until('the stream waits', async () => (await stream.info())?.status === 'waiting')
     const waiting = await stream.info()
     assert.equal(waiting?.error, 'No space left on device')
     assert.ok(waiting.offset > 0 && waiting.offset < waiting.size, JSON.stringify(waiting))

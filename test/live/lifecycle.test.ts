@@ -61,7 +61,7 @@ test('reboot and reset keep the QEMU and its stream; the guest comes up again', 
   const pid = qemuPid(root, dom)
   await guest.base('vda', base.seed, base.size)
   await guest.command('write vda 7')
-  const stream = await dom.stream('vda', { bandwidth: MiB })
+  const stream = await dom.stream('vda', { bandwidth: MiB / 8 })
 
   await dom.reboot()
   await until('the guest goes down', () => guest.output.some((line) => line.startsWith('POWER')))

@@ -34,13 +34,13 @@ test('a disk that is full at the destination is waited for, by its stream and it
   }
   await until('the stream waits for room', waitsForRoom)
   await guest.work('vda', 'writes')
-  await until('the guest is paused', async () => (await moved.getState()).state === VIR_DOMAIN_PAUSED, 30_000)
+  await until('the guest is paused', async () => (await moved.getState()).state === VIR_DOMAIN_PAUSED)
   assert.equal((await moved.getState()).reason, VIR_DOMAIN_PAUSED_IOERROR)
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY })
 
   await full.grow()
   await moved.resume()
-  await until('all has come', () => leftOf(here).length === 0, 60_000)
+  await until('all has come', () => leftOf(here).length === 0)
   assert.equal((await moved.getState()).state, VIR_DOMAIN_RUNNING)
   assert.equal(await backingOf(path), undefined)
   await until('only the guest is left', () => leftOf(there).length === 1)

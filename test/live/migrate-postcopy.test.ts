@@ -53,7 +53,7 @@ test('memory follows a guest that runs elsewhere already, and its disk follows a
   const going = start(
     dom,
     there,
-    { ...params, bandwidth: 1, diskStreamBandwidth: 16 * MiB },
+    { ...params, bandwidth: 1, diskStreamBandwidth: MiB },
     POSTCOPY | VIR_MIGRATE_STREAM_DISKS,
   )
   await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
@@ -67,6 +67,8 @@ test('memory follows a guest that runs elsewhere already, and its disk follows a
   assert.deepEqual(lifecycleOf(left), [`${VIR_DOMAIN_EVENT_SUSPENDED}/${VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY}`])
   assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY })
   assert.ok(((await dom.getJobStats()).memPostcopyRequests ?? 0) > 0)
+  await until('its disk follows', async () => (await moved.streamDiskInfo()).length === 1)
+  await moved.blockJobSetSpeed('vda', 0)
   await until('the source is free', async () => (await dom.getState()).state === VIR_DOMAIN_SHUTOFF)
   await assertWhole(t, there, memory)
 })

@@ -38,7 +38,7 @@ test('a guest boots on an overlay, its disk is streamed while it works, and in t
   await guest.work('vda')
 
   const events = recordEvents(root.conn)
-  const stream = await dom.stream('vda', { bandwidth: 32 * MiB })
+  const stream = await dom.stream('vda', { bandwidth: MiB })
   const states = await dom.streamDiskInfo()
   assert.deepEqual(states, [
     {
@@ -48,10 +48,11 @@ test('a guest boots on an overlay, its disk is streamed while it works, and in t
       disk: 'vda',
       mode: 'full',
       engine: 'pull',
-      bandwidth: 32 * MiB,
+      bandwidth: MiB,
       status: 'running',
     },
   ])
+  await stream.setBandwidth(32 * MiB)
   const offsets: number[] = []
   for await (const progress of stream) offsets.push(progress.offset)
   await stream.finished
@@ -104,20 +105,17 @@ test('a stream that is stopped keeps what it copied, and the next one goes on fr
   const events = recordEvents(root.conn)
   const offsetOf = async (): Promise<number> => (await dom.streamDiskInfo())[0]?.offset ?? -1
 
-  const bandwidth = 16 * MiB
-  assert.equal(await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth }), 0)
-  await until('24 MiB are copied', async () => (await offsetOf()) >= 24 * MiB)
+  assert.equal(await dom.streamDisk('vda', 0, VIR_STREAM_DISK_START, { bandwidth: 4 * MiB }), 0)
+  await until('8 MiB are copied', async () => (await offsetOf()) >= 8 * MiB)
   const reached = await offsetOf()
   assert.equal(await dom.streamDisk('vda', 0, VIR_STREAM_DISK_STOP), 0)
   assert.deepEqual(await dom.streamDiskInfo(), [])
   assert.equal(await backingOf(path), base.path)
   assert.match(await dom.getXMLDesc(0), /<backingStore type='file'/)
 
-  const began = performance.now()
-  const stream = await dom.stream('vda', { bandwidth })
+  // what has been copied is not copied again: that would take longer than is waited for
+  const stream = await dom.stream('vda', { bandwidth: 64 * 1024 })
   await until('the second stream is where the first one was', async () => (await offsetOf()) >= reached)
-  const catchUp = performance.now() - began
-  assert.ok(catchUp < (reached / bandwidth) * 500, `${catchUp} ms to pass ${reached} bytes that had been copied`)
   await stream.setBandwidth(0)
   await stream.finished
   const statuses = events.flatMap((event) => (event.kind === 'block-job' ? [event.status] : []))
@@ -192,9 +190,10 @@ test('two disks of a guest are streamed at once while it works on both', async (
   await guest.base('vdb', 8, bases[1].size)
   await guest.work('vda')
   await guest.work('vdb')
-  const bandwidth = 16 * MiB
+  const bandwidth = MiB
   const streams = await Promise.all([dom.stream('vda', { bandwidth }), dom.stream('vdb', { bandwidth })])
   assert.deepEqual((await dom.streamDiskInfo()).map((state) => state.disk).toSorted(), ['vda', 'vdb'])
+  for (const stream of streams) await stream.setBandwidth(16 * MiB)
   await Promise.all(streams.map((stream) => stream.finished))
   await guest.stop()
   for (const [i, disk] of ['vda', 'vdb'].entries()) {

@@ -84,7 +84,7 @@ test('a command moves a guest between two roots of this host, and daemons stay u
   await ensureDaemon(there.root)
   await ensureDaemon(here.root)
   const streams = async (): Promise<string> => (await cli(['-c', there.uri, 'stream-info', 'guest'])).stdout
-  await until('the hosts have found each other', async () => / running$/m.test(await streams()), 60_000)
+  await until('the hosts have found each other', async () => / running$/m.test(await streams()))
   await cli(['-c', there.uri, 'blockjob', 'guest', 'vda', '--bandwidth', '0'])
   const state = async (): Promise<string> => (await cli(['-c', here.uri, 'domstate', 'guest'])).stdout
   await until('the source lets go', async () => (await state()).startsWith('shut off'), 120_000)

@@ -20,7 +20,7 @@ async function connectMonitor(socketPath: string, events: QmpEvent[]): Promise<Q
       await once(socket, 'connect')
       return await QmpClient.connect(socket, { timeout: 20_000, onEvent: (event) => events.push(event) })
     } catch (error) {
-      if (tries > 200) throw error
+      if (tries > 2_400) throw error
       await delay(25)
     }
   }

@@ -121,7 +121,7 @@ export class Guest implements Disposable {
   }
 
   /** Connects to the serial line's unix socket, which may still have to appear. */
-  static async connect(path: string, timeout = 10_000): Promise<Guest> {
+  static async connect(path: string, timeout = 60_000): Promise<Guest> {
     const end = performance.now() + timeout
     for (;;) {
       const socket = createConnection(path)
@@ -138,9 +138,10 @@ export class Guest implements Disposable {
   /** Resolves when the agent answers: just booted, or up for long. */
   async ready(timeout = 120_000): Promise<void> {
     const end = performance.now() + timeout
-    for (;;) {
+    // what is said before it listens is lost; on a busy machine an answer takes its time
+    for (let patience = Math.min(500, timeout); ; patience = Math.min(2 * patience, 2_000)) {
       try {
-        await this.command('ping', { timeout: Math.min(500, timeout) })
+        await this.command('ping', { timeout: patience })
         return
       } catch (error) {
         if (this.#ended !== undefined || performance.now() > end) throw error

@@ -28,7 +28,7 @@ export class Server {
     const child = spawn(this.#program, this.#args, { stdio: 'ignore' })
     this.#child = child
     for (let tries = 0; !(await this.#answers()); tries++) {
-      if (tries > 200 || child.exitCode !== null) throw new Error(`'${this.#program}' does not come up`)
+      if (tries > 2_400 || child.exitCode !== null) throw new Error(`'${this.#program}' does not come up`)
       await delay(25)
     }
     return this
