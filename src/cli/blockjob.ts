@@ -107,7 +107,8 @@ async function abortJob(context: Context, domain: Domain, disk: string, options:
   const flags =
     (options.flag('async') ? c.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC : 0) |
     (options.flag('pivot') ? c.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT : 0)
-  await context.attempt(`Failed to abort the job of disk '${disk}' of domain '${domain.name}'`, () =>
+  const what = options.flag('pivot') ? 'conclude' : 'abort'
+  await context.attempt(`Failed to ${what} the job of disk '${disk}' of domain '${domain.name}'`, () =>
     domain.blockJobAbort(disk, flags),
   )
 }

@@ -31,6 +31,10 @@ export function lockDriver(name: LockDriverName, options: LockDriverOptions = {}
   const { directory, hostId, runDir, ioTimeout } = options
   if (directory === undefined) throw fail('VIR_ERR_INVALID_ARG', `lock driver '${name}' needs a directory`)
   if (name === 'ofd') return ofdLocks({ directory })
-  if (hostId === undefined) throw fail('VIR_ERR_INVALID_ARG', `lock driver '${name}' needs a number for this host`)
+  if (hostId === undefined)
+    throw fail(
+      'VIR_ERR_INVALID_ARG',
+      `lock driver '${name}' needs the number of this host, 'hostId' (in etc/qemu.json 'sanlockHostId')`,
+    )
   return sanlockLocks({ directory, hostId, ...(runDir && { runDir }), ...(ioTimeout && { ioTimeout }) })
 }

@@ -1,6 +1,6 @@
 import { connect, Socket } from 'node:net'
 import { errorCodes } from '../error-codes.gen.js'
-import { type Fail, failFrom, messageOf, type VirErrorCode } from '../error.js'
+import { type Fail, failFrom, messageOf, type VirErrorCode, wordsOf } from '../error.js'
 import { decodeRemoteError, encodeMessage, messageTypes, RpcFraming, type RpcMessage, statuses } from './rpc-message.js'
 import { LOCK_PROGRAM, LOCK_VERSION, type LockProcedure, lockProcedures } from './virtlockd-protocol.js'
 
@@ -34,7 +34,7 @@ export class VirtlockdClient implements Disposable {
     await new Promise<void>((resolve, reject) => {
       socket.once('connect', resolve)
       socket.once('error', (error) => {
-        reject(fail('VIR_ERR_SYSTEM_ERROR', `cannot connect to virtlockd at '${path}': ${error.message}`, error))
+        reject(fail('VIR_ERR_SYSTEM_ERROR', `cannot connect to virtlockd at '${path}': ${wordsOf(error)}`, error))
       })
     })
     return new VirtlockdClient(socket)

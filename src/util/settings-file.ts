@@ -29,7 +29,9 @@ export async function readSettingsFile<Settings>(path: string, schema: URL): Pro
     JSON.parse(readFileSync(schema, 'utf8')) as object,
   )
   if (validate(settings)) return settings
-  const wrong = [...new Set((validate.errors ?? []).filter(({ keyword }) => keyword !== 'const').map(sentence))]
+  const wrong = [
+    ...new Set((validate.errors ?? []).filter(({ keyword }) => !/^(const|oneOf)$/.test(keyword)).map(sentence)),
+  ]
   throw fail('VIR_ERR_CONF_SYNTAX', `'${path}': ${wrong.join('; ')}`)
 }
 

@@ -11,7 +11,17 @@ import {
   VIR_STREAM_DISK_START,
   type Domain,
 } from '../../src/index.js'
-import { diskXml, plainXml, powerOff, startGuest, startPlain, testRoot, until, virError } from '../support/domain.js'
+import {
+  diskXml,
+  plainXml,
+  powerOff,
+  reopen,
+  startGuest,
+  startPlain,
+  testRoot,
+  until,
+  virError,
+} from '../support/domain.js'
 import { backingOf, emptyImage, overlay, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
@@ -88,6 +98,28 @@ for (const engine of ['job', 'pull'] as const) {
     await assertStreamed({ dom, guest, path, base })
   })
 }
+
+test('a base that went away while no process was there is known to be away at once, and another one is given', async (t) => {
+  if (!requires(t, ...programs)) return
+  const { root, base, server, path } = await images(t)
+  const { dom, guest } = await startGuest(t, root, { name: 'moved-alone', devices: diskXml('vda', path) })
+  await guest.base('vda', base.seed, base.size)
+  await dom.stream('vda', { bandwidth: 2 * MiB, engine: 'job' })
+  await until('the stream moves', async () => (await offsetOf(dom)) > 1 * MiB)
+  await root.conn.close()
+  await server.kill()
+  await reopen(root)
+  const again = await root.conn.domainLookupByName('moved-alone')
+  const [state] = await again.streamDiskInfo()
+  assert.equal(state?.status, 'waiting')
+  assert.match(state.error ?? '', /^the base does not answer: /)
+  await again.streamDiskSetBase('vda', base.path)
+  await guest.command('ping')
+  const stream = await again.attachStream('vda')
+  await stream.setBandwidth(0)
+  await stream.finished
+  await assertStreamed({ dom: again, guest, path, base })
+})
 
 test('a guest that was paused for want of its base goes on with another one, also after its next start', async (t) => {
   if (!requires(t, ...programs)) return

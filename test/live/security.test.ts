@@ -158,9 +158,10 @@ test('settings that are wrong keep the root closed and say what is wrong', async
     ['{"securty": []}', /there is no setting 'securty'/],
     [
       '{"security": ["smack"]}',
-      /setting 'security' must be equal to one of the allowed values: dac, selinux, apparmor/,
+      /setting 'security' must be equal to one of the allowed values: dac, selinux, apparmor, not 'smack'$/,
     ],
     ['{"security": ["dac", "dac"]}', /setting 'security' must NOT have duplicate items/],
+    ['{"user": "nobody"}', /setting 'user' needs 'dac' in 'security'/],
   ] as const) {
     await writeFile(settings, text)
     await assert.rejects(reopen(root), virError('VIR_ERR_CONF_SYNTAX', message))

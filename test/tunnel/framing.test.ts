@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { TunnelError } from '../../src/tunnel/error.js'
 import { frame, FrameReader, frameTypes, reasonPayload, type Frame } from '../../src/tunnel/framing.js'
@@ -114,4 +115,40 @@ test('our own frames are never longer than they may be', () => {
   assert.throws(() => helloPayload({ version: 1, oldest: 1, token: 'x'.repeat(513), params: {} }), { code: 'EINVAL' })
   assert.throws(() => openPayload({ window: 1, service: 'x', params: long }), { code: 'EINVAL' })
   assert.throws(() => frame(frameTypes.fin, 1, Buffer.alloc(1)), RangeError)
+})
+
+test('frames are byte for byte what docs/tunnel.md says', () => {
+  const hello = helloPayload({ version: 1, oldest: 1, token: 'tok', params: { a: 1 } })
+  assert.equal(hello.toString('latin1'), 'VSTUNNEL\0\x01\0\x01\0\x03tok{"a":1}')
+  const open = openPayload({ window: 0x40000, service: 'qmp', params: {} })
+  assert.equal(open.toString('latin1'), '\0\x04\0\0\0\x03qmp{}')
+  assert.equal(acceptPayload({ window: 0x10000, params: {} }).toString('latin1'), '\0\x01\0\0{}')
+  const page = readFileSync(new URL('../../../docs/tunnel.md', import.meta.url), 'utf8')
+  const rows = [...page.matchAll(/^\| (\d+) +\| ([A-Z]+) +\| (link|channel|both) +\| .* \| (\d+)(?:–(\d+))? +\|$/gm)]
+  const names = Object.keys(frameTypes).map((name) => name.toUpperCase())
+  assert.deepEqual(
+    rows.map(([, type, name]) => [name, Number(type)]),
+    names.map((name, index) => [name, index + 1]),
+  )
+  const isTaken = (type: number, length: number, channel: number): boolean => {
+    const header = Buffer.alloc(8)
+    header.writeUInt32BE(type * 0x1000000 + length)
+    header.writeUInt32BE(channel, 4)
+    try {
+      new FrameReader().push(header, () => undefined)
+      return true
+    } catch {
+      return false
+    }
+  }
+  for (const [, number, name, on, least, most = least] of rows) {
+    const [type, from, to] = [Number(number), Number(least), Number(most)]
+    const of = on === 'link' ? 0 : 1
+    assert.ok(isTaken(type, from, of) && isTaken(type, to, of), name)
+    assert.ok(
+      !isTaken(type, to + 1, of) && (from === 0 || !isTaken(type, from - 1, of)),
+      `${name ?? ''}: other lengths`,
+    )
+    assert.equal(isTaken(type, from, 1 - of), on === 'both', `${name ?? ''}: the other kind of channel`)
+  }
 })

@@ -70,8 +70,12 @@ export class BlockJob {
   /** bytes, as of the last look */
   offset: number
   size = 0
-  /** when `offset` moved last (performance.now) */
+  /** when it began or `offset` was last seen to move (performance.now) */
   movedAt = performance.now()
+  /** an earlier process began it */
+  inherited = false
+  /** its first position tells where it has come while nobody looked, not that it moves */
+  #behind = false
   /** why it stands still; undefined while it moves */
   waiting: string | undefined
   /** an error has brought it to a halt, from which somebody has to wake it */
@@ -123,11 +127,21 @@ export class BlockJob {
     if (status === 'ready' || status === 'standby') this.ready = true
   }
 
+  /** It is taken over from an earlier process: nobody has seen it move since. */
+  inherit(): void {
+    this.inherited = true
+    this.#behind = true
+    this.movedAt = -Infinity
+  }
+
   /** Takes a new position in: `offset` only grows, whatever QEMU counts anew. */
   advance(offset: number, size: number): boolean {
     this.size = size
+    const behind = this.#behind
+    this.#behind = false
     if (offset <= this.offset) return false
     this.offset = offset
+    if (behind) return true
     this.movedAt = performance.now()
     this.goneAt = undefined
     this.stuck = false

@@ -1,5 +1,6 @@
 /** `etc/qemu.json` of a root. */
 import { join } from 'node:path'
+import { failFrom } from '../../error.js'
 import type { LockDriverName } from '../../locking/drivers.js'
 import { readSettingsFile } from '../../util/settings-file.js'
 import type { StreamLimits } from '../blocks/budget.js'
@@ -24,7 +25,20 @@ export interface Settings {
 
 const SCHEMA = new URL('../../../../schemas/qemu.json', import.meta.url)
 
-/** VIR_ERR_CONF_SYNTAX for what is no JSON or not as the schema wants it; a file that is not there says nothing. */
+const fail = failFrom('VIR_FROM_CONF')
+
+/**
+ * VIR_ERR_CONF_SYNTAX for what is no JSON, not as the schema wants it, or a user without the driver that heeds it; a file that
+ * is not there says nothing.
+ */
 export async function readSettings(root: Root): Promise<Settings> {
-  return (await readSettingsFile<Settings>(join(root.path, 'etc/qemu.json'), SCHEMA)) ?? {}
+  const path = join(root.path, 'etc/qemu.json')
+  const settings = (await readSettingsFile<Settings>(path, SCHEMA)) ?? {}
+  const lost = (['user', 'group'] as const).find((key) => settings[key] !== undefined)
+  if (lost !== undefined && settings.security !== 'none' && !settings.security?.includes('dac'))
+    throw fail(
+      'VIR_ERR_CONF_SYNTAX',
+      `'${path}': setting '${lost}' needs 'dac' in 'security', QEMU would run as who starts it`,
+    )
+  return settings
 }

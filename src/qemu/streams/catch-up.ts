@@ -33,6 +33,7 @@ async function catchUp(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> {
   if (vm.host !== host) return
   for (const job of host.blockJobs.all) {
     const status = infos.find(({ id }) => id === job.record.id)?.status
+    job.inherit()
     restAtFirst(host, job)
     if (job.record.queued === true) await goOnWaiting(qemu, host, job)
     else if (status === undefined) await beginAgain(qemu, vm, host, job)

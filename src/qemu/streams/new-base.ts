@@ -142,7 +142,9 @@ async function makePassable(
   if (!isNbd(old)) return undefined
   const job = host.blockJobs.ofDisk(disk.target)
   const moves = job !== undefined && job.waiting === undefined && performance.now() - job.movedAt < LIVELY
-  if (moves || (await isServed(old)) || failsAtOnce(vm, host, disk, old)) return undefined
+  // a server may take one client only, and QEMU is that; one that is gone takes none
+  const serves = moves ? (await linkProblem(old)) === undefined : await isServed(old)
+  if (serves || failsAtOnce(vm, host, disk, old)) return undefined
   return StandIn.open(old, fresh, host.access)
 }
 

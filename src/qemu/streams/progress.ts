@@ -148,10 +148,11 @@ async function flushWhenDue(
   flushedAt: Map<BlockJob, number>,
 ): Promise<void> {
   const now = performance.now()
-  // at the first look the stream has just begun; a short one is over before a flush is due
-  const last = flushedAt.get(job) ?? now - INTERVAL
+  // at the first look a stream has just begun, unless it was taken over; a short one is over before a flush is due
+  const last = flushedAt.get(job) ?? (job.inherited ? -Infinity : now - INTERVAL)
   flushedAt.set(job, last)
-  if (job.movedAt <= last || now - last < FLUSH_INTERVAL) return
+  const hasNews = last === -Infinity || job.movedAt > last
+  if (!hasNews || now - last < FLUSH_INTERVAL) return
   flushedAt.set(job, now)
   await host.exports
     .flush(job.record.disk)
