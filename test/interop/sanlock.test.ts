@@ -85,6 +85,6 @@ test('a daemon that is not there is said before anything starts', async (t) => {
   rmSync(folder, { recursive: true })
   await assert.rejects(
     lockDriver('sanlock', { directory: '/x' }),
-    virError('VIR_ERR_INVALID_ARG', /number for this host/),
+    virError('VIR_ERR_INVALID_ARG', /number of this host, 'hostId'/),
   )
 })
