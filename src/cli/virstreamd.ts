@@ -14,7 +14,7 @@ import { packageVersion } from '../util/package.js'
 import { defaultUri } from './context.js'
 import type { Io } from './context.js'
 import { daemonHelp, daemonOptions } from './virstreamd-help.js'
-import { parseCount } from './values.js'
+import { parseCount, UsageError } from './values.js'
 
 interface Given {
   root?: string
@@ -65,7 +65,7 @@ async function serve(given: Given, io: Io, ready: (what: Readiness) => void): Pr
   const { untilIdle: idle } = given
   const seconds = idle === true ? PATIENCE : idle && parseCount('--until-idle', idle, 1)
   const settings = await readDaemonSettings(root)
-  const level = given.logLevel ?? settings.logLevel ?? 'info'
+  const level = logLevel(given.logLevel) ?? settings.logLevel ?? 'info'
   const logger = pino({ level, base: { pid: process.pid } }, pino.destination({ fd: 2, sync: true }))
   const unix = given.unix ?? (settings.unix === undefined ? [] : [settings.unix])
   const daemon = await Daemon.start({
@@ -93,6 +93,12 @@ async function serve(given: Given, io: Io, ready: (what: Readiness) => void): Pr
     await daemon.close()
     asked.over()
   }
+}
+
+function logLevel(given: string | undefined): string | undefined {
+  const levels = [...Object.keys(pino.levels.values), 'silent']
+  if (given === undefined || levels.includes(given)) return given
+  throw new UsageError(`--log-level must be one of ${levels.join(', ')}, not '${given}'`)
 }
 
 /** SIGTERM and SIGINT end the daemon, a second one at once; SIGHUP has nothing to do. */

@@ -1,5 +1,6 @@
 /** The daemon: one hypervisor, opened once, for clients on unix sockets, on TLS, or on this host's loopback. */
 import { existsSync } from 'node:fs'
+import { isAbsolute } from 'node:path'
 import type { Logger } from 'pino'
 import type { HypervisorDriver } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
@@ -139,6 +140,7 @@ function authorize(peer: Peer): { program: string } {
 
 /** A path that nobody listens at; what a daemon left there that was killed is in nobody's way. */
 async function freePath(path: string): Promise<{ unix: string }> {
+  if (!isAbsolute(path)) throw fail('VIR_ERR_INVALID_ARG', `a unix socket needs an absolute path, not '${path}'`)
   const socket = existsSync(path) ? await unixSocket(path).catch(() => undefined) : undefined
   if (socket === undefined) return { unix: path }
   socket.destroy()

@@ -162,6 +162,13 @@ test('a command line that is none is refused before anything is opened', async (
   const { root } = await place(t)
   const wrong = await daemonProcess(t, root, ['--until-idle', 'soon'])
   assert.match((await wrong.end()).stderr, /--until-idle must be a whole number/)
+  const level = await daemonProcess(t, root, ['--log-level', 'loud'])
+  assert.match((await level.end()).stderr, /^error: --log-level must be one of trace, .*, silent, not 'loud'\n$/)
+  const socket = await daemonProcess(t, root, ['--unix', 'here.sock'])
+  assert.match(
+    (await socket.end()).stderr,
+    /a unix socket needs an absolute path, not 'here.sock' \(VIR_ERR_INVALID_ARG\)/,
+  )
   const relative = await daemonProcess(t, 'not/absolute')
   assert.match((await relative.end()).stderr, /root must be an absolute path/)
 })
