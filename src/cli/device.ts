@@ -103,22 +103,40 @@ const updateDeviceCommand: CommandSpec = {
 
 const buses: Readonly<Record<string, string>> = { vd: 'virtio', sd: 'scsi', hd: 'ide', fd: 'fdc' }
 
+function sourceType(options: Values): string | undefined {
+  const type = options.text('sourcetype')
+  if (type === undefined || type === 'file' || type === 'block') return type
+  throw new CommandError(`Unknown source type '${type}': 'file' or 'block'`)
+}
+
 /** The element of a disk, read back so that a word that is none is refused here. */
 function diskXml(source: string, target: string, options: Values): string {
   const mode = options.text('mode')
   if (mode !== undefined && mode !== 'readonly' && mode !== 'shareable')
     throw new CommandError(`No support for '${mode}' in command 'attach-disk'`)
-  const block = statSync(source, { throwIfNoEntry: false })?.isBlockDevice() === true
+  const isBlock = statSync(source, { throwIfNoEntry: false })?.isBlockDevice() === true
   const [cache, io, serial] = [options.text('cache'), options.text('io'), options.text('serial')]
+  const [alias, wwn, iothread] = [options.text('alias'), options.text('wwn'), options.count('iothread')]
   const disk = {
     device: options.text('type') ?? 'disk',
     target,
     bus: options.text('targetbus') ?? buses[target.slice(0, 2)] ?? 'virtio',
-    driver: { name: options.text('driver') ?? 'qemu', ...(cache && { cache }), ...(io && { io }) },
-    source: { type: block ? 'block' : 'file', path: source, format: options.text('subdriver') ?? 'raw' },
+    driver: {
+      name: options.text('driver') ?? 'qemu',
+      ...(cache && { cache }),
+      ...(io && { io }),
+      ...(iothread !== undefined && { iothread }),
+    },
+    source: {
+      type: sourceType(options) ?? (isBlock ? 'block' : 'file'),
+      path: source,
+      format: options.text('subdriver') ?? 'raw',
+    },
     readonly: mode === 'readonly',
     shareable: mode === 'shareable',
     ...(serial && { serial }),
+    ...(wwn && { wwn }),
+    ...(alias && { alias }),
   } as DiskDef
   const xml = formatDeviceXml({ kind: 'disk', def: disk })
   parseDeviceXml(xml)
@@ -136,9 +154,13 @@ const attachDiskCommand: CommandSpec = {
     ['--subdriver <format>', "format of the image; default: 'raw'"],
     ['--cache <mode>', 'cache mode'],
     ['--io <mode>', "'native', 'threads' or 'io_uring'"],
+    ['--iothread <number>', 'I/O thread of the domain that does its work'],
+    ['--sourcetype <type>', "'file' or 'block'; default: what is at the path"],
     ['--type <type>', "'disk', 'cdrom', 'floppy' or 'lun'; default: 'disk'"],
     ['--mode <mode>', "'readonly' or 'shareable'"],
     ['--serial <text>', 'serial number that the guest sees'],
+    ['--wwn <hex>', 'world wide name that the guest sees, 16 digits'],
+    ['--alias <name>', "name of the device, 'ua-…'; default: given out"],
     ['--print-xml', 'print the XML, and attach nothing'],
     ...affectOptions,
     jsonOption,

@@ -1,6 +1,7 @@
 /** Commands that keep the running state of a domain in a file. */
 import { resolve } from 'node:path'
 import * as c from '../constants.gen.js'
+import type { Context } from './context.js'
 import { readXmlFile } from './definition.js'
 import { domainArgument } from './spec.js'
 import type { CommandSpec } from './spec.js'
@@ -17,22 +18,28 @@ function stateFlags(options: Values): number {
   return running | (options.flag('paused') ? c.VIR_DOMAIN_SAVE_PAUSED : 0)
 }
 
+async function readOptionalXml(context: Context, options: Values): Promise<string | undefined> {
+  const file = options.text('xml')
+  return file === undefined ? undefined : readXmlFile(context, file)
+}
+
 const saveCommand: CommandSpec = {
   name: 'save',
   group: 'Saved states',
   summary: 'save a running domain to a file, and stop it',
   arguments: [domainArgument, ['<file>', 'where its memory and state go']],
-  options: stateOptions,
+  options: [['--xml <file>', 'domain XML to keep with it instead of its own, where the driver can'], ...stateOptions],
   description: [
     'Writes the memory and the state of a running domain to a file and stops it; restore lets it go on from there. Its images are not copied and must stay as they are. Not while a disk is being streamed. Ctrl-C waits until it is done; a second one leaves a paused domain and half a file.',
   ],
   examples: [['save web1 /var/tmp/web1.save', 'save web1']],
   seeAlso: ['restore', 'managedsave'],
   async run(context, [what = '', file = ''], options) {
-    const domain = await context.domain(what)
     const flags = stateFlags(options)
+    const xml = await readOptionalXml(context, options)
+    const domain = await context.domain(what)
     const failure = `Failed to save domain '${domain.name}' to ${file}`
-    await context.whole(failure, () => domain.save(resolve(file), undefined, flags))
+    await context.whole(failure, () => domain.save(resolve(file), xml, flags))
     context.say(`Domain '${domain.name}' saved to ${file}`, '')
     return undefined
   },
@@ -49,8 +56,7 @@ const restoreCommand: CommandSpec = {
   seeAlso: ['save', 'resume'],
   async run(context, [file = ''], options) {
     const flags = stateFlags(options)
-    const xmlFile = options.text('xml')
-    const xml = xmlFile === undefined ? undefined : await readXmlFile(context, xmlFile)
+    const xml = await readOptionalXml(context, options)
     const conn = await context.connection()
     await context.attempt(`Failed to restore domain from ${file}`, () => conn.domainRestore(resolve(file), xml, flags))
     context.say(`Domain restored from ${file}`, '')

@@ -115,6 +115,13 @@ test('a saved domain is restored, from a file that is named from here', async (t
   t.after(() => rm(folder, { recursive: true }))
   const file = join(folder, 'test.save')
   assert.equal(await prints('save', 'test', file), `Domain 'test' saved to ${file}\n\n`)
+  const none = join(folder, 'none.xml')
+  const missing = `error: Failed to open file '${none}': No such file or directory\n`
+  for (const words of [
+    ['save', 'test', file],
+    ['restore', file],
+  ])
+    assert.equal(await fails(...words, '--xml', none), missing)
   assert.match(
     await fails('restore', file),
     /^error: Failed to restore domain from .*\nerror: .*VIR_ERR_OPERATION_INVALID/,

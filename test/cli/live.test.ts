@@ -159,7 +159,7 @@ test('disks are attached and detached, and a base that has moved is told', async
     return disks.map(({ target }) => target)
   }
   await sh.ok('start', 'guest', '--paused')
-  const attach = ['attach-disk', 'guest', image, 'vdb', '--subdriver', 'qcow2']
+  const attach = ['attach-disk', 'guest', image, 'vdb', '--subdriver', 'qcow2', '--serial', 's1', '--alias', 'ua-data']
   assert.match(
     await sh.ok(...attach, '--print-xml'),
     /^<disk type='file' device='disk'>[^]*<target dev='vdb' bus='virtio'/,
@@ -172,6 +172,10 @@ test('disks are attached and detached, and a base that has moved is told', async
       ['vda', 'vdb'],
     ],
   )
+  assert.match(await sh.ok('domblkinfo', 'guest', 'ua-data'), /^Capacity: +1048576\n/)
+  const words = ['--sourcetype', 'block', '--wwn', '5000c50015ea71ad', '--iothread', '1', '--print-xml']
+  const xml = await sh.ok('attach-disk', 'guest', '/dev/none', 'sda', ...words)
+  assert.match(xml, /^<disk type='block'[^]* iothread='1'[^]*<source dev='\/dev\/none'[^]*<wwn>5000c50015ea71ad<\/wwn>/)
   const again = await sh.run(...attach)
   assert.match(
     again.stderr,
