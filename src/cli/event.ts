@@ -1,5 +1,5 @@
 import type { ConnectEvent, DomainEvents, EventKind } from '../api/event-hub.js'
-import type { Context } from './context.js'
+import { CommandError, type Context } from './context.js'
 import type { CommandSpec } from './spec.js'
 import { UsageError } from './values.js'
 import type { Values } from './values.js'
@@ -64,6 +64,8 @@ async function loop(
   try {
     for await (const event of events) {
       show(context, event, options)
+      // not what was waited for, and nothing comes after it
+      if (event.kind === 'close') throw new CommandError(eventWords(event))
       count += 1
       if (!options.flag('loop')) break
     }
@@ -92,6 +94,7 @@ export const eventCommand: CommandSpec = {
   ],
   description: [
     'Waits for events and prints each as a line. With qemu:///embed the driver works inside this process, so this command has the tree open while it waits: another command on the same tree is refused meanwhile, unless a virstreamd serves it.',
+    'A connection that breaks ends it as a failure.',
     'A program that wants events while it works uses the library: `for await (const event of conn.domainEvents())`.',
   ],
   examples: [

@@ -114,6 +114,19 @@ test('a daemon for a while is started once, serves, and ends when nobody needs i
   assert.match(await readFile(join(root, 'log/virstreamd.log'), 'utf8'), /"ready"/)
 })
 
+test('a command that waits for events fails when its connection breaks', async (t) => {
+  const { root, uri } = await place(t)
+  const daemon = await daemonProcess(t, root)
+  const listeners = process.listenerCount('SIGINT')
+  const waiting = cli(['-c', uri, 'event', '--event', 'block-job'])
+  await until('it waits', () => process.listenerCount('SIGINT') > listeners)
+  await daemon.end('SIGKILL')
+  const { status, stdout, stderr } = await waiting
+  assert.equal(status, 1)
+  assert.match(stdout, /^event 'close': the connection broke: .*\n$/)
+  assert.match(stderr, /^error: the connection broke: .*\n$/)
+})
+
 test('settings stand in a file of the root, and wrong ones keep a daemon from starting', async (t) => {
   const { folder, root } = await place(t)
   await mkdir(join(root, 'etc'), { recursive: true })
