@@ -1,6 +1,7 @@
 /** Memory that follows its guest: real guests that know what their memory and their disk must hold. */
 import assert from 'node:assert/strict'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { Stack } from '../../scripts/program.js'
@@ -33,7 +34,7 @@ import {
 } from '../../src/index.js'
 import { run } from '../../src/util/run.js'
 import { diskXml, lifecycleOf, recordEvents, startPlain, testRoot, until, virError } from '../support/domain.js'
-import { reconnect, twoApart } from '../support/apart.js'
+import { reconnect, stepsOf, twoApart } from '../support/apart.js'
 import { dacRoot } from '../support/dac.js'
 import { daemonRoot } from '../support/daemon-root.js'
 import { emptyImage, temporaryFolder } from '../support/images.js'
@@ -50,15 +51,30 @@ test('memory follows a guest that runs elsewhere already, and its disk follows a
   const { dom, params, guest, memory } = await guestWithMemory(t, here, there)
   await guest.work('vda')
   const [left, arrived] = [recordEvents(here.conn), recordEvents(there.conn)]
+  // what cannot be written down just then costs nothing: there is no way back
+  const full: string[] = []
+  const [hereAt, thereAt] = [here, there].map(({ folder }) => stepsOf(join(folder, 'root')))
+  const isFull = (step: string): never => {
+    full.push(step)
+    throw new Error('no space left on device')
+  }
+  hereAt?.('< write record.json switched', () => isFull('switched'))
+  thereAt?.('< write record.json loaded', () => {
+    thereAt('< write record.json streaming', () => isFull('streaming'))
+    isFull('loaded')
+  })
+  await mkdir(join(there.folder, 'root/etc/qemu/guest.xml'), { recursive: true })
   const going = start(
     dom,
     there,
     { ...params, bandwidth: 1, diskStreamBandwidth: MiB },
-    POSTCOPY | VIR_MIGRATE_STREAM_DISKS,
+    POSTCOPY | VIR_MIGRATE_STREAM_DISKS | VIR_MIGRATE_PERSIST_DEST,
   )
   await until('memory goes over', async () => (await dom.getJobStats()).memProcessed > 0)
   await dom.migrateStartPostCopy()
   const moved = await going
+  assert.deepEqual(full.sort(), ['loaded', 'streaming', 'switched'])
+  assert.equal(await moved.isPersistent(), false)
   assert.deepEqual(await moved.getState(), { state: VIR_DOMAIN_RUNNING, reason: VIR_DOMAIN_RUNNING_MIGRATED })
   assert.deepEqual(lifecycleOf(arrived).slice(-2), [
     `${VIR_DOMAIN_EVENT_RESUMED}/${VIR_DOMAIN_EVENT_RESUMED_POSTCOPY}`,

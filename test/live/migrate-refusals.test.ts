@@ -40,6 +40,7 @@ import {
 } from '../support/domain.js'
 import { emptyImage, overlay, patternImage, temporaryFolder, type Cleanup } from '../support/images.js'
 import { requires } from '../support/requires.js'
+import { stepsOf } from '../support/apart.js'
 
 const STREAM = VIR_MIGRATE_LIVE | VIR_MIGRATE_STREAM_DISKS
 
@@ -106,6 +107,14 @@ test('a guest that cannot be let run at the destination goes on here, with the r
   assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
   await assertStays(here, there, dom)
   await rmdir(inTheWay)
+  // nor can that it runs there
+  stepsOf(join(there.folder, 'root'))('< write record.json streaming', () => {
+    throw new Error('no space left on device')
+  })
+  const full = dom.migrate(there.conn, { destinationXML: xml }, STREAM | VIR_MIGRATE_PERSIST_DEST)
+  await assert.rejects(full, virError('VIR_ERR_SYSTEM_ERROR', /record\.json[^;]*$/))
+  assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
+  await assertStays(here, there, dom)
 
   const moved = await dom.migrate(there.conn, { destinationXML: xml }, STREAM | VIR_MIGRATE_PERSIST_DEST)
   const places = await moved.getXMLDesc(VIR_DOMAIN_XML_INACTIVE)

@@ -82,7 +82,7 @@ export class CutLink {
 /** Does something at a step of a host (`steps.ts`), once. */
 export type AtStep = (step: string, work: () => void) => void
 
-function stepsOf(folder: string): AtStep {
+export function stepsOf(folder: string): AtStep {
   let wanted: { step: string; work: () => void } | undefined
   countSteps(folder, (step) => {
     if (wanted === undefined || step !== wanted.step) return

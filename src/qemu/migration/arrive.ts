@@ -7,7 +7,7 @@ import * as c from '../../constants.gen.js'
 import type { DomainRef } from '../../driver.js'
 import { failFrom } from '../../error.js'
 import type { LockCookie } from '../../locking/lock-driver.js'
-import { saveConfig } from '../core/config.js'
+import { deleteConfig, saveConfig } from '../core/config.js'
 import { emitLifecycle } from '../core/emit.js'
 import { nameOverlays, removeFinals } from './final.js'
 import { storageOf } from './flags.js'
@@ -43,7 +43,8 @@ export async function finish(qemu: Qemu, incoming: Incoming, locks?: LockCookie)
     if (storageOf(record.flags) === 'shared') await live.access.setDiskLocks(sharedDisks(live), 'held', locks)
     // who called it off was told that it would not run here
     if (incoming.cancelling !== undefined) throw fail('VIR_ERR_OPERATION_FAILED', 'it was called off meanwhile')
-    if ((record.flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0) keepDefinition(qemu, incoming, live)
+    if ((record.flags & c.VIR_MIGRATE_PERSIST_DEST) !== 0)
+      incoming.unlessItMustCome(() => keepDefinition(qemu, incoming, live))
     if (storageOf(record.flags) === 'stream') record.def = remainsOf(live.def, record)
     incoming.enter('streaming')
     vm.remains = record.def
@@ -119,6 +120,7 @@ async function end(qemu: Qemu, incoming: Incoming, why: string): Promise<void> {
   const { vm, record } = incoming
   incoming.reason ||= why
   if (vm.live !== undefined) await endWaiting(vm.live)
+  undefineMade(qemu, incoming)
   removeMade(record)
   await incoming.forget()
   qemu.forgetIfNothing(vm)
@@ -179,6 +181,13 @@ async function done(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { operation } = stats.now
   qemu.host.emit({ kind: 'job-completed', domain: vm.ref, operation, stats: stats.now })
 }
+/** The definition that was made for a guest that will not come, or has gone again. */
+export function undefineMade(qemu: Qemu, { vm, record }: Incoming): void {
+  if (record.defined !== true || vm.config === undefined) return
+  deleteConfig(qemu.root, vm.name)
+  vm.config = undefined
+}
+
 /** The images that were made for a guest that will not come. */
 export function removeMade(record: MigrationRecord): void {
   for (const path of record.made ?? []) rmSync(path, { force: true })

@@ -1,9 +1,8 @@
 /** What the destination of a migration does when its guest is wanted back before all of its disks are here. */
 import * as c from '../../constants.gen.js'
 import { failFrom } from '../../error.js'
-import { deleteConfig } from '../core/config.js'
 import type { Incoming } from './incoming.js'
-import { removeMade } from './arrive.js'
+import { removeMade, undefineMade } from './arrive.js'
 import { MigrationCommands } from '../monitor/migration-commands.js'
 import { openMemory } from '../../migration/memory-way.js'
 import { SERVICE } from '../../migration/link.js'
@@ -126,10 +125,7 @@ export async function giveUp(qemu: Qemu, incoming: Incoming): Promise<void> {
       live.exitCause = { reason: c.VIR_DOMAIN_SHUTOFF_MIGRATED, detail: c.VIR_DOMAIN_EVENT_STOPPED_MIGRATED }
       await terminate(live.process, live.ended, false)
     }
-    if (record.defined === true && vm.config !== undefined) {
-      deleteConfig(qemu.root, vm.name)
-      vm.config = undefined
-    }
+    undefineMade(qemu, incoming)
     vm.remains = undefined
     removeMade(record)
   })

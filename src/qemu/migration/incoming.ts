@@ -92,8 +92,25 @@ export class Incoming {
   }
 
   enter(phase: MigrationPhase): void {
-    this.record.phase = phase
-    this.save()
+    const { record } = this
+    const before = record.phase
+    record.phase = phase
+    try {
+      this.unlessItMustCome(() => this.save())
+    } catch (error) {
+      record.phase = before
+      throw error
+    }
+  }
+
+  /** What cannot be written down keeps a guest from coming, unless its memory follows: it could not go on elsewhere any more. */
+  unlessItMustCome(write: () => void): void {
+    try {
+      write()
+    } catch (error) {
+      if (this.record.memoryFollows !== true) throw error
+      this.#qemu.warn(`domain '${this.record.name}' comes, which could not be written down: ${messageOf(error)}`)
+    }
   }
 
   /** The guest's writes stay here. */

@@ -1,7 +1,7 @@
 /** A migration away from here, as long as it lasts. */
 import type { DiskDef, DomainDef } from '../../conf/domain-def.js'
 import * as c from '../../constants.gen.js'
-import { failFrom } from '../../error.js'
+import { failFrom, messageOf } from '../../error.js'
 import type { MigrationCommands } from '../monitor/migration-commands.js'
 import { storageOf } from './flags.js'
 import type { MigrationLink } from '../../migration/link.js'
@@ -82,9 +82,17 @@ export class Outgoing {
 
   /** The guest has gone, and what it had here is written down. */
   enterSwitched(def: DomainDef): void {
-    this.record.def = def
-    if (this.record.params.writeBack === true) this.record.writeBack = 'on'
-    this.enter('switched')
+    const { record } = this
+    record.def = def
+    if (record.params.writeBack === true) record.writeBack = 'on'
+    try {
+      this.enter('switched')
+    } catch (error) {
+      // one whose memory follows could not go on here: a later process learns from QEMU where it is
+      if (record.memoryFollows !== true) throw error
+      record.phase = 'switched'
+      this.#qemu.warn(`that domain '${record.name}' has gone could not be written down: ${messageOf(error)}`)
+    }
   }
 
   /** From now on the guest's writes do not come here any more. */

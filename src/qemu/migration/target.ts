@@ -124,7 +124,7 @@ async function followMemory(qemu: Qemu, incoming: Incoming, live: Live): Promise
   }
   record.memoryFollows = follows
   vm.state = { state: c.VIR_DOMAIN_PAUSED, reason: c.VIR_DOMAIN_PAUSED_MIGRATION }
-  saveStatus(vm, live)
+  incoming.unlessItMustCome(() => saveStatus(vm, live))
   incoming.enter('loaded')
   incoming.sourceIsHere()
   if (incoming.messages === undefined) incoming.waitForSource()
