@@ -122,6 +122,8 @@ export class FollowingMemory {
   async #end(seen: Seen | undefined): Promise<void> {
     const { record } = this.#outgoing
     if (seen === 'completed') await this.#complete()
+    // the destination was quicker to say that it has all, and that ended our QEMU
+    else if (record.phase === 'released') await this.#outgoing.underJob(() => Promise.resolve()).then(this.#resolve)
     else if (seen === 'closed')
       this.#giveUp(`memory of domain '${record.name}' has still to go over; that goes on when its root is opened again`)
     else this.lost(`QEMU says '${seen ?? ''}'`)
