@@ -3,17 +3,24 @@ import assert from 'node:assert/strict'
 import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { Connect, VIR_DOMAIN_START_PAUSED, VIR_STREAM_DISK_START, type Domain, type Lease } from '../../src/index.js'
+import {
+  Connect,
+  lockDriver,
+  VIR_DOMAIN_START_PAUSED,
+  VIR_STREAM_DISK_START,
+  type Domain,
+  type Lease,
+} from '../../src/index.js'
 import { run } from '../../src/util/run.js'
 import { findProgram } from '../support/requires.js'
 import { diskXml, plainXml, qemuPid, testRoot, until, virError, type TestRoot } from '../support/domain.js'
 import { assertGivenBack, dacRoot, ownerOf, privateImages } from '../support/dac.js'
-import { backingOf, checkImage, overlay, patternImage } from '../support/images.js'
+import { backingOf, checkImage, overlay, patternImage, temporaryFolder } from '../support/images.js'
 import { assertNoDaemon, daemonPid, offlineDir, offsetOf } from '../support/offline.js'
 import { checkPattern } from '../support/pattern.js'
 import { killerOf } from '../support/killer.js'
 import { requires } from '../support/requires.js'
-import { lockManagers } from '../locking/support.js'
+import { exclusive, lockManagers, startHolding } from '../locking/support.js'
 
 const MiB = 1024 * 1024
 const needed = ['program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon'] as const
@@ -173,6 +180,28 @@ test('a start that finds an image in use names who has it', async (t) => {
     two.create(VIR_DOMAIN_START_PAUSED),
     virError('VIR_ERR_RESOURCE_BUSY', new RegExp(`^${byDaemon}$`)),
   )
+})
+
+test('a stream without a guest fails when another has got the lock of its image', async (t) => {
+  if (!requires(t, ...needed)) return
+  const lockManager = await lockDriver('ofd', { directory: await temporaryFolder(t) })
+  const root = await testRoot(t, { lockManager })
+  const base = await patternImage(root.folder, 16 * MiB)
+  const path = await overlay(root.folder, base.path)
+  const dom = await root.conn.domainDefineXML(plainXml({ name: 'robbed', devices: diskXml('vda', path) }))
+  const stream = await dom.stream('vda', { bandwidth: MiB })
+  const failed = assert.rejects(stream.finished, { name: 'VirError', code: 'VIR_ERR_OPERATION_FAILED' })
+  const [lease] = leasesOf(root)
+  assert.ok(lease !== undefined)
+  await lockManager.release(lease)
+  const thief = await startHolding(t, lockManager, 'thief', [exclusive(path)])
+  await failed
+  await until('nothing is left of it', () => readdirSync(offlineDir(root)).length === 0)
+  const busy = virError('VIR_ERR_RESOURCE_BUSY', /is in use by .*'thief'/)
+  await assert.rejects(dom.stream('vda'), busy)
+  assertNoDaemon(root, [thief.owner.pid])
+  await checkImage(path)
+  assert.equal(await backingOf(path), base.path)
 })
 
 test('a storage daemon that is gone right after its first answer is noticed at once', async (t) => {
