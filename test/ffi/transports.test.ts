@@ -12,7 +12,8 @@ import { mayUnshare, startLibvirtd } from '../support/libvirtd.js'
 import type { Libvirtd } from '../support/libvirtd.js'
 import { temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
-import { freePort, newKey, sshWith, startSshd } from '../support/sshd.js'
+import { freePort } from '../support/ports.js'
+import { newKey, sshWith, startSshd } from '../support/sshd.js'
 import { TestAuthority } from '../tunnel/pki.js'
 
 // a connection keeps no process alive, and these tests wait for events

@@ -24,9 +24,10 @@ import {
 } from '../support/domain.js'
 import { backingOf, emptyImage, overlay, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
+import { freePort } from '../support/ports.js'
 import { requires } from '../support/requires.js'
 import { assertStreamed } from '../support/streamed.js'
-import { freePort, nbdUri, qemuNbd } from '../support/servers.js'
+import { nbdUri, qemuNbd } from '../support/servers.js'
 
 const MiB = 1024 * 1024
 const programs = ['program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-nbd'] as const

@@ -8,8 +8,9 @@ import { run } from '../../src/util/run.js'
 import { diskXml, powerOff, startGuest, startPlain, testRoot, virError } from '../support/domain.js'
 import { backingOf, checkImage, overlay, ownBytes, patternImage } from '../support/images.js'
 import { BLOCK_SIZE, checkPattern } from '../support/pattern.js'
+import { freePort } from '../support/ports.js'
 import { requires, type Requirement } from '../support/requires.js'
-import { freePort, httpFile, nbdkit, nbdUri, qemuNbd } from '../support/servers.js'
+import { httpFile, nbdkit, nbdUri, qemuNbd } from '../support/servers.js'
 import { assertRight } from '../support/streamed.js'
 
 const MiB = 1024 * 1024

@@ -25,8 +25,9 @@ import {
   type TestRoot,
 } from '../support/domain.js'
 import { emptyImage, overlay, patternImage } from '../support/images.js'
+import { freePort } from '../support/ports.js'
 import { requires } from '../support/requires.js'
-import { freePort, nbdUri, qemuNbd } from '../support/servers.js'
+import { nbdUri, qemuNbd } from '../support/servers.js'
 
 const MiB = 1024 * 1024
 
@@ -227,7 +228,7 @@ test('a VNC port that somebody else has', async (t) => {
   if (!requires(t, 'program:qemu-system-x86_64')) return
   const root = await testRoot(t)
   const server = createServer()
-  const port = 5_900 + 100 + Math.floor(Math.random() * 800)
+  const port = await freePort()
   server.listen(port, '127.0.0.1')
   await once(server, 'listening')
   t.after(() => server.close())

@@ -2,7 +2,6 @@ import assert from 'node:assert/strict'
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
@@ -14,6 +13,7 @@ import { buildCommand } from '../../src/machine/command.js'
 import { prepareDefinition } from '../../src/machine/definition.js'
 import { checkSupported } from '../../src/machine/supported.js'
 import { findProgram, requires } from '../support/requires.js'
+import { freePort } from '../support/ports.js'
 
 const emulator = findProgram('qemu-system-x86_64') ?? ''
 const data = join(import.meta.dirname, '../../../test/data/definition')
@@ -28,14 +28,6 @@ function giveImages(def: DomainDef): void {
     source.backingStore = null
     spawnSync('qemu-img', ['create', '-q', '-f', source.format ?? 'raw', source.path, '1M'])
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const address = server.address()
-  server.close()
-  return typeof address === 'object' && address ? address.port : 5999
 }
 
 /** Starts QEMU on the arguments without running the guest, asks it for its devices over a terminal, and ends it. */

@@ -31,6 +31,9 @@ function tlsConf({ port, pki }: { port: number; pki: string }): string {
   return `listen_tls = 1\nlisten_addr = "127.0.0.1"\ntls_port = "${port}"\n${files}`
 }
 
+/** The end of what it wrote there. */
+const said = (path: string): string => (existsSync(path) ? readFileSync(path, 'utf8').slice(-2_000) : '')
+
 /** Root of a container may not be able to. */
 export function mayUnshare(): Promise<boolean> {
   return run('unshare', ['-m', 'mount', '--make-rprivate', '/']).then(
@@ -105,7 +108,7 @@ export async function startLibvirtd(
   const virsh = async (...args: string[]): Promise<string> =>
     (await run('virsh', ['-c', uri, ...args], { timeout: 30_000 })).stdout
   await until('libvirtd answers', async () => {
-    if (!existsSync(`/proc/${pid}`)) throw new Error(`libvirtd ended: ${readFileSync(join(folder, 'out'), 'utf8')}`)
+    if (!existsSync(`/proc/${pid}`)) throw new Error(`libvirtd ended: ${said(join(folder, 'out'))}${said(log)}`)
     return virsh('list').then(
       () => true,
       () => false,

@@ -4,12 +4,12 @@ import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { rmSync } from 'node:fs'
 import { rm, writeFile } from 'node:fs/promises'
-import { connect, createServer } from 'node:net'
-import type { AddressInfo } from 'node:net'
+import { connect } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { StorageSource } from '../../src/conf/domain-def.js'
 import { formatBackingString } from '../../src/storage/backing-string.js'
 import type { Cleanup } from './images.js'
+import { freePort } from './ports.js'
 
 type NetworkSource = Extract<StorageSource, { type: 'network' }>
 
@@ -95,17 +95,6 @@ export class NbdServer {
       }
     }
   }
-}
-
-/** A loopback port that is free now. */
-async function freePort(): Promise<number> {
-  const server = createServer()
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 async function begin(t: Cleanup, server: NbdServer): Promise<NbdServer> {

@@ -1,12 +1,11 @@
 /** An sshd of the test's own, on a port of the loopback, with keys of its own: nothing of the host's is read or changed. */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
-import { once } from 'node:events'
 import { spawn } from 'node:child_process'
 import { join } from 'node:path'
 import { run } from '../../src/util/run.js'
 import { until } from './domain.js'
 import type { Cleanup } from './images.js'
+import { freePort } from './ports.js'
 
 export interface Sshd {
   port: number
@@ -14,16 +13,6 @@ export interface Sshd {
   key: string
   /** a program that is ssh, and knows this host only */
   ssh: string
-}
-
-/** A port of 127.0.0.1 that nobody has. */
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as { port: number }
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 export async function newKey(path: string): Promise<string> {
