@@ -35,6 +35,8 @@ export interface DomainStatus {
   booting?: boolean
   /** see `Live` */
   saving?: { path: string; resume: boolean }
+  /** see `Live` */
+  halted?: boolean
   /** what is to be taken back when it ends; absent: nothing */
   access?: AccessRecord
 }
@@ -84,6 +86,7 @@ export function saveStatus(vm: Vm, host: StreamHost): void {
     rebooting,
     ...(host.mode === 'full' && host.booting === true && { booting: true }),
     ...(host.mode === 'full' && host.saving && { saving: host.saving }),
+    ...(host.mode === 'full' && host.halted === true && { halted: true }),
     ...(host.access.record && { access: host.access.record }),
   }
   writeStatus(host.runDir, status)

@@ -50,6 +50,8 @@ export interface Live extends ImageHolder {
   booting?: boolean
   /** its state is being written to `path`; when that is not finished the file is worth nothing, and the guest may go on */
   saving?: { path: string; resume: boolean }
+  /** the guest stands still for a moment, and is to run again whoever dies, see halt.ts */
+  halted?: boolean
   /** who ends the domain says so here before the process is told to go */
   exitCause?: ExitCause
   /** the reason that the next STOP event gets, set by who causes it */

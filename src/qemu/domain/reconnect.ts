@@ -14,6 +14,7 @@ import { followCommit, hasEnded } from '../streams/commit-settle.js'
 import { saveConfig } from '../core/config.js'
 import { headerEndsAt } from '../streams/detached.js'
 import { setState } from './events.js'
+import { goOn } from '../core/halt.js'
 import { makeHost, type Pending } from '../streams/image-host.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { keepLocks } from './lock-watch.js'
@@ -134,6 +135,7 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   const live = makeHost(qemu, vm, parts, { mode: 'full' })
   if (status.rebooting === true) live.rebooting = true
   if (status.saving !== undefined) live.saving = status.saving
+  if (status.halted === true) live.halted = true
   for (const record of status.blockJobs) live.blockJobs.register(record)
   vm.live = live
   vm.state = status.state
@@ -193,6 +195,7 @@ export async function catchUp(qemu: Qemu, vm: Vm, live: Live): Promise<void> {
       PAUSED_STATES[status]?.reason ?? c.VIR_DOMAIN_PAUSED_UNKNOWN,
     )
   if (live.saving !== undefined) await abandonSave(live, live.saving)
+  if (live.halted === true) await goOn(vm, live)
   await settleMedia(qemu, vm, live)
   await catchUpWithJobs(qemu, vm, live)
   await forgetUnplugged(qemu, vm, live)

@@ -83,7 +83,7 @@ export async function sendBack(qemu: Qemu, incoming: Incoming): Promise<void> {
     live.pauseReason = c.VIR_DOMAIN_PAUSED_MIGRATION
     await sendMemory(live, commands, way)
     const seen = await seeThrough(commands, watch, async () => {
-      await endMirrors(live.monitor, migrated, false)
+      await endMirrors(live.monitor, migrated)
       await messages?.request('return-closing', {}, { timeout: 10_000 })
     })
     if (seen !== 'completed')

@@ -16,7 +16,8 @@ import type { JobInfo } from '../monitor/types.js'
 import { exportName } from '../blocks/nbd-exports.js'
 import type { Outgoing } from './outgoing.js'
 import type { Qemu } from '../core/qemu.js'
-import type { Live } from '../core/vm.js'
+import { whileHalted } from '../core/halt.js'
+import type { Live, Vm } from '../core/vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -54,7 +55,8 @@ export async function beginMirror(monitor: Monitor, disk: DiskDef, options: Mirr
   try {
     await monitor.run('blockdev-mirror', {
       ...{ 'job-id': name, device: formatNodeName(source), target: name, sync: options.sync },
-      ...{ 'on-source-error': 'report', 'on-target-error': 'report', 'auto-dismiss': false },
+      // an error halts it, and `jobsOf` tells of that: see halt.ts
+      ...{ 'on-source-error': 'stop', 'on-target-error': 'stop', 'auto-dismiss': false },
       'filter-node-name': `${name}-filter`,
       'copy-mode': options.synchronous === true ? 'write-blocking' : 'background',
     })
@@ -64,10 +66,23 @@ export async function beginMirror(monitor: Monitor, disk: DiskDef, options: Mirr
   }
 }
 
+/** The mirrors of disks. `error` also of one that an error has brought to a halt. */
 export async function jobsOf(monitor: Monitor, disks: readonly DiskDef[]): Promise<Map<DiskDef, JobInfo | undefined>> {
-  const all = await monitor.queryJobs()
-  return new Map(disks.map((disk) => [disk, all.find(({ id }) => id === mirrorName(disk))]))
+  const [all, infos] = [await monitor.queryJobs(), await monitor.queryBlockJobs()]
+  const found = new Map<DiskDef, JobInfo | undefined>()
+  for (const disk of disks) {
+    const name = mirrorName(disk)
+    const job = all.find(({ id }) => id === name)
+    const info = infos.find(({ device }) => device === name)
+    // a guest that is resumed has QEMU forget the error, and the job stays where it is; one that is paused otherwise takes no orders
+    if (info?.paused === true && info['io-status'] === 'ok') await monitor.blockJobResume(name).catch(() => undefined)
+    const error = job?.error ?? PROBLEMS[info?.['io-status'] ?? 'ok']
+    found.set(disk, job && { ...job, ...(error !== undefined && { error }) })
+  }
+  return found
 }
+
+const PROBLEMS = { ok: undefined, nospace: 'No space left on device', failed: 'Input/output error' }
 
 /** Until every mirror has copied all. VIR_ERR_OPERATION_FAILED when one fails, or as `check` throws. */
 export async function mirrorsReady(
@@ -77,31 +92,48 @@ export async function mirrorsReady(
 ): Promise<void> {
   for (;;) {
     const jobs = await jobsOf(monitor, disks)
-    for (const [{ target }, job] of jobs)
-      if (job === undefined || job.status === 'concluded' || job.error !== undefined)
-        throw fail(
-          'VIR_ERR_OPERATION_FAILED',
-          `disk '${target}' could not be mirrored: ${job?.error ?? 'its job is gone'}`,
-        )
+    for (const [disk, job] of jobs)
+      requireWell(disk, job === undefined || job.status === 'concluded' ? (job?.error ?? 'its job is gone') : job.error)
     check([...jobs].map(([{ target }, job]) => ({ disk: target, offset: job?.['current-progress'] ?? 0 })))
     if ([...jobs.values()].every((job) => job?.status === 'ready')) return
     await delay(POLL)
   }
 }
 
-/** Ends mirrors: when they are ready the targets are what the disks are now; by `force`, at once. Nodes go too. */
-export async function endMirrors(monitor: Monitor, disks: readonly DiskDef[], force: boolean): Promise<void> {
+/** Ends mirrors that are ready, while the guest stands still: the targets are what the disks are now. Nodes go too. */
+export async function endMirrors(monitor: Monitor, disks: readonly DiskDef[]): Promise<void> {
+  await cancelJobs(monitor, disks, false)
+  await forgetMirrors(monitor, disks, false)
+}
+
+/** Under the domain's job: ends mirrors at once, whatever they have copied. Nodes go too. */
+export async function dropMirrors(vm: Vm, live: Live, disks: readonly DiskDef[]): Promise<void> {
+  const jobs = [...(await jobsOf(live.monitor, disks)).values()]
+  if (jobs.some((job) => job !== undefined && job.status !== 'concluded'))
+    await whileHalted(vm, live, () => cancelJobs(live.monitor, disks, true))
+  await forgetMirrors(live.monitor, disks, true)
+}
+
+async function cancelJobs(monitor: Monitor, disks: readonly DiskDef[], force: boolean): Promise<void> {
   for (const [disk, job] of await jobsOf(monitor, disks))
     if (job !== undefined && job.status !== 'concluded')
       await monitor.run('block-job-cancel', { device: mirrorName(disk), force })
+}
+
+async function forgetMirrors(monitor: Monitor, disks: readonly DiskDef[], force: boolean): Promise<void> {
   for (;;) {
     const jobs = [...(await jobsOf(monitor, disks))]
     if (jobs.every(([, job]) => job === undefined || job.status === 'concluded')) {
       for (const [disk, job] of jobs) await forgetMirror(monitor, disk, job, force)
       return
     }
+    if (!force) for (const [disk, job] of jobs) requireWell(disk, job?.error)
     await delay(POLL / 10)
   }
+}
+
+function requireWell({ target }: DiskDef, error: string | undefined): void {
+  if (error !== undefined) throw fail('VIR_ERR_OPERATION_FAILED', `disk '${target}' could not be mirrored: ${error}`)
 }
 
 async function forgetMirror(monitor: Monitor, disk: DiskDef, job: JobInfo | undefined, force: boolean): Promise<void> {
@@ -109,8 +141,7 @@ async function forgetMirror(monitor: Monitor, disk: DiskDef, job: JobInfo | unde
   await monitor.blockdevDel(mirrorName(disk)).catch((error: unknown) => {
     if (!force) throw error
   })
-  if (job?.error !== undefined && !force)
-    throw fail('VIR_ERR_OPERATION_FAILED', `disk '${disk.target}' could not be mirrored: ${job.error}`)
+  if (!force) requireWell(disk, job?.error)
 }
 
 /** The source's side of VIR_MIGRATE_NON_SHARED_DISK and _INC. */
@@ -141,15 +172,16 @@ export function mirrored(qemu: Qemu, outgoing: Outgoing, live: Live | undefined)
     },
     async atSwitch() {
       if (live === undefined) return
-      await endMirrors(live.monitor, migrated, false)
+      await endMirrors(live.monitor, migrated)
       await closeRelay()
       await live.access.setDiskLocks(migrated, 'released')
     },
     switched: () => Promise.resolve(),
     async undo() {
       if (live === undefined) return
-      await endMirrors(live.monitor, migrated, true).catch((error: unknown) => qemu.warn(messageOf(error)))
+      // writes that wait for a destination that is away fail at once then
       await closeRelay()
+      await dropMirrors(outgoing.vm, live, migrated).catch((error: unknown) => qemu.warn(messageOf(error)))
       await live.access.setDiskLocks(migrated, 'held')
     },
     serve(request) {

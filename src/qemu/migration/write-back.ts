@@ -6,7 +6,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { failFrom, messageOf } from '../../error.js'
 import type { Incoming } from './incoming.js'
-import { beginMirror, endMirrors, jobsOf, mirrorsReady } from './mirror.js'
+import { beginMirror, dropMirrors, endMirrors, jobsOf, mirrorsReady } from './mirror.js'
 import { disksSocket } from './record.js'
 import { disksLeft } from './target-disks.js'
 import { backName } from '../blocks/nbd-exports.js'
@@ -68,16 +68,16 @@ async function endWriteBack(incoming: Incoming, broken = false): Promise<void> {
   const { vm, migrated } = incoming
   if (!incoming.writesBack()) return
   await requireSource(incoming).request('write-back-over', {}, { timeout: 10_000 })
-  if (vm.live !== undefined) await dropMirrors(vm.live, migrated, broken)
+  if (vm.live !== undefined) await (broken ? dropMirrors(vm, vm.live, migrated) : finishMirrors(vm, vm.live, migrated))
   incoming.endWriteBack()
 }
 
 /** Some may have been ended by a process that did not live to write it down. */
-async function dropMirrors({ monitor }: Live, disks: Incoming['migrated'], broken: boolean): Promise<void> {
-  const jobs = await jobsOf(monitor, disks)
+async function finishMirrors(vm: Vm, live: Live, disks: Incoming['migrated']): Promise<void> {
+  const jobs = await jobsOf(live.monitor, disks)
   const [going, gone] = [disks.filter((disk) => jobs.get(disk)), disks.filter((disk) => !jobs.get(disk))]
-  await endMirrors(monitor, going, broken)
-  await endMirrors(monitor, gone, true)
+  await endMirrors(live.monitor, going)
+  await dropMirrors(vm, live, gone)
 }
 
 /** Once a second: a mirror that has failed is the end of it all, and the source has to hear of that. */
@@ -109,12 +109,12 @@ export async function keepWriteBack(incoming: Incoming, live: Live): Promise<voi
     await requireSource(incoming).request('write-back-over', {}, { timeout: 10_000 })
     incoming.endWriteBack()
   }
-  await endMirrors(live.monitor, migrated, true)
+  await dropMirrors(incoming.vm, live, migrated)
 }
 
 /** Under the domain's job, the guest stands still: the source has given this side up, and knows what its images are. */
 export async function stopWritingBack(incoming: Incoming, live: Live): Promise<void> {
   if (incoming.record.writeBack !== 'on') return
-  await endMirrors(live.monitor, incoming.migrated, true)
+  await dropMirrors(incoming.vm, live, incoming.migrated)
   incoming.endWriteBack()
 }

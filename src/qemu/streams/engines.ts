@@ -48,10 +48,11 @@ export async function beginJob(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJ
     job.told = speedOf(job)
     // an outage of a remote base is no reason to end: see progress.ts
     const onError = chainOf(disk).some(isRemote) ? ('stop' as const) : ('enospc' as const)
-    const args = { 'job-id': id, speed: job.told, 'on-error': onError, 'filter-node-name': id }
+    const args = { 'job-id': id, speed: job.told, 'filter-node-name': id }
     if (await beginFinal(qemu, vm, host, disk, args)) return
     await host.monitor.blockStream({
       ...args,
+      'on-error': onError,
       device: formatNodeName(disk.source),
       ...(base && { 'base-node': formatNodeName(base), 'backing-file': formatBackingString(base) }),
     })

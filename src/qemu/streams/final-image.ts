@@ -6,17 +6,20 @@
  */
 import { rmSync } from 'node:fs'
 import type { DiskDef, DomainDef, StorageSource } from '../../conf/domain-def.js'
-import { messageOf } from '../../error.js'
+import { failFrom, messageOf } from '../../error.js'
 import { formatNode, formatNodeName, imageNodes, imageOptions, storageNodeName } from '../../machine/blockdev.js'
 import { Undo } from '../../util/undo.js'
 import { chainBelow, deleteNodes, nextIndex } from '../blocks/block-graph.js'
 import type { BlockJob } from '../blocks/blockjob.js'
 import { saveConfig } from '../core/config.js'
+import { whileHalted } from '../core/halt.js'
 import type { Incoming } from '../migration/incoming.js'
 import type { BlockStreamArguments } from '../monitor/types.js'
 import type { Qemu } from '../core/qemu.js'
 import { saveStatus } from '../core/status.js'
 import type { StreamHost, Vm } from '../core/vm.js'
+
+const fail = failFrom('VIR_FROM_QEMU')
 
 /** At the destination of a migration: a disk that will be a raw image. */
 export interface FinalImage {
@@ -54,7 +57,7 @@ export async function beginFinal(
   vm: Vm,
   host: StreamHost,
   disk: DiskDef,
-  job: Pick<BlockStreamArguments, 'job-id' | 'speed' | 'on-error' | 'filter-node-name'>,
+  job: Pick<BlockStreamArguments, 'job-id' | 'speed' | 'filter-node-name'>,
 ): Promise<boolean> {
   const found = find(qemu, vm, disk.target)
   if (found === undefined || found.final.done === true || disk.source === undefined) return false
@@ -71,14 +74,32 @@ export async function beginFinal(
     await host.monitor.blockdevAdd(node)
     undo.add(() => host.monitor.blockdevDel(node['node-name']))
   }
-  const { 'on-error': onError, ...same } = job
   await host.monitor.run('blockdev-mirror', {
-    ...{ ...same, device: formatNodeName(disk.source), target: formatNodeName(image), sync: 'full' },
-    ...{ 'on-source-error': onError, 'on-target-error': 'enospc', 'copy-mode': 'write-blocking' },
+    ...{ ...job, device: formatNodeName(disk.source), target: formatNodeName(image), sync: 'full' },
+    ...{ 'on-source-error': 'stop', 'on-target-error': 'stop', 'copy-mode': 'write-blocking' },
     ...{ 'auto-finalize': false, 'auto-dismiss': false },
   })
   undo.commit()
   return true
+}
+
+/**
+ * Under the domain's job: tells QEMU to cancel the job of a stream. The guest's own writes go through one that fills a raw image.
+ * VIR_ERR_OPERATION_FAILED when the guest would have to wait for a host that is away.
+ */
+export async function cancelStream(qemu: Qemu, vm: Vm, host: StreamHost, { record }: BlockJob): Promise<void> {
+  const cancel = (): Promise<unknown> => host.monitor.jobCancel(record.id)
+  const incoming =
+    host.mode === 'full' && becomesRaw(qemu, vm, record.disk) ? find(qemu, vm, record.disk)?.incoming : undefined
+  if (host.mode !== 'full' || incoming === undefined) {
+    await cancel()
+    return
+  }
+  await whileHalted(vm, host, cancel, () => {
+    if (incoming.relay?.tunnel !== undefined) return
+    const text = `the stream of disk '${record.disk}' can be stopped when '${incoming.record.peer}', which has the disk, is connected again`
+    throw fail('VIR_ERR_OPERATION_FAILED', text)
+  })
 }
 
 /** The job has done its work and the guest's writes stand still: the raw image is the disk from here on. */

@@ -6,6 +6,7 @@ import type { BlockJob } from '../blocks/blockjob.js'
 import { findDisk } from '../blocks/disk-names.js'
 import { jobType } from '../core/emit.js'
 import { stopPull } from './engines.js'
+import { cancelStream } from './final-image.js'
 import { look } from './progress.js'
 import type { Qemu } from '../core/qemu.js'
 import { endPull, settle } from './settle.js'
@@ -51,7 +52,7 @@ async function stop(qemu: Qemu, vm: Vm, name: string, async: boolean, noJob: NoJ
   const waiting = async ? undefined : host.blockJobs.wait(job, STOP_TIMEOUT)
   try {
     // a job that has ended already is settled below, or by whoever was told of its end
-    if (!hasConcluded(job)) await host.monitor.jobCancel(job.record.id)
+    if (!hasConcluded(job)) await cancelStream(qemu, vm, host, job)
   } catch (error) {
     // it may have ended while the command was under way: QEMU told of its end before it refused
     if (!hasConcluded(job)) {
