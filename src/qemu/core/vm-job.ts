@@ -34,12 +34,16 @@ export function atHome<T>(
   return vm.jobs.run(kind, () => work(qemu.require(ref)))
 }
 
-/** VIR_ERR_OPERATION_INVALID while a migration away from here has begun: the other side counts on what it was told. */
+/** VIR_ERR_OPERATION_INVALID while its guest is on its way. A migration that was begun, and no more, comes to nothing. */
 export function requireStaying(qemu: Qemu, vm: Vm): void {
   requireAtHome(qemu, vm)
-  for (const { vm: leaving, record } of qemu.outgoing.values())
-    if (leaving === vm)
-      throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated to '${record.peer}'`)
+  for (const outgoing of qemu.outgoing.values()) {
+    if (outgoing.vm !== vm) continue
+    if (outgoing.record.phase !== 'begun')
+      throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' is being migrated to '${outgoing.record.peer}'`)
+    // nothing goes over yet, and whoever began it may be gone: it does not go on with what the destination was told before
+    outgoing.begunOn = undefined
+  }
 }
 
 /** VIR_ERR_OPERATION_INVALID while its guest is on its way, or gone already and only its disks are served from here. */

@@ -18,7 +18,7 @@ export class Outgoing {
   vm: Vm
   readonly record: MigrationRecord
   readonly stats: JobStats
-  /** what the destination was told of */
+  /** what the destination was told of, as long as that holds */
   begunOn: Live | undefined
   link: MigrationLink | undefined
   /** of the migration that goes on now: who calls it off does it here */

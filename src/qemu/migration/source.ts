@@ -91,7 +91,8 @@ export async function perform(
   if (id !== record.id) throw fail('VIR_ERR_INVALID_ARG', 'the cookie is of another migration')
   requireEncrypted(uri, record.flags)
   // streams may have begun, and the domain, since the destination was told
-  if (live !== outgoing.begunOn) throw fail('VIR_ERR_OPERATION_FAILED', `domain '${vm.name}' stopped meanwhile`)
+  if (live !== outgoing.begunOn)
+    throw fail('VIR_ERR_OPERATION_FAILED', `domain '${vm.name}' has been stopped or changed since its migration began`)
   refuseJobs(live)
   record.peer = host.name
   record.uri = uri
