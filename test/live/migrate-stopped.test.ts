@@ -81,7 +81,7 @@ test('a QEMU that stands still while its root is opened is known again when it g
   assert.equal(await runsAt(there.direct), false)
   still.goOn()
   await until('it runs there', () => runsAt(there.direct))
-  assert.deepEqual(await dom.getState(), { state: VIR_DOMAIN_PAUSED, reason: VIR_DOMAIN_PAUSED_POSTCOPY })
+  await until('the source knows', async () => (await dom.getState()).reason === VIR_DOMAIN_PAUSED_POSTCOPY)
   const moved = await there.direct.domainLookupByName('guest')
   await moved.blockJobSetSpeed('vda', 0)
   await until('nothing is left of it', () => leftOf(here).length === 0)
