@@ -1,7 +1,7 @@
 /** Follows the streams of a running domain: where they are, what they wait for, what is safe on disk. */
 import type { DiskDef } from '../../conf/domain-def.js'
 import { type BlockJob, isMoving } from '../blocks/blockjob.js'
-import { cancelStream } from './final-image.js'
+import { becomesRaw, cancelStream } from './final-image.js'
 import { completeLater, finalizeLater } from './finalize.js'
 import { BASE_LEAVES, isBaseLeaving } from './leaving-base.js'
 import { baseProblem, isFromMigration, isOutage } from '../blocks/link-watch.js'
@@ -71,7 +71,7 @@ export async function look(qemu: Qemu, vm: Vm, host: StreamHost): Promise<void> 
     if (!isSame()) continue
     job.waiting = waiting
     if (job.puller === undefined)
-      await handleError(host, job, place, { isSame, cancel: () => cancelLater(qemu, vm, host, job) })
+      await handleError(host, job, place, { isSame, cancel: () => cancel(qemu, vm, host, job) })
   }
   qemu.budget.update()
 }
@@ -131,29 +131,39 @@ async function handleError(
   host: StreamHost,
   job: BlockJob,
   { trouble, halted }: Place,
-  { isSame, cancel }: { isSame: () => boolean; cancel: () => void },
+  { isSame, cancel }: { isSame: () => boolean; cancel: () => Promise<void> },
 ): Promise<void> {
   if (trouble === 'failed' && !(await isOutage(diskOf(host, job), job))) {
     if (job.failure !== undefined || !isSame()) return
     job.failure = IO_ERROR
-    cancel()
+    await cancel()
   } else if (trouble !== 'ok' || halted) {
     // in vain, as long as there is no room or no base
     await host.monitor.blockJobResume(job.record.id).catch(() => undefined)
   }
 }
 
-/** Who looks may hold the domain's job, or not. */
-function cancelLater(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): void {
-  const cancel = async (): Promise<void> => {
-    if (vm.host === host && host.blockJobs.ofDisk(job.record.disk) === job) await cancelStream(qemu, vm, host, job)
+/** Who looks may hold the domain's job, or not; a guest is only halted under it. */
+async function cancel(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): Promise<void> {
+  if (!becomesRaw(qemu, vm, job.record.disk)) {
+    await host.monitor.jobCancel(job.record.id)
+    return
   }
+  const isStill = (): boolean => vm.host === host && host.blockJobs.ofDisk(job.record.disk) === job
   qemu.inBackground(`the end of the stream of '${job.record.disk}'`, () =>
-    vm.jobs.run('settle', cancel, Infinity).catch((error: unknown) => {
-      // the next look tries again
-      job.failure = undefined
-      throw error
-    }),
+    vm.jobs
+      .run(
+        'settle',
+        async () => {
+          if (isStill()) await cancelStream(qemu, vm, host, job)
+        },
+        Infinity,
+      )
+      .catch((error: unknown) => {
+        // the next look tries again
+        job.failure = undefined
+        throw error
+      }),
   )
 }
 
