@@ -12,7 +12,7 @@ import { SERVICE } from '../../migration/link.js'
 import { letReach, listenerFor } from './reach.js'
 import { migrationDir } from './record.js'
 import type { Monitor } from '../monitor/monitor.js'
-import type { JobInfo } from '../monitor/types.js'
+import { ioProblems, type JobInfo } from '../monitor/types.js'
 import { exportName } from '../blocks/nbd-exports.js'
 import type { Outgoing } from './outgoing.js'
 import type { Qemu } from '../core/qemu.js'
@@ -76,13 +76,11 @@ export async function jobsOf(monitor: Monitor, disks: readonly DiskDef[]): Promi
     const info = infos.find(({ device }) => device === name)
     // a guest that is resumed has QEMU forget the error, and the job stays where it is; one that is paused otherwise takes no orders
     if (info?.paused === true && info['io-status'] === 'ok') await monitor.blockJobResume(name).catch(() => undefined)
-    const error = job?.error ?? PROBLEMS[info?.['io-status'] ?? 'ok']
+    const error = job?.error ?? ioProblems[info?.['io-status'] ?? 'ok']
     found.set(disk, job && { ...job, ...(error !== undefined && { error }) })
   }
   return found
 }
-
-const PROBLEMS = { ok: undefined, nospace: 'No space left on device', failed: 'Input/output error' }
 
 /** Until every mirror has copied all. VIR_ERR_OPERATION_FAILED when one fails, or as `check` throws. */
 export async function mirrorsReady(

@@ -22,6 +22,8 @@ export interface BlockJobInfo {
   ready: boolean
   status: string
 }
+/** What an io-status says. */
+export const ioProblems = { ok: undefined, nospace: 'No space left on device', failed: 'Input/output error' } as const
 /** One device of query-block (BlockInfo), what we read of it. */
 export interface BlockDevice {
   device: string

@@ -45,10 +45,14 @@ function find(qemu: Qemu, vm: Vm, target: string): Found | undefined {
   return undefined
 }
 
+function findPending(qemu: Qemu, vm: Vm, target: string): Found | undefined {
+  const found = find(qemu, vm, target)
+  return found?.final.done === true ? undefined : found
+}
+
 /** Is the disk to become a raw image that it is not yet? */
 export function becomesRaw(qemu: Qemu, vm: Vm, target: string): boolean {
-  const found = find(qemu, vm, target)
-  return found !== undefined && found.final.done !== true
+  return findPending(qemu, vm, target) !== undefined
 }
 
 /** Begins the job that fills the raw image, in the place of block-stream. False: the disk stays what it is. */
@@ -59,8 +63,8 @@ export async function beginFinal(
   disk: DiskDef,
   job: Pick<BlockStreamArguments, 'job-id' | 'speed' | 'filter-node-name'>,
 ): Promise<boolean> {
-  const found = find(qemu, vm, disk.target)
-  if (found === undefined || found.final.done === true || disk.source === undefined) return false
+  const found = findPending(qemu, vm, disk.target)
+  if (found === undefined || disk.source === undefined) return false
   const { image } = found.final
   image.index = nextIndex(host.def, host.guards)
   found.incoming.save()
@@ -89,12 +93,12 @@ export async function beginFinal(
  */
 export async function cancelStream(qemu: Qemu, vm: Vm, host: StreamHost, { record }: BlockJob): Promise<void> {
   const cancel = (): Promise<unknown> => host.monitor.jobCancel(record.id)
-  const incoming =
-    host.mode === 'full' && becomesRaw(qemu, vm, record.disk) ? find(qemu, vm, record.disk)?.incoming : undefined
-  if (host.mode !== 'full' || incoming === undefined) {
+  const pending = findPending(qemu, vm, record.disk)
+  if (host.mode !== 'full' || pending === undefined) {
     await cancel()
     return
   }
+  const { incoming } = pending
   await whileHalted(vm, host, cancel, () => {
     if (incoming.relay?.tunnel !== undefined) return
     const text = `the stream of disk '${record.disk}' can be stopped when '${incoming.record.peer}', which has the disk, is connected again`

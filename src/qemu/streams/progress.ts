@@ -5,7 +5,7 @@ import { becomesRaw, cancelStream } from './final-image.js'
 import { completeLater, finalizeLater } from './finalize.js'
 import { BASE_LEAVES, isBaseLeaving } from './leaving-base.js'
 import { baseProblem, isFromMigration, isOutage } from '../blocks/link-watch.js'
-import type { BlockJobInfo } from '../monitor/types.js'
+import { type BlockJobInfo, ioProblems } from '../monitor/types.js'
 import type { Qemu } from '../core/qemu.js'
 import type { StreamHost, Vm } from '../core/vm.js'
 
@@ -100,7 +100,7 @@ function placeOf(job: BlockJob, infos: BlockJobInfo[]): Place | undefined {
 
 /** Why a stream does not move, if something outside holds it up. */
 async function obstacle(host: StreamHost, job: BlockJob, { trouble, offset }: Place): Promise<string | undefined> {
-  if (trouble === 'nospace') return 'No space left on device'
+  if (trouble === 'nospace') return ioProblems.nospace
   if (trouble === 'failed') job.stuck = true
   if (trouble === 'ok' && performance.now() - job.movedAt < STALL) return undefined
   const disk = diskOf(host, job)
@@ -109,7 +109,7 @@ async function obstacle(host: StreamHost, job: BlockJob, { trouble, offset }: Pl
   else if (trouble === 'failed' && (job.puller?.leaving ?? (await isBaseLeaving(host, disk, offset))))
     problem = BASE_LEAVES
   if (problem !== undefined) job.goneAt = performance.now()
-  return problem ?? (trouble === 'failed' ? IO_ERROR : undefined)
+  return problem ?? ioProblems[trouble]
 }
 
 /** The socket that a migrated disk is read from is one of ours, and takes connections also while its source is away. */
@@ -120,8 +120,6 @@ function sourceProblem(qemu: Qemu, vm: Vm, host: StreamHost, job: BlockJob): str
   if (source === undefined) return undefined
   return `the base does not answer: '${source.record.peer}', which has the disk, is not connected`
 }
-
-const IO_ERROR = 'Input/output error'
 
 const diskOf = (host: StreamHost, { record }: BlockJob): DiskDef | undefined =>
   host.def.disks.find((candidate) => candidate.target === record.disk)
@@ -135,7 +133,7 @@ async function handleError(
 ): Promise<void> {
   if (trouble === 'failed' && !(await isOutage(diskOf(host, job), job))) {
     if (job.failure !== undefined || !isSame()) return
-    job.failure = IO_ERROR
+    job.failure = ioProblems.failed
     await cancel()
   } else if (trouble !== 'ok' || halted) {
     // in vain, as long as there is no room or no base
