@@ -12,6 +12,7 @@ type Done = (error?: Error | null) => void
 /**
  * One stream of bytes each way on a tunnel. Half-open as sockets with `allowHalfOpen`; `destroy(error)` resets it, and the
  * other side gets the error's message. A channel that breaks emits 'error' (TunnelError) and 'close'; nobody needs to listen.
+ * Neither is emitted in the turn of the event loop in which it was opened: who awaited the opening can still listen to it.
  */
 export class Channel extends Duplex {
   readonly id: number
@@ -85,7 +86,8 @@ export class Channel extends Duplex {
   override _destroy(error: Error | null, done: Done): void {
     this.#arrived = []
     this.#table.reset(this.id, error?.message ?? 'the channel was closed')
-    done(error)
+    // it may have come in one piece with the acceptance, of which whoever opened it hears last
+    setImmediate(() => done(error))
   }
 
   #send(parts: Buffer[], done: Done): void {

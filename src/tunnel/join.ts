@@ -15,7 +15,8 @@ export interface Through {
 
 /**
  * Carries bytes both ways with back-pressure. An end of one side is a half close of the other. Resolves when both directions
- * have ended; rejects with a TunnelError when either side breaks, or what they go through, all destroyed with that error then.
+ * have ended; rejects with a TunnelError when either side breaks or is broken already, or what they go through, all destroyed
+ * with that error then.
  */
 export function joinDuplex(a: Duplex, b: Duplex, { toA, toB }: Through = {}): Promise<void> {
   return new Promise((resolve, reject) => {
@@ -41,6 +42,8 @@ export function joinDuplex(a: Duplex, b: Duplex, { toA, toB }: Through = {}): Pr
       through.on('error', fail)
       carry(through, to)
     }
+    // of one that is closed by now nothing more is heard
+    for (const stream of [a, b]) if (stream.destroyed) fail(stream.errored ?? new Error('it was closed before'))
   })
 }
 

@@ -65,6 +65,9 @@ export class Messages {
     duplex.on('error', (error) => this.#end(asTunnelError(error, 'ECONNRESET', 'the channel broke')))
     duplex.once('end', () => this.#end(undefined))
     duplex.once('close', () => this.#end(undefined))
+    // of one that is closed by now nothing more is heard
+    if (duplex.destroyed)
+      this.#end(asTunnelError(duplex.errored ?? 'it was closed before', 'ECONNRESET', 'the channel broke'))
   }
 
   /**

@@ -50,6 +50,15 @@ test('errors come back as they were: libvirt’s with code and domain, others wi
   })
 })
 
+test('a channel that was broken before there were messages is over, and requests say why', async () => {
+  const [near] = pipe()
+  near.on('error', () => undefined).destroy(new Error('the daemon is gone'))
+  await new Promise((resolve) => near.once('close', resolve))
+  const messages = new Messages(near)
+  assert.match((await messages.closed)?.message ?? '', /the daemon is gone/)
+  await assert.rejects(messages.request('x', {}), /the daemon is gone/)
+})
+
 test('a request that is given up is taken back at the other side', async () => {
   const signals: AbortSignal[] = []
   const [near] = pair({

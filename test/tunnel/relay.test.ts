@@ -19,7 +19,7 @@ import { temporaryFolder } from '../support/images.js'
 import { requires } from '../support/requires.js'
 import { nbdkit, qemuNbd, Server } from '../support/servers.js'
 import { pipe } from '../nbd/pipe.js'
-import { readAll, tunnelPair } from './pair.js'
+import { readAll, socketPair, tunnelOver, tunnelPair } from './pair.js'
 import { TestAuthority } from './pki.js'
 
 async function relay(t: TestContext, options: Omit<UnixRelayOptions, 'service'>): Promise<UnixRelay> {
@@ -127,6 +127,16 @@ test('a refused connection is tried again while it lives: the server may come ba
   await near.close()
 })
 
+test('a connection whose channel was reset in the moment in which it was accepted is not kept open', async (t) => {
+  const near = await relay(t, { path: join(await temporaryFolder(t), 'near') })
+  const [client, server] = await tunnelOver(t, await socketPair(t))
+  // both go out as one piece, as they also do when whoever takes them is busy meanwhile
+  server.onOpen = (request) => void request.accept().destroy(new Error('the server ended'))
+  near.setTunnel(client)
+  await once(connect(near.path).resume(), 'close')
+  assert.deepEqual([near.connections, near.held], [0, 0])
+})
+
 test('a path that somebody listens on is not taken over, a dead one is', async (t) => {
   const path = join(await temporaryFolder(t), 'near')
   await echoServer(t, path)
@@ -164,6 +174,16 @@ test('a joined stream that breaks breaks the other one, with the reason', async 
   far.destroy(new Error('the disk is gone'))
   await new Promise((resolve) => channel.once('close', resolve))
   assert.match(channel.errored?.message ?? '', /the disk is gone/)
+})
+
+test('a stream that is broken already when it is joined breaks the other one', async () => {
+  const [[near, far], [left, right]] = [pipe(), pipe()]
+  far.on('error', () => undefined).destroy(new Error('the disk is gone'))
+  await new Promise((resolve) => far.once('close', resolve))
+  await assert.rejects(joinDuplex(far, left), /the disk is gone/)
+  assert.ok(left.destroyed)
+  near.destroy()
+  right.destroy()
 })
 
 test('a program gets a descriptor that is a channel', async (t) => {
