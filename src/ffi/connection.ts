@@ -104,8 +104,9 @@ export class Connection {
 
   /** Runs `use` with a handle on the domain, which stays valid while it runs. */
   async withDomain<T>(ref: DomainRef, use: (domain: bigint) => Promise<T>): Promise<T> {
-    const handle = this.#handles.get(ref.uuid) ?? (await this.#lookUp(ref.uuid))
-    handle.users += 1
+    const known = this.#handles.get(ref.uuid)
+    if (known !== undefined) known.users += 1
+    const handle = known ?? (await this.#lookUp(ref.uuid))
     try {
       return await use(handle.at)
     } catch (error) {
@@ -177,11 +178,13 @@ export class Connection {
     await optional(this.call('virConnectRegisterCloseCallback', this.#at, closed, BigInt(this.id), null))
   }
 
+  /** Its user is counted: another answer for the same domain gives back a handle that has none. */
   async #lookUp(uuid: string): Promise<Handle> {
     if (this.closed) throw fail('VIR_ERR_INVALID_CONN', 'the connection is closed')
     this.take(await this.call('virDomainLookupByUUIDString', this.#at, uuid))
     const handle = this.#handles.get(uuid)
     if (handle === undefined) throw fail('VIR_ERR_INVALID_CONN', 'the connection is closed')
+    handle.users += 1
     return handle
   }
 

@@ -153,6 +153,20 @@ test('events come in order, in this process and from a daemon', async (t) => {
   }
 })
 
+test('several who ask at once for a domain that only an event has named are all answered', async (t) => {
+  if (!libvirtIsThere(t)) return
+  const [changing, hearing] = [await Connect.open('test:///default', ffi), await Connect.open('test:///default', ffi)]
+  t.after(() => Promise.all([changing.close(), hearing.close()]))
+  const events = hearing.domainEvents({ kinds: ['lifecycle'] })
+  const dom = await changing.domainLookupByName('test')
+  await dom.suspend()
+  const { value: event } = await events.next()
+  assert.equal(event?.kind, 'lifecycle')
+  const answers = await Promise.all([1, 2, 3].map(() => event.domain.getXMLDesc()))
+  assert.deepEqual(new Set(answers), new Set([await dom.getXMLDesc()]))
+  await dom.resume()
+})
+
 test('when the daemon goes, listeners hear it, calls fail, and it can be closed', async (t) => {
   const daemon = await daemonFor(t)
   if (daemon === undefined) return
