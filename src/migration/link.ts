@@ -78,7 +78,10 @@ export class MigrationLink {
       tunnel.onOpen ??= onOpen
       const messages = new Messages(await tunnel.open(SERVICE.messages, { id, key }), { onRequest })
       // who closed it meanwhile had nothing yet to close
-      if (this.#closed) throw fail('VIR_ERR_OPERATION_FAILED', 'the link to the destination was closed')
+      if (this.#closed) {
+        messages.close()
+        throw fail('VIR_ERR_OPERATION_FAILED', 'the link to the destination was closed')
+      }
       this.#tunnel = tunnel
       this.#messages = messages
       this.problem = undefined
@@ -120,9 +123,10 @@ export class MigrationLink {
   }
 
   async #restore(): Promise<void> {
-    for (let pause = RETRY.first; !this.#closed && !this.isUp; pause = Math.min(2 * pause, RETRY.most)) {
+    for (let pause = RETRY.first; !this.#closed; pause = Math.min(2 * pause, RETRY.most)) {
       try {
-        await this.connect()
+        // somebody who needed it may have been quicker
+        if (!this.isUp) await this.connect()
         this.#options.onRestored()
         return
       } catch (error) {

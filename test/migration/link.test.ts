@@ -2,10 +2,24 @@
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { MigrationLink } from '../../src/migration/link.js'
+import { MigrationLink, type LinkOptions } from '../../src/migration/link.js'
 import { listenTunnel } from '../../src/tunnel/listen.js'
+import type { ChannelRequest } from '../../src/tunnel/requests.js'
 import type { Tunnel } from '../../src/tunnel/tunnel.js'
 import { temporaryFolder } from '../support/images.js'
+import { until } from '../support/domain.js'
+import { tunnelPair } from '../tunnel/pair.js'
+
+function linkTo(options: Pick<LinkOptions, 'uri'> & Partial<LinkOptions>): MigrationLink {
+  return new MigrationLink({
+    ...{ id: 'id', key: 'key' },
+    onOpen: (request) => request.refuse('no'),
+    onRequest: () => ({}),
+    onRestored: () => undefined,
+    warn: (text) => assert.fail(text),
+    ...options,
+  })
+}
 
 test('a link that is ended while it is being made leaves no connection', async (t) => {
   const path = join(await temporaryFolder(t), 'sock')
@@ -16,17 +30,53 @@ test('a link that is ended while it is being made leaves no connection', async (
   }
   const listener = await listenTunnel({ unix: path }, { authorize: () => undefined, onTunnel })
   t.after(() => listener.close())
-  const link = new MigrationLink({
-    ...{ id: 'id', key: 'key', uri: listener.uri },
-    onOpen: (request) => request.refuse('no'),
-    onRequest: () => ({}),
-    onRestored: () => undefined,
-    warn: (text) => assert.fail(text),
-  })
+  const link = linkTo({ uri: listener.uri })
   const made = link.connect()
   link.destroy()
   await assert.rejects(made, /was closed/)
   assert.equal(link.isUp, false)
   assert.equal(tunnels.length, 1)
   await tunnels[0]?.closed
+})
+
+test('a link that is ended while it is being made leaves no channel on a tunnel that is not its own', async (t) => {
+  const [near, far] = await tunnelPair(t)
+  const asked = new Promise<ChannelRequest>((resolve) => (far.onOpen = resolve))
+  const link = linkTo({ uri: '', tunnel: near })
+  const made = link.connect()
+  const request = await asked
+  link.destroy()
+  const channel = request.accept().resume()
+  channel.once('end', () => channel.end())
+  await assert.rejects(made, /was closed/)
+  await near.close()
+})
+
+test('a link that somebody else makes anew while it is looked for is restored all the same', async (t) => {
+  const path = join(await temporaryFolder(t), 'sock')
+  const tunnels: Tunnel[] = []
+  const onTunnel = (tunnel: Tunnel): void => {
+    tunnel.onOpen = (request) => void request.accept().resume()
+    tunnels.push(tunnel)
+  }
+  const listen = () => listenTunnel({ unix: path }, { authorize: () => undefined, onTunnel })
+  const first = await listen()
+  const heard: string[] = []
+  const link = linkTo({
+    uri: first.uri,
+    onRestored: () => void heard.push('restored'),
+    warn: () => void heard.push('not there'),
+  })
+  t.after(() => link.destroy())
+  await link.connect()
+  link.last()
+  await first.close()
+  tunnels[0]?.destroy()
+  // the next look is some time away
+  await until('it has been looked for in vain', () => heard.length > 0)
+  const second = await listen()
+  t.after(() => second.close())
+  await link.connect()
+  await until('it is known to be restored', () => heard.includes('restored'))
+  assert.deepEqual(heard, ['not there', 'restored'])
 })
