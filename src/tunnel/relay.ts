@@ -84,10 +84,15 @@ export class UnixRelay {
   /** New and waiting connections go through this one from now on; those that go through another one stay there until it ends. */
   setTunnel(tunnel: Tunnel | undefined): void {
     this.#tunnel = tunnel
-    for (const wake of [...this.#wakers]) wake()
+    this.retry()
     void tunnel?.closed.then(() => {
       if (this.#tunnel === tunnel) this.#tunnel = undefined
     })
+  }
+
+  /** Asks again at once for the channels that were refused: the other side has them by now. */
+  retry(): void {
+    for (const wake of [...this.#wakers]) wake()
   }
 
   /** Ends every connection and takes the path away. */

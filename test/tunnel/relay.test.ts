@@ -127,6 +127,27 @@ test('a refused connection is tried again while it lives: the server may come ba
   await near.close()
 })
 
+test('whoever knows that the server is back has refused connections tried again at once', async (t) => {
+  const folder = await temporaryFolder(t)
+  const near = await relay(t, { path: join(folder, 'near') })
+  const [client, server] = await tunnelPair(t)
+  // pauses do not end by themselves
+  t.mock.timers.enable({ apis: ['setTimeout'] })
+  let refused = 0
+  server.onOpen = async (request) => {
+    if ((await joinUnix(request, join(folder, 'far')))?.code === 'ECONNREFUSED') refused += 1
+  }
+  near.setTunnel(client)
+  const socket = await unixSocket(near.path)
+  while (refused === 0) await nextTurn()
+  for (let turns = 0; turns < 100; turns++) await nextTurn()
+  assert.deepEqual([refused, near.held], [1, 1])
+  await echoServer(t, join(folder, 'far'))
+  near.retry()
+  await echoed(socket)
+  assert.equal(refused, 1)
+})
+
 test('a connection whose channel was reset in the moment in which it was accepted is not kept open', async (t) => {
   const near = await relay(t, { path: join(await temporaryFolder(t), 'near') })
   const [client, server] = await tunnelOver(t, await socketPair(t))

@@ -87,7 +87,9 @@ function streamed(qemu: Qemu, outgoing: Outgoing, live: Live | undefined): Sourc
     },
     async serve(request) {
       const { host } = vm
-      if (host === undefined) request.refuse(`the disks of domain '${vm.name}' are not served now`)
+      // one that is about to end would take the connection and break it; who is refused asks again soon
+      if (host === undefined || (host.mode === 'full' && host.exitCause !== undefined))
+        request.refuse(`the disks of domain '${vm.name}' are not served now`)
       else await joinUnix(request, nbdSocket(host.runDir))
     },
   }

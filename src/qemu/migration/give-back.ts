@@ -44,6 +44,8 @@ export async function prepareReturn(qemu: Qemu, incoming: Incoming): Promise<voi
 export async function mirrorBack(qemu: Qemu, incoming: Incoming): Promise<void> {
   const { live, record, migrated } = requireReturning(incoming)
   const socket = disksSocket(qemu.root, record.id)
+  // the source serves again: a mirror that begins keeps all of QEMU waiting for the blocks that are being read
+  incoming.relay?.retry()
   for (const [disk, job] of await jobsOf(live.monitor, migrated))
     // one that was there all the time has nothing left to copy
     if (job === undefined)
