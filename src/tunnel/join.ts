@@ -52,12 +52,16 @@ function carry(from: Duplex, to: Duplex): void {
     if (!to.write(bytes)) from.pause()
   })
   to.on('drain', () => from.resume())
-  from.once('end', () => to.end())
+  // nor of the end of one that has ended by now
+  if (from.readableEnded) to.end()
+  else from.once('end', () => to.end())
 }
 
 /** A connection to a unix path; half-open. Rejects with TunnelError ECONNREFUSED. */
 export async function unixSocket(path: string): Promise<Socket> {
   const socket = connect({ path, allowHalfOpen: true })
+  // it may break before whoever gets it listens, and is found destroyed then
+  socket.on('error', () => undefined)
   try {
     await once(socket, 'connect')
     return socket

@@ -207,6 +207,27 @@ test('a stream that is broken already when it is joined breaks the other one', a
   right.destroy()
 })
 
+test('a stream that has ended already when it is joined ends the other one, and goes on being written to', async () => {
+  const [[near, far], [left, right]] = [pipe(), pipe()]
+  near.end()
+  await once(far.resume(), 'end')
+  const joined = joinDuplex(far, left)
+  await once(right.resume(), 'end')
+  right.end('late')
+  assert.equal((await readAll(near)).toString(), 'late')
+  await joined
+})
+
+test('a connection whose listener goes before it has taken it is found broken, and ends nothing else', async (t) => {
+  const path = join(await temporaryFolder(t), 'socket')
+  const listener = native.listenUnix(path, 0o600, 1)
+  const socket = await unixSocket(path)
+  native.close(listener)
+  await new Promise((resolve) => socket.once('close', resolve))
+  const [near] = pipe()
+  await assert.rejects(joinDuplex(near, socket), /ECONNRESET/)
+})
+
 test('a program gets a descriptor that is a channel', async (t) => {
   const [client, server] = await tunnelPair(t)
   server.onOpen = (request) => {
