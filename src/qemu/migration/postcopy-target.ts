@@ -1,5 +1,6 @@
 /** Memory that follows its guest (post-copy), seen from the destination. */
 import { readFileSync } from 'node:fs'
+import type { Socket } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import * as c from '../../constants.gen.js'
 import { failFrom, messageOf } from '../../error.js'
@@ -77,13 +78,16 @@ export async function takeChannel(
     memory.channel = await takeMemory(request, live, qemu.transports, windows)
     return
   }
+  let socket: Socket | undefined
   try {
-    const socket = await memory.recovery?.connect()
+    socket = await memory.recovery?.connect()
     if (socket === undefined) throw new Error('nobody waits for memory')
     const { channel, through } = await acceptMemory(qemu.transports, request, WINDOWS)
     memory.channel = channel
     joinDuplex(channel, socket, through).catch(() => undefined)
   } catch (error) {
+    // QEMU would wait for memory on it
+    socket?.destroy()
     request.refuse(messageOf(error))
   }
 }
