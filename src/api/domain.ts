@@ -416,7 +416,7 @@ export class Domain implements DomainRef {
     signal?.addEventListener('abort', abort, { once: true })
     try {
       const session = sessionOf(dest)
-      return new Domain(session, await migrateDomain(this.#session, this, session, params, flags))
+      return new Domain(session, await migrateDomain(this.#session, this, session, params, flags, signal))
     } finally {
       signal?.removeEventListener('abort', abort)
     }

@@ -127,6 +127,7 @@ export async function migrateDomain(
   destination: Session,
   given: MigrateParams,
   flags: number,
+  signal?: AbortSignal,
 ): Promise<DomainRef> {
   const params = withTransport(given)
   if (source === destination)
@@ -147,9 +148,12 @@ export async function migrateDomain(
       throw error
     })
   const uri = params.uri ?? prepared.uri
-  const tunnel = destination.has('connectTunnel') ? await destination.call('connectTunnel', () => []) : undefined
   let performed: { cookie: string }
   try {
+    const tunnel = destination.has('connectTunnel') ? await destination.call('connectTunnel', () => []) : undefined
+    // until now the driver had nothing that it could have aborted
+    if (signal?.aborted === true)
+      throw fail('VIR_ERR_OPERATION_ABORTED', `migration of domain '${domain.name}' was canceled`, signal.reason)
     performed = await source.call('domainMigratePerform', () => [domain, checked, flags, prepared.cookie, uri, tunnel])
   } catch (error) {
     await destination
