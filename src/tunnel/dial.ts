@@ -31,6 +31,8 @@ export async function dial(uri: string, options: DialOptions = {}): Promise<Tunn
   socket.on('error', () => undefined)
   const abort = (): void => void socket.destroy(signal?.reason as Error)
   signal?.addEventListener('abort', abort)
+  // while certificates were read
+  if (signal?.aborted === true) abort()
   try {
     await connected(socket, address, options.connectTimeout ?? 10_000)
     const tunnel = await Tunnel.client(socket, options, peerOf(socket, address))

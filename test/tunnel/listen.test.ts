@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, statSync } from 'node:fs'
-import { connect } from 'node:net'
+import { connect, createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { dial } from '../../src/tunnel/dial.js'
@@ -147,6 +147,24 @@ test('connections that never say hello make room for those that do', async (t) =
   )
   await echoes(t, listener.uri)
   for (const socket of idle.slice(0, 8)) if (!socket.closed) await once(socket.resume(), 'close')
+})
+
+test('who gives up dialling while certificates are read waits for nobody', async (t) => {
+  if (!requires(t, 'program:openssl')) return
+  const authority = await TestAuthority.make(join(await temporaryFolder(t), 'pki'))
+  const pkipath = await authority.issue('client', '/CN=client')
+  // it takes connections, and says nothing
+  const server = createServer((socket) => socket.on('error', () => undefined)).listen(0, '127.0.0.1')
+  t.after(() => void server.close())
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const controller = new AbortController()
+  const dialled = dial(`virstream+tls://127.0.0.1:${port}/?pkipath=${pkipath}`, {
+    connectTimeout: 2 ** 31 - 1,
+    signal: controller.signal,
+  })
+  controller.abort(new Error('not wanted any more'))
+  await assert.rejects(dialled, { message: 'not wanted any more' })
 })
 
 test('a hello that takes too long, and one that is garbage, are told why', async (t) => {
