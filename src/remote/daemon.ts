@@ -77,8 +77,12 @@ export class Daemon {
 
   /** Why the daemon is of use: a client, a stream, a migration. Undefined: nobody would miss it. */
   async busy(): Promise<string | undefined> {
-    if (this.#listeners.some(({ tunnels }) => tunnels.size > 0)) return 'there are clients'
-    return whyNeeded(this.#shared.operations)
+    // one may come while the domains are looked at
+    return this.#clients() ?? (await whyNeeded(this.#shared.operations)) ?? this.#clients()
+  }
+
+  #clients(): string | undefined {
+    return this.#listeners.some(({ tunnels }) => tunnels.size > 0) ? 'there are clients' : undefined
   }
 
   /** No new clients; those that are here are told; domains run on. */
