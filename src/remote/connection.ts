@@ -133,6 +133,11 @@ export class RemoteConnection {
     const console = await this.#tunnel.open(CONSOLE, { id }).catch((error: unknown) => {
       throw wireError(error, 'cannot open the console')
     })
+    // the tunnel ends with its last channel
+    if (this.#closing) {
+      console.destroy()
+      throw fail('VIR_ERR_RPC', `the connection to '${this.#uri}' was closed`)
+    }
     this.#consoles.add(console)
     return console.once('close', () => this.#consoles.delete(console))
   }

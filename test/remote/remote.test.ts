@@ -7,14 +7,20 @@ import { Duplex } from 'node:stream'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { sessionOf } from '../../src/api/session.js'
 import * as c from '../../src/index.js'
+import { Connect } from '../../src/index.js'
 import type { DomainEvent } from '../../src/driver.js'
 import { VirError } from '../../src/error.js'
+import { CONSOLE, PROTOCOL_VERSION } from '../../src/remote/protocol.js'
 import { dial } from '../../src/tunnel/dial.js'
+import { listenTunnel } from '../../src/tunnel/listen.js'
 import { Messages } from '../../src/tunnel/messages.js'
+import type { ChannelRequest } from '../../src/tunnel/requests.js'
 import { refused } from '../driver/support.js'
+import { until } from '../support/domain.js'
 import { ref, scriptedDriver } from './scripted.js'
-import { testDaemon } from './support.js'
+import { testDaemon, testFolder } from './support.js'
 
 /** Also when it is by an error. */
 function closeOf(stream: Duplex | undefined): Promise<void> {
@@ -302,9 +308,45 @@ test('a console is a channel of its own, both ways, and ends with the connection
   await alsoOver
 })
 
+test('a connection whose tunnel a migration has too leaves no console on it that was opened while it was closed', async (t) => {
+  const [waiting, controls] = [new Array<ChannelRequest>(), new Array<Messages>()]
+  const operations = ['domainLookupByName', 'domainOpenConsole']
+  const onRequest = (method: string): unknown => (method === 'domainOpenConsole' ? 'id' : ref)
+  const onOpen = (request: ChannelRequest): void => {
+    if (request.service === CONSOLE) waiting.push(request)
+    else
+      controls.push(new Messages(request.accept({ version: PROTOCOL_VERSION, program: '', operations }), { onRequest }))
+  }
+  const listener = await listenTunnel(
+    { unix: join(await testFolder(t), 'sock') },
+    { authorize: () => undefined, onTunnel: (tunnel) => (tunnel.onOpen = onOpen) },
+  )
+  t.after(() => listener.close())
+  const conn = await Connect.open(listener.uri)
+  const [tunnel] = listener.tunnels
+  await sessionOf(conn).call('connectTunnel', () => [])
+  const opened = (await conn.domainLookupByName('guest')).openConsole()
+  await until('a channel is asked for', () => waiting.length > 0)
+  await conn.close()
+  waiting[0]?.accept()
+  await refused(opened, 'VIR_ERR_RPC', /was closed/)
+  assert.equal(await tunnel?.closed, undefined)
+})
+
 test('a console that nobody opened is refused', async (t) => {
   const { uri } = await testDaemon(t)
   const tunnel = await dial(uri)
   t.after(() => tunnel.destroy())
   await assert.rejects(tunnel.open('virstream-console', { id: 'guessed' }), /no such console/)
+})
+
+test('a client that comes while a daemon looks whether anybody needs it is seen', async (t) => {
+  let look!: () => void
+  const looked = new Promise<[]>((resolve) => (look = () => resolve([])))
+  const { driver } = scriptedDriver({ connectListAllDomains: () => looked })
+  const { daemon, connect } = await testDaemon(t, driver)
+  const busy = daemon.busy()
+  await connect()
+  look()
+  assert.equal(await busy, 'there are clients')
 })
