@@ -11,7 +11,7 @@ import { QemuCapabilities } from '../src/machine/capabilities.js'
 import { buildCommand, commandEnvironment } from '../src/machine/command.js'
 import { prepareDefinition } from '../src/machine/definition.js'
 import { chooseFirmware } from '../src/machine/firmware.js'
-import { freeVncPorts } from '../src/qemu/domain/ports.js'
+import { withVncPorts } from '../src/qemu/domain/ports.js'
 import { launch } from '../src/qemu/monitor/process.js'
 import { checkSupported } from '../src/machine/supported.js'
 import { resolveBackingChain } from '../src/storage/chain.js'
@@ -95,7 +95,8 @@ async function runOne(name: string, def: DomainDef, { caps, scratch, result }: S
   const commanded = await step(result.atCommand, result.commands, async () => {
     chooseFirmware(def)
     await standIn(def, runDir)
-    await freeVncPorts(def)
+    // one QEMU at a time
+    await withVncPorts(def, () => Promise.resolve())
     assignAliases(def)
     assignSourceIndexes(def)
     buildCommand(def, { ...context, monitorFd: 3 })

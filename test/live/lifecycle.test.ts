@@ -288,8 +288,9 @@ test('VNC listens on a unix socket, or on a TCP port that is given out', async (
 
   const tcp = "<graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1'/>"
   const ports: number[] = []
-  for (const name of ['first', 'second']) {
-    const dom = await startPlain(root, { name, devices: tcp })
+  // at once: neither QEMU listens yet when ports are given out
+  const domains = await Promise.all(['first', 'second'].map((name) => startPlain(root, { name, devices: tcp })))
+  for (const dom of domains) {
     const port = Number(/<graphics type='vnc' port='(\d+)' autoport='yes'/.exec(await dom.getXMLDesc(0))?.[1])
     assert.match(await banner({ port }), /^RFB 003/)
     assert.match(await dom.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE), /port='-1' autoport='yes'/)

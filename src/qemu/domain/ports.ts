@@ -16,20 +16,33 @@ function isFree(host: string, port: number): Promise<boolean> {
   })
 }
 
-/** Fills in the port of every VNC server that asks for any free one. */
-export async function freeVncPorts(def: DomainDef): Promise<void> {
-  const given = new Set<number>()
-  for (const graphics of def.graphics) {
-    const wantsPort = graphics.port === undefined || graphics.port === -1
-    const onSocket = graphics.listens.some((listen) => listen.type === 'socket')
-    if (graphics.type !== 'vnc' || onSocket || !(graphics.autoport === true || wantsPort)) continue
-    const host = graphics.listens.find((listen) => listen.type === 'address')?.address ?? '127.0.0.1'
-    graphics.port = await freePort(host, given)
-    given.add(graphics.port)
+/** given to domains whose QEMU may not listen there yet, of whichever root */
+const promised = new Set<number>()
+
+/** Fills in the port of every VNC server that asks for any free one. They are its own while `work` has QEMU listen there. */
+export async function withVncPorts<T>(def: DomainDef, work: () => Promise<T>): Promise<T> {
+  const given: number[] = []
+  try {
+    for (const graphics of def.graphics) {
+      const wantsPort = graphics.port === undefined || graphics.port === -1
+      const onSocket = graphics.listens.some((listen) => listen.type === 'socket')
+      if (graphics.type !== 'vnc' || onSocket || !(graphics.autoport === true || wantsPort)) continue
+      const host = graphics.listens.find((listen) => listen.type === 'address')?.address ?? '127.0.0.1'
+      graphics.port = await freePort(host)
+      given.push(graphics.port)
+    }
+    return await work()
+  } finally {
+    for (const port of given) promised.delete(port)
   }
 }
 
-async function freePort(host: string, taken: ReadonlySet<number>): Promise<number> {
-  for (let port = FIRST; port <= LAST; port++) if (!taken.has(port) && (await isFree(host, port))) return port
+async function freePort(host: string): Promise<number> {
+  for (let port = FIRST; port <= LAST; port++) {
+    if (promised.has(port)) continue
+    promised.add(port)
+    if (await isFree(host, port)) return port
+    promised.delete(port)
+  }
   throw fail('VIR_ERR_INTERNAL_ERROR', `no free port between ${FIRST} and ${LAST} for VNC on '${host}'`)
 }

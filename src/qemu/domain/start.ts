@@ -21,7 +21,7 @@ import { makeHost, Pending } from '../streams/image-host.js'
 import { carryStreams } from '../streams/moved-streams.js'
 import type { Monitor } from '../monitor/monitor.js'
 import { prepareLive } from './prepare-live.js'
-import { freeVncPorts } from './ports.js'
+import { withVncPorts } from './ports.js'
 import { killHard, launch, qemuDir, recoverySocket } from '../monitor/process.js'
 import type { Qemu } from '../core/qemu.js'
 import { createTap, deleteTap } from './tap.js'
@@ -107,7 +107,7 @@ async function launchQemu(
   await prepareLive(qemu, def, caps)
   const id = qemu.nextId()
   def.id = id
-  const live = await bringUp(qemu, vm, def, caps, options).catch((error: unknown) => {
+  const live = await withVncPorts(def, () => bringUp(qemu, vm, def, caps, options)).catch((error: unknown) => {
     vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason: c.VIR_DOMAIN_SHUTOFF_FAILED }
     throw error
   })
@@ -138,7 +138,6 @@ async function bringUp(
   removeRunDir(runDir)
   undo.add(() => removeRunDir(runDir))
   makeVariableStore(def)
-  await freeVncPorts(def)
   const logFile = join(qemu.root.logDir, `${vm.name}.log`)
   const access = new Access(qemu.access, def, (text) => qemu.warn(text))
   access.persist = () => saveStarting(runDir, id, vm, def, access)
