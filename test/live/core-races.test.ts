@@ -223,3 +223,18 @@ test('a root is closed while a QEMU in it stands still, and whoever opens it nex
   await again.destroy()
   assertNothingRuns(root)
 })
+
+test('a call that has not begun its work when the root is closed does not begin it any more', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64')) return
+  const root = await testRoot(t)
+  const [started, defined] = [plainXml({ name: 'started', devices: '' }), plainXml({ name: 'defined', devices: '' })]
+  const late = Promise.allSettled([root.conn.domainCreateXML(started, paused), root.conn.domainDefineXML(defined)])
+  await root.conn.close()
+  for (const result of await late) {
+    assert.ok(result.status === 'rejected')
+    assert.equal((result.reason as { code?: unknown }).code, 'VIR_ERR_INVALID_CONN')
+  }
+  assertNothingRuns(root)
+  await reopen(root)
+  assert.deepEqual(await root.conn.listAllDomains(), [])
+})

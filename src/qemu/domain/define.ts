@@ -34,8 +34,12 @@ export async function readDefinition(qemu: Qemu, xml: string, validate: boolean)
   return def
 }
 
-/** The domain that a definition is about: name and UUID must both be new, or both of the same domain. */
+/**
+ * The domain that a definition is about: name and UUID must both be new, or both of the same domain. VIR_ERR_INVALID_CONN where
+ * the root was let go of while it was read: what came into it now would be nobody's.
+ */
 export function match(qemu: Qemu, def: DomainDef): Vm | undefined {
+  if (qemu.closing) throw fail('VIR_ERR_INVALID_CONN', 'the connection is closed')
   const known = qemu.find(def.uuid)
   if (known !== undefined && known.name !== def.name) {
     const text = `domain '${known.name}' is already defined with uuid ${def.uuid}`
@@ -47,7 +51,7 @@ export function match(qemu: Qemu, def: DomainDef): Vm | undefined {
   return known
 }
 
-/** After the wait for the domain's job: nobody may have taken its name or UUID since `match`. */
+/** After the wait for the domain's job: nobody may have taken its name or UUID since `match`, or closed the root. */
 export function requireStill(qemu: Qemu, def: DomainDef, vm: Vm): void {
   const now = match(qemu, def)
   if (now !== undefined && now !== vm)

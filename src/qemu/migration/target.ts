@@ -6,7 +6,7 @@ import type { MigrateParams } from '../../driver.js'
 import { failFrom } from '../../error.js'
 import { Undo } from '../../util/undo.js'
 import { checkAbi } from '../../machine/abi.js'
-import { match, readDefinition } from '../domain/define.js'
+import { match, readDefinition, requireStill } from '../domain/define.js'
 import { type MigrationCookie, readCookie, thisHost, writeCookie } from '../../migration/cookie.js'
 import { storageOf } from './flags.js'
 import { listenForMigrations } from './listener.js'
@@ -44,6 +44,7 @@ export async function prepare(
   const uri = qemu.host.tunnels === true ? '' : await listenForMigrations(qemu)
   await vm.jobs.run('migrate', async () => {
     await endForerunners(qemu, vm, cookie)
+    requireStill(qemu, def, vm)
     qemu.add(vm)
     try {
       refuseActive(vm)
