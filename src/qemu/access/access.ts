@@ -14,12 +14,14 @@ import { Undo } from '../../util/undo.js'
 import { AccessLocks, type DiskLock, type LeaseEntry } from './locks.js'
 import { type AccessRecord, labelsOf, unusedBacking } from './record.js'
 import {
+  type AccessPlace,
   chardevSockets,
   fileTargets,
   imageTarget,
   lockResource,
   openTheWay,
   removeSocket,
+  runtimeTarget,
   writtenTarget,
 } from './targets.js'
 import { chainOf } from '../blocks/block-graph.js'
@@ -31,16 +33,6 @@ export type { DiskLock, LeaseEntry } from './locks.js'
 export interface AccessPolicy {
   readonly security: SecurityStack
   readonly locks: LockDriver | undefined
-}
-
-/** What a domain is about where things lie. */
-export interface AccessPlace {
-  /** path of the root */
-  root: string
-  runDir: string
-  logFile: string
-  /** absolute path of what is started */
-  program: string
 }
 
 export class Access {
@@ -264,8 +256,12 @@ export class Access {
   }
 
   /** A file in the domain's own folder, made for this run. */
-  async grantRuntime(path: string): Promise<void> {
-    await this.#label({ path, kind: 'runtime', readonly: false, shared: false, seclabels: [] })
+  grantRuntime(path: string): Promise<void> {
+    return this.#label(runtimeTarget(path))
+  }
+  /** Before it is removed, while its domain runs. */
+  revokeRuntime(path: string): Promise<void> {
+    return this.#takeBack(labelsOf(this.#record, runtimeTarget(path)), [])
   }
 
   /** A listening unix socket, mode 0600, that QEMU will inherit, or connect to. */

@@ -9,6 +9,16 @@ import { chardevSocketPath } from '../../machine/command-chardev.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
+/** What a domain is about where things lie. */
+export interface AccessPlace {
+  /** path of the root */
+  root: string
+  runDir: string
+  logFile: string
+  /** absolute path of what is started */
+  program: string
+}
+
 /** An image of a disk: its own, or one below it. Undefined for what comes over the network. */
 export function imageTarget(disk: DiskDef, image: StorageSource): LabelTarget | undefined {
   if (image.type === 'network') return undefined
@@ -83,6 +93,11 @@ export function chardevSockets(def: DomainDef, dir: string): { alias: string; pa
     if (alias === undefined || source.type !== 'unix' || source.mode !== 'bind') return []
     return [{ alias, path: source.path ?? chardevSocketPath(dir, alias) }]
   })
+}
+
+/** What lies in the folder of a run, or is there only for it. */
+export function runtimeTarget(path: string): LabelTarget {
+  return { path, kind: 'runtime', readonly: false, shared: false, seclabels: [] }
 }
 
 /** A socket that an earlier run has left makes way for the next, as QEMU does it. */

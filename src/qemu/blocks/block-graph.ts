@@ -187,13 +187,25 @@ export const chainBelow = (image: StorageSource | undefined): StorageSource[] =>
   return below
 }
 
+/** A disk's own image in the persistent definition, unless that names another one. */
+export function persistentImage(config: DomainDef | undefined, disk: DiskDef): StorageSource | undefined {
+  const own = config?.disks.find((candidate) => candidate.target === disk.target)?.source
+  return sourcePath(own) === sourcePath(disk.source) ? own : undefined
+}
+
+/** What stands below `own` becomes what stood below it before. */
+export function putChainBack(own: StorageSource, { backingStore }: Pick<StorageSource, 'backingStore'>): void {
+  if (backingStore === undefined) delete own.backingStore
+  else own.backingStore = backingStore
+}
+
 /**
  * The same cut in the persistent definition, which may name the chain or leave it to the image's header. Answers whether
  * anything changed there.
  */
 export function cutConfigChain(config: DomainDef | undefined, disk: DiskDef, base: StorageSource | undefined): boolean {
-  const own = config?.disks.find((candidate) => candidate.target === disk.target)?.source
-  if (own?.backingStore == null || sourcePath(own) !== sourcePath(disk.source)) return false
+  const own = persistentImage(config, disk)
+  if (own?.backingStore == null) return false
   own.backingStore = base === undefined ? null : withoutIndex(base)
   return true
 }
@@ -203,15 +215,12 @@ export function cutConfigChain(config: DomainDef | undefined, disk: DiskDef, bas
  * that back; undefined: nothing changed.
  */
 export function writeConfigChain(config: DomainDef | undefined, disk: DiskDef): (() => void) | undefined {
-  const own = config?.disks.find((candidate) => candidate.target === disk.target)?.source
+  const own = persistentImage(config, disk)
   const { source } = disk
-  if (own === undefined || !source?.backingStore || sourcePath(own) !== sourcePath(source)) return undefined
-  const before = own.backingStore
+  if (own === undefined || !source?.backingStore) return undefined
+  const before = { ...own }
   own.backingStore = withoutIndex(source.backingStore)
-  return () => {
-    if (before === undefined) delete own.backingStore
-    else own.backingStore = before
-  }
+  return () => putChainBack(own, before)
 }
 
 export function withoutIndex(source: StorageSource): StorageSource {

@@ -7,7 +7,7 @@ import type { Access } from '../access/access.js'
 import type { AccessRecord } from '../access/record.js'
 import type { BlockJobRecord } from '../blocks/blockjob.js'
 import { type Root, writeFileAtomically } from './root.js'
-import type { StreamHost, Vm } from './vm.js'
+import type { Replacing, StreamHost, Vm } from './vm.js'
 
 /** What a later process must know about a running domain; one file for each, in its run directory. */
 export interface DomainStatus {
@@ -29,6 +29,10 @@ export interface DomainStatus {
   guards: [string, number][]
   /** see `ImageHolder` in vm.ts; absent: none */
   staleHeaders?: string[]
+  /** see `ImageHolder` */
+  replacing?: Replacing
+  /** see `ImageHolder` */
+  standIn?: string
   /** the guest was asked to power down, to come up again at once */
   rebooting?: boolean
   /** see `Live` */
@@ -60,6 +64,28 @@ export function saveStarting(runDir: string, id: number, vm: Vm, def: DomainDef,
   writeStatus(runDir, status)
 }
 
+/** A number of a run directory in `dir` that none has. */
+export const freeId = (dir: string): number => Math.max(0, ...readdirSync(dir).map((name) => Number(name) || 0)) + 1
+
+/**
+ * No process has the images: the persistent definition and the header of the disk are about to follow `def`. Answers the run
+ * directory, which is to be removed when they have; otherwise the next process that opens the root sees to it.
+ */
+export function saveAtRest(
+  { offlineDir }: Root,
+  { name, uuid, state }: Vm,
+  def: DomainDef,
+  replacing: Replacing,
+): string {
+  const id = freeId(offlineDir)
+  const runDir = join(offlineDir, String(id))
+  mkdirSync(runDir, { mode: 0o700 })
+  const none = { blockJobs: [], guards: [] }
+  const staleHeaders = [replacing.target]
+  writeStatus(runDir, { version: 1, phase: 'offline', name, uuid, id, state, def, ...none, staleHeaders, replacing })
+  return runDir
+}
+
 const phaseOf = (host: StreamHost): DomainStatus['phase'] => {
   if (host.mode === 'full') return 'running'
   return host.moving === true ? 'moving' : 'offline'
@@ -83,6 +109,8 @@ export function saveStatus(vm: Vm, host: StreamHost): void {
     blockJobs,
     guards: [...guards],
     ...(host.staleHeaders.size > 0 && { staleHeaders: [...host.staleHeaders] }),
+    ...(host.replacing && { replacing: host.replacing }),
+    ...(host.standIn !== undefined && { standIn: host.standIn }),
     rebooting,
     ...(host.mode === 'full' && host.booting === true && { booting: true }),
     ...(host.mode === 'full' && host.saving && { saving: host.saving }),

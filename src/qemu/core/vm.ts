@@ -1,4 +1,4 @@
-import type { DiskDef, DomainDef } from '../../conf/domain-def.js'
+import type { DiskDef, DomainDef, StorageSource } from '../../conf/domain-def.js'
 import { VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_UNKNOWN } from '../../constants.gen.js'
 import type { DomainRef, DomainState } from '../../driver.js'
 import { failFrom } from '../../error.js'
@@ -16,6 +16,20 @@ const fail = failFrom('VIR_FROM_QEMU')
 export interface ExitCause {
   reason: number
   detail: number
+}
+
+/** A base whose place is being taken by another image, as long as QEMU may still read from it: how all was before. */
+export interface Replacing {
+  /** of the disk */
+  target: string
+  /** the disk's own image, with its chain */
+  source: StorageSource
+  /** see `DiskDef` */
+  baseTimeout?: number
+  /** see `staleHeaders` */
+  stale: boolean
+  /** what the persistent definition named below the same image; absent: it does not change */
+  persistent?: Pick<StorageSource, 'backingStore'>
 }
 
 /** What streams need of a process that has images of a domain open. */
@@ -36,6 +50,10 @@ interface ImageHolder {
   guards: Guards
   /** targets of disks whose image's header does not name its base any more, which the definition does */
   readonly staleHeaders: Set<string>
+  /** written down before QEMU hears of it */
+  replacing?: Replacing
+  /** path of a socket on which we answer in the place of a base that is away; who dies leaves it there */
+  standIn?: string
   /** resolves when the process is gone and everything of it is undone */
   readonly ended: Promise<void>
   readonly markEnded: () => void

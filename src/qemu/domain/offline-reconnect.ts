@@ -9,7 +9,8 @@ import { movedStream } from '../streams/moved-streams.js'
 import { makeDaemon, pendingDaemon } from '../streams/offline.js'
 import { monitorSocket, terminate } from '../monitor/process.js'
 import type { Qemu } from '../core/qemu.js'
-import { abandonStart, followHeaders, isAlive, type Resumption, revokeAccess, TIMEOUT } from './reconnect.js'
+import { abandonStart, followHeaders, halfDone, isAlive, type Resumption, revokeAccess, TIMEOUT } from './reconnect.js'
+import { settleWithout } from '../streams/half-replaced.js'
 import { writeHeaders } from '../streams/stale-headers.js'
 import { type DomainStatus, loadStatuses, removeRunDir } from '../core/status.js'
 import type { Vm } from '../core/vm.js'
@@ -51,7 +52,8 @@ async function takeOver(
   const access = new Access(qemu.access, def, (text) => qemu.warn(text), status.access)
   const guards = new Map(status.guards)
   const staleHeaders = new Set(status.staleHeaders)
-  const parts = { id, def, runDir, pid, startTime, process, monitor, access, guards, staleHeaders }
+  const known = { access, def, guards, staleHeaders, ...halfDone(status) }
+  const parts = { ...known, id, runDir, pid, startTime, process, monitor }
   const daemon = makeDaemon(qemu, vm, parts)
   for (const record of status.blockJobs) daemon.blockJobs.register(record)
   vm.offline = daemon
@@ -81,6 +83,7 @@ async function finishMove(
 
 async function tidyUp(qemu: Qemu, vm: Vm | undefined, status: DomainStatus, runDir: string): Promise<Resumption[]> {
   await revokeAccess(qemu, status, runDir)
+  if (vm !== undefined) await settleWithout(qemu, vm, status)
   await writeHeaders(qemu, status.def, status.staleHeaders ?? [])
   const left = vm === undefined ? [] : await followHeaders(qemu, vm, status)
   if (vm === undefined || status.phase !== 'moving') {

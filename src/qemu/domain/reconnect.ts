@@ -18,6 +18,7 @@ import { goOn } from '../core/halt.js'
 import { makeHost, type Pending } from '../streams/image-host.js'
 import { resumeAfterPowerdown } from './lifecycle.js'
 import { keepLocks } from './lock-watch.js'
+import { settleWithout, standingInForFormer } from '../streams/half-replaced.js'
 import { settleMedia } from '../disks/medium.js'
 import { MigrationCommands } from '../monitor/migration-commands.js'
 import { Monitor } from '../monitor/monitor.js'
@@ -127,11 +128,13 @@ async function takeOver(qemu: Qemu, vm: Vm, status: DomainStatus & { pid: number
   const { pid, id, def, startTime = '' } = status
   const pending = pendingLive(qemu, vm)
   const from = [...qemu.incoming.values()].find(({ record }) => record.uuid === status.uuid)?.record
-  const monitor = await connect(qemu, status, runDir, pending, from === undefined ? TIMEOUT : SHORT_TIMEOUT)
+  const mayWait = from !== undefined || status.replacing !== undefined
+  const monitor = await connect(qemu, status, runDir, pending, mayWait ? SHORT_TIMEOUT : TIMEOUT)
   const process = native.watchProcess(pid, (exit) => pending.onExit(exit))
   const access = new Access(qemu.access, def, (text) => qemu.warn(text), status.access)
   const [guards, staleHeaders] = [new Map(status.guards), new Set(status.staleHeaders)]
-  const parts = { access, def, guards, staleHeaders, id, runDir, pid, startTime, process, monitor }
+  const known = { access, def, guards, staleHeaders, ...halfDone(status) }
+  const parts = { ...known, id, runDir, pid, startTime, process, monitor }
   const live = makeHost(qemu, vm, parts, { mode: 'full' })
   if (status.rebooting === true) live.rebooting = true
   if (status.saving !== undefined) live.saving = status.saving
@@ -173,7 +176,7 @@ async function connect(
 function catchUpLater(qemu: Qemu, vm: Vm, live: Live): void {
   qemu.warn(`QEMU of domain '${vm.name}' does not answer yet`)
   const work = async (): Promise<void> => {
-    if (await untilAnswers(live)) await catchUp(qemu, vm, live)
+    if (await standingInForFormer(qemu, vm, live, () => untilAnswers(live))) await catchUp(qemu, vm, live)
   }
   const done = work().finally(() => delete live.catchingUp)
   live.catchingUp = done
@@ -217,12 +220,18 @@ const PAUSED_STATES: Record<string, { state: number; reason: number }> = {
   'guest-panicked': { state: c.VIR_DOMAIN_CRASHED, reason: c.VIR_DOMAIN_CRASHED_PANICKED },
 }
 
+/** What a process that was killed in the middle of it has written down of a base that was being replaced. */
+export function halfDone({ replacing, standIn }: DomainStatus): Pick<DomainStatus, 'replacing' | 'standIn'> {
+  return { ...(replacing && { replacing }), ...(standIn !== undefined && { standIn }) }
+}
+
 /** The QEMU of this domain died while nobody watched. */
 async function tidyUp(qemu: Qemu, vm: Vm, status: DomainStatus, runDir: string): Promise<Resumption[]> {
   const clean = !existsSync(pidFile(runDir))
   const reason = clean ? c.VIR_DOMAIN_SHUTOFF_SHUTDOWN : c.VIR_DOMAIN_SHUTOFF_CRASHED
   // it may have been started again before its streams were under way elsewhere
   if (vm.live === undefined) vm.state = { state: c.VIR_DOMAIN_SHUTOFF, reason }
+  await settleWithout(qemu, vm, status)
   const left = await followHeaders(qemu, vm, status)
   await revokeAccess(qemu, status, runDir)
   await writeHeaders(qemu, status.def, status.staleHeaders ?? [])

@@ -4,7 +4,7 @@
  * can pause it then: QEMU's own `stop` would wait for those reads, with everything in it.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import type { DiskDef, DomainDef, StorageSource } from '../../conf/domain-def.js'
+import type { DiskDef, DomainDef } from '../../conf/domain-def.js'
 import { readStreamRequests } from '../../conf/stream-request.js'
 import { VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR } from '../../constants.gen.js'
 import { failFrom } from '../../error.js'
@@ -13,7 +13,8 @@ import { chainOf } from '../blocks/block-graph.js'
 import { findDisk } from '../blocks/disk-names.js'
 import { isFromMigration, isNbd, linkProblem, remoteImages } from '../blocks/link-watch.js'
 import type { Qemu } from '../core/qemu.js'
-import { replaceBase } from './replace-base.js'
+import { exchangeBase } from './half-replaced.js'
+import type { Replacement } from './replace-base.js'
 import { isServed } from './stand-in.js'
 import type { Live, StreamHost, Vm } from '../core/vm.js'
 
@@ -67,7 +68,7 @@ export async function setBaseTimeout(
   disk.baseTimeout = seconds
   if (limited === undefined || limited === disk.source) return
   try {
-    await reopen(qemu, vm, host, disk, limited)
+    await reopen(qemu, vm, host, { disk, old: limited, timeoutBefore: before })
   } catch (error) {
     if (before === undefined) delete disk.baseTimeout
     else disk.baseTimeout = before
@@ -82,13 +83,18 @@ function requirePausing(disk: DiskDef): void {
 }
 
 /** QEMU takes the time only when it opens an image, so the chain is opened a second time and takes its own place. */
-async function reopen(qemu: Qemu, vm: Vm, host: StreamHost, disk: DiskDef, old: StorageSource): Promise<void> {
+async function reopen(
+  qemu: Qemu,
+  vm: Vm,
+  host: StreamHost,
+  { disk, old, timeoutBefore }: Pick<Replacement, 'disk' | 'old' | 'timeoutBefore'>,
+): Promise<void> {
   for (const image of remoteImages(disk)) {
     if (!isNbd(image) || (await isServed(image))) continue
     const text = `base '${formatBackingString(image)}' of disk '${disk.target}' takes no second connection, which its timeout needs`
     throw fail('VIR_ERR_OPERATION_FAILED', text)
   }
-  await replaceBase(qemu, vm, host, { disk, old, fresh: structuredClone(old), moved: false })
+  await exchangeBase(qemu, vm, host, { disk, old, fresh: structuredClone(old), moved: false, timeoutBefore })
 }
 
 export const isBroken = ({ state }: Vm): boolean =>

@@ -8,6 +8,7 @@ import { hasLetGo } from './detached.js'
 import { findDisk } from '../blocks/disk-names.js'
 import { beginJob, beginPull } from './engines.js'
 import { completeLater, finalizeLater } from './finalize.js'
+import { settleReplacing } from './half-replaced.js'
 import { watchIdleness } from './idle.js'
 import { follow, look } from './progress.js'
 import type { Qemu } from '../core/qemu.js'
@@ -65,6 +66,7 @@ async function takeStock(qemu: Qemu, vm: Vm, host: StreamHost): Promise<JobInfo[
     if (status === 'concluded' && /^(stream|commit)-/.test(id) && !records.some((record) => record.id === id))
       await host.monitor.jobDismiss(id)
   host.guards = await readGuards(host.monitor, host.def, host.guards)
+  await settleReplacing(qemu, vm, host)
   await dropStrangers(qemu, vm, host)
   return infos
 }

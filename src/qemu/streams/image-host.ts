@@ -13,7 +13,7 @@ import { NbdExports } from '../blocks/nbd-exports.js'
 import { settleLater } from './settle.js'
 import { saveStatus } from '../core/status.js'
 import type { Qemu } from '../core/qemu.js'
-import type { Daemon, Live, StreamHost, Vm } from '../core/vm.js'
+import type { Daemon, Live, Replacing, StreamHost, Vm } from '../core/vm.js'
 
 /** Who hears what the monitor and the process of a host say. */
 export interface HostListener<H> {
@@ -72,6 +72,8 @@ export interface HostParts {
   access: Access
   guards: Guards
   staleHeaders?: Set<string>
+  replacing?: Replacing
+  standIn?: string
 }
 
 /** Puts a host together; `ended` resolves once its process is gone and what it had is free. */

@@ -1,7 +1,6 @@
 /** A base that is somewhere else now: the disk reads from there, and its stream goes on. */
 import { stat } from 'node:fs/promises'
 import type { DiskDef, DomainDef, StorageSource } from '../../conf/domain-def.js'
-import { VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR } from '../../constants.gen.js'
 import { failFrom } from '../../error.js'
 import { formatBackingString, MAX_BACKING_STRING, parseBackingString } from '../../storage/backing-string.js'
 import { resolveBackingChain } from '../../storage/chain.js'
@@ -9,23 +8,23 @@ import { rebaseHeader } from '../../storage/overlay.js'
 import { probeImage } from '../../storage/probe.js'
 import { chainOf, writeConfigChain } from '../blocks/block-graph.js'
 import { formatNodeName } from '../../machine/blockdev.js'
+import { exchangeBase, finishReplacing } from './half-replaced.js'
 import { saveConfig } from '../core/config.js'
 import { findDisk } from '../blocks/disk-names.js'
-import { isFromMigration, isNbd, isRemote, linkProblem } from '../blocks/link-watch.js'
+import { isFromMigration, isRemote, linkProblem } from '../blocks/link-watch.js'
 import { refuseSaved } from '../core/managed-save.js'
 import { offlineDefinition, resolveOffline } from './offline.js'
 import type { Qemu } from '../core/qemu.js'
-import { replaceBase } from './replace-base.js'
-import { isServed, StandIn } from './stand-in.js'
+import { makePassable } from './passable.js'
+import { replacingOf } from './replace-base.js'
 import { findBase } from './checks.js'
+import { removeRunDir, saveAtRest } from '../core/status.js'
 import type { StreamHost, Vm } from '../core/vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
 /** ms that the new place may take to answer */
 const PROBE_TIMEOUT = 10_000
-/** ms since a stream moved last: its base answers */
-const LIVELY = 1_000
 
 /**
  * Under the domain's job: the image that `text` names (a path, a URI, as in an image's header) takes the place of
@@ -46,6 +45,7 @@ export async function setBase(
     return
   }
   if (host === undefined) return
+  await finishReplacing(qemu, vm, host)
   const old = chooseImage(disk, image)
   if (isFromMigration(disk))
     throw fail('VIR_ERR_OPERATION_INVALID', `disk '${disk.target}' comes over from the host that the domain has left`)
@@ -57,10 +57,11 @@ export async function setBase(
   // a stream that ended meanwhile would take away nodes that are looked at
   await host.blockJobs.hold(async () => {
     requireSize(fresh, await sizeOf(host, old), old)
-    await using standIn = await makePassable(vm, host, disk, old, fresh.image)
+    await using standIn = await makePassable(vm, host, { disk, old, fresh: fresh.image })
     await standIn?.answered()
     vm.requireSame(host)
-    await replaceBase(qemu, vm, host, { disk, old, fresh: fresh.image, moved: true })
+    const timeoutBefore = disk.baseTimeout
+    await exchangeBase(qemu, vm, host, { disk, old, fresh: fresh.image, moved: true, timeoutBefore })
   })
 }
 
@@ -131,31 +132,6 @@ async function sizeOf(host: StreamHost, image: StorageSource): Promise<number | 
   return nodes.find((node) => node['node-name'] === formatNodeName(image))?.image['virtual-size']
 }
 
-/** QEMU waits for requests that are under way before it changes its graph, so they must have a way to end. */
-async function makePassable(
-  vm: Vm,
-  host: StreamHost,
-  disk: DiskDef,
-  old: StorageSource,
-  fresh: StorageSource,
-): Promise<StandIn | undefined> {
-  if (!isNbd(old)) return undefined
-  const job = host.blockJobs.ofDisk(disk.target)
-  const moves = job !== undefined && job.waiting === undefined && performance.now() - job.movedAt < LIVELY
-  // a server may take one client only, and QEMU is that; one that is gone takes none
-  const serves = moves ? (await linkProblem(old)) === undefined : await isServed(old)
-  if (serves || failsAtOnce(vm, host, disk, old)) return undefined
-  return StandIn.open(old, fresh, host.access)
-}
-
-/** The base has been away for longer than its timeout: requests to it fail. */
-function failsAtOnce(vm: Vm, host: StreamHost, disk: DiskDef, old: StorageSource & { type: 'network' }): boolean {
-  if (old.reconnectDelay === undefined && disk.baseTimeout === undefined) return false
-  const { state, reason } = vm.state
-  const paused = state === VIR_DOMAIN_PAUSED && reason === VIR_DOMAIN_PAUSED_IOERROR
-  return paused || host.blockJobs.ofDisk(disk.target)?.stuck === true
-}
-
 /** No process has the images open: the header and the definition are changed. */
 async function setBaseAtRest(
   qemu: Qemu,
@@ -176,16 +152,21 @@ async function setBaseAtRest(
   )
   requireSize(fresh, size, old)
   if (parent === undefined) return
+  const replacing = replacingOf(vm, disk, { moved: true, timeoutBefore: disk.baseTimeout, stale: false })
   parent.backingStore = fresh.image
+  // images further down may be below other disks as well: only the definition changes
+  const own = parent === disk.source
+  const runDir = own && replacing !== undefined ? saveAtRest(qemu.root, vm, def, replacing) : undefined
   const config = vm.requireConfig()
   const restore = writeConfigChain(config, disk)
   try {
     if (restore !== undefined) saveConfig(qemu.root, config)
-    // images further down may be below other disks as well
-    if (parent === disk.source) await rebaseHeader(parent, fresh.image)
+    if (own) await rebaseHeader(parent, fresh.image)
   } catch (error) {
     restore?.()
     if (restore !== undefined) saveConfig(qemu.root, config)
     throw error
+  } finally {
+    if (runDir !== undefined) removeRunDir(runDir)
   }
 }

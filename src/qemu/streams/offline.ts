@@ -2,7 +2,7 @@
  * Streams of a domain that does not run: a qemu-storage-daemon has the images open, with the same nodes, jobs and exports
  * as QEMU would. It is there as long as a disk of the domain is streamed, in a session of its own, and outlives us.
  */
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { DiskDef, DomainDef } from '../../conf/domain-def.js'
 import { failFrom, messageOf } from '../../error.js'
@@ -23,7 +23,7 @@ import { nbdSocket } from '../blocks/nbd-exports.js'
 import { exitedCleanly, launch, terminate } from '../monitor/process.js'
 import type { Qemu } from '../core/qemu.js'
 import { writeHeadersLater } from './stale-headers.js'
-import { removeRunDir, saveStarting, saveStatus } from '../core/status.js'
+import { freeId, removeRunDir, saveStarting, saveStatus } from '../core/status.js'
 import type { Daemon, Vm } from '../core/vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
@@ -74,7 +74,7 @@ export async function openOffline(qemu: Qemu, vm: Vm, def: DomainDef, disk: Disk
 /** It may have the images of `disk` from the beginning. */
 async function startDaemon(qemu: Qemu, vm: Vm, def: DomainDef, disk: DiskDef): Promise<Daemon> {
   const dir = qemu.root.offlineDir
-  const id = Math.max(0, ...readdirSync(dir).map((name) => Number(name) || 0)) + 1
+  const id = freeId(dir)
   const runDir = join(dir, String(id))
   const logFile = join(qemu.root.logDir, `${vm.name}.log`)
   const binary = findProgram(def.emulator)

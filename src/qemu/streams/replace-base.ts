@@ -2,13 +2,22 @@
 import type { DiskDef, StorageSource } from '../../conf/domain-def.js'
 import { failFrom, messageOf } from '../../error.js'
 import { Undo } from '../../util/undo.js'
-import { chainBelow, chainOf, deleteNodes, guardName, nextIndex, writeConfigChain } from '../blocks/block-graph.js'
+import {
+  chainBelow,
+  chainOf,
+  deleteNodes,
+  guardName,
+  nextIndex,
+  persistentImage,
+  writeConfigChain,
+} from '../blocks/block-graph.js'
 import { formatNode, formatNodeName, imageNodes, imageOptions } from '../../machine/blockdev.js'
 import { saveConfig } from '../core/config.js'
 import type { Monitor } from '../monitor/monitor.js'
 import type { Qemu } from '../core/qemu.js'
+import { isTimeout } from '../core/standing-still.js'
 import { saveStatus, saveStatusOrSay } from '../core/status.js'
-import type { StreamHost, Vm } from '../core/vm.js'
+import type { Replacing, StreamHost, Vm } from '../core/vm.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -20,15 +29,19 @@ export interface Replacement {
   fresh: StorageSource
   /** it is another image, to be noted down in the definition; otherwise the same one, opened in another way */
   moved: boolean
+  /** how long the disk waited for its base until now, see `DiskDef` */
+  timeoutBefore: number | undefined
 }
 
 /**
  * Under the domain's job, when no request waits for `old`: QEMU waits for those before it changes anything, and the guest
- * with it. It is written down before it counts; when a step fails all is as it was.
+ * with it. It is written down before it counts; when a step fails all is as it was. To be
+ * called by `exchangeBase` only, which looks after a QEMU that did not answer.
  */
 export async function replaceBase(qemu: Qemu, vm: Vm, host: StreamHost, replacement: Replacement): Promise<void> {
   const { disk, old, fresh } = replacement
-  const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
+  if (host.replacing !== undefined)
+    throw fail('VIR_ERR_OPERATION_INVALID', `disk '${host.replacing.target}' has still to let go of its former base`)
   const parent = chainOf(disk).find((image) => image.backingStore === old)
   if (parent === undefined) throw fail('VIR_ERR_INTERNAL_ERROR', `the image is not below disk '${disk.target}'`)
   const leaving = [old, ...chainBelow(old)]
@@ -41,8 +54,28 @@ export async function replaceBase(qemu: Qemu, vm: Vm, host: StreamHost, replacem
   }
   await addNodes(host, disk, fresh, undo)
   writeDown(qemu, vm, host, parent, replacement, undo)
-  await link(host, disk, parent, fresh)
+  try {
+    await link(host, disk, parent, fresh)
+  } catch (error) {
+    // QEMU does it all the same when it goes on, so `replacing` stays
+    if (isTimeout(error)) undo.commit()
+    throw error
+  }
   undo.commit()
+  await releaseFormer(qemu, vm, host, disk, leaving)
+}
+
+/** Nothing reads from `leaving`, the former base and what was below it, any more. */
+export async function releaseFormer(
+  qemu: Qemu,
+  vm: Vm,
+  host: StreamHost,
+  disk: DiskDef,
+  leaving: readonly StorageSource[],
+): Promise<void> {
+  const warn = (text: string): void => qemu.warn(`domain '${vm.name}': ${text}`)
+  delete host.replacing
+  saveStatusOrSay(vm, host, warn)
   await deleteNodes(host.monitor, new Map(), disk, leaving, warn)
   await host.access.revokeImages(disk, leaving)
 }
@@ -61,15 +94,18 @@ function writeDown(
   vm: Vm,
   host: StreamHost,
   parent: StorageSource,
-  { disk, old, fresh, moved }: Replacement,
+  { disk, old, fresh, moved, timeoutBefore }: Replacement,
   undo: Undo,
 ): void {
-  const wasStale = host.staleHeaders.has(disk.target)
+  const stale = host.staleHeaders.has(disk.target)
+  const replacing = replacingOf(vm, disk, { moved, timeoutBefore, stale })
   undo.add(() => {
     parent.backingStore = old
-    if (!wasStale) host.staleHeaders.delete(disk.target)
+    if (!stale) host.staleHeaders.delete(disk.target)
+    delete host.replacing
     if (vm.host === host) saveStatusOrSay(vm, host, (text) => qemu.warn(text))
   })
+  if (replacing !== undefined) host.replacing = replacing
   parent.backingStore = fresh
   if (moved && parent === disk.source) host.staleHeaders.add(disk.target)
   saveStatus(vm, host)
@@ -81,6 +117,24 @@ function writeDown(
     saveConfig(qemu.root, config)
   })
   saveConfig(qemu.root, config)
+}
+
+/** How all is before anything below `disk` is replaced; undefined for a disk without a medium. */
+export function replacingOf(
+  vm: Vm,
+  disk: DiskDef,
+  { moved, timeoutBefore, stale }: Pick<Replacement, 'moved' | 'timeoutBefore'> & Pick<Replacing, 'stale'>,
+): Replacing | undefined {
+  const { target, source } = disk
+  if (source === undefined) return undefined
+  const own = moved ? persistentImage(vm.config, disk) : undefined
+  return structuredClone({
+    target,
+    source,
+    ...(timeoutBefore !== undefined && { baseTimeout: timeoutBefore }),
+    stale,
+    ...(own !== undefined && { persistent: own.backingStore === undefined ? {} : { backingStore: own.backingStore } }),
+  })
 }
 
 /** Below a guard QEMU lets us change images also while a job streams; elsewhere not. */
@@ -98,7 +152,7 @@ async function link(host: StreamHost, disk: DiskDef, parent: StorageSource, fres
 }
 
 /** Children of a quorum are numbered in the order in which they come, and keep their numbers: the oldest has the lowest. */
-async function removeOldest(monitor: Monitor, parent: string): Promise<void> {
+export async function removeOldest(monitor: Monitor, parent: string): Promise<void> {
   for (let nth = 0; ; nth++) {
     try {
       await monitor.passThrough('x-blockdev-change', { parent, child: `children.${nth}` })

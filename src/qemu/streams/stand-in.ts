@@ -5,7 +5,6 @@
  */
 import { open } from 'node:fs/promises'
 import { createServer, type Server, type Socket } from 'node:net'
-import { lstatSync, rmSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { StorageSource } from '../../conf/domain-def.js'
 import { failFrom, messageOf } from '../../error.js'
@@ -14,8 +13,10 @@ import { NbdClient } from '../../nbd/client.js'
 import type { NbdServed } from '../../nbd/served.js'
 import { serveNbd } from '../../nbd/server.js'
 import { formatBackingString } from '../../storage/backing-string.js'
-import type { Access } from '../access/access.js'
-import { dial } from '../blocks/link-watch.js'
+import { removeSocket } from '../access/targets.js'
+import { saveStatus, saveStatusOrSay } from '../core/status.js'
+import type { StreamHost, Vm } from '../core/vm.js'
+import { dial, linkProblem } from '../blocks/link-watch.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -33,12 +34,12 @@ export class StandIn implements AsyncDisposable {
   readonly #content: Content
   readonly #sockets = new Set<Socket>()
   #connected = false
-  readonly #path: string | undefined
+  readonly #leave: () => Promise<void>
 
-  private constructor(server: Server, name: string, content: Content, path: string | undefined) {
+  private constructor(server: Server, name: string, content: Content, leave: () => Promise<void>) {
     this.#server = server
     this.#content = content
-    this.#path = path
+    this.#leave = leave
     const exports = new Map([[name, content.served]])
     server.on('connection', (socket) => {
       this.#connected = true
@@ -50,18 +51,19 @@ export class StandIn implements AsyncDisposable {
   }
 
   /**
-   * Listens where `at` was and serves what is in `from`. VIR_ERR_OPERATION_INVALID when that place cannot be had here, or
-   * `from` is reached in a way that we cannot read.
+   * Listens where `at` was, for what `host` waits for, and serves what is in `from`. VIR_ERR_OPERATION_INVALID when that place
+   * cannot be had here, or `from` is reached in a way that we cannot read.
    */
-  static async open(at: NetworkSource, from: StorageSource, access: Access): Promise<StandIn> {
+  static async open(vm: Vm, host: StreamHost, at: NetworkSource, from: StorageSource): Promise<StandIn> {
     const content = await openContent(from)
     try {
-      const host = at.hosts[0]
-      const path = host?.transport === 'unix' ? host.socket : undefined
+      const place = at.hosts[0]
+      const path = place?.transport === 'unix' ? place.socket : undefined
       const server = createServer()
-      if (path === undefined) await listen(server, { host: host?.name ?? '', port: host?.port ?? 10809 })
-      else await listenAt(server, path, access)
-      return new StandIn(server, at.name ?? '', content, path)
+      if (path === undefined) await listen(server, { host: place?.name ?? '', port: place?.port ?? 10809 })
+      else await listenAt(server, path, vm, host)
+      const leave = (): Promise<void> => (path === undefined ? Promise.resolve() : leaveSocket(vm, host, path))
+      return new StandIn(server, at.name ?? '', content, leave)
     } catch (error) {
       await content.close()
       throw fail(
@@ -83,7 +85,7 @@ export class StandIn implements AsyncDisposable {
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()))
     for (const socket of this.#sockets) socket.destroy()
     await closed
-    if (this.#path !== undefined) rmSync(this.#path, { force: true })
+    await this.#leave()
     await this.#content.close()
   }
 }
@@ -130,18 +132,34 @@ export async function isServed(source: NetworkSource): Promise<boolean> {
   }
 }
 
-async function listenAt(server: Server, path: string, access: Access): Promise<void> {
+async function listenAt(server: Server, path: string, vm: Vm, host: StreamHost): Promise<void> {
   // what a server that was killed leaves behind; one that lives has been found out before
-  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket() === true) rmSync(path)
-  const fd = access.listen(path, 16)
+  removeSocket(path)
+  host.standIn = path
+  saveStatus(vm, host)
+  const fd = host.access.listen(path, 16)
   try {
-    await access.grantRuntime(path)
+    await host.access.grantRuntime(path)
     await listen(server, { fd })
   } catch (error) {
     native.close(fd)
-    rmSync(path, { force: true })
+    await leaveSocket(vm, host, path)
     throw error
   }
+}
+
+/** The place is free for the server that was there. */
+async function leaveSocket(vm: Vm, host: StreamHost, path: string): Promise<void> {
+  await host.access.revokeRuntime(path)
+  removeSocket(path)
+  delete host.standIn
+  if (vm.host === host) saveStatusOrSay(vm, host, () => undefined)
+}
+
+/** A process that was killed has left a socket of this `path`: with it many a server would not come up again. */
+export async function removeLeftSocket(path: string): Promise<void> {
+  const problem = await linkProblem({ type: 'network', protocol: 'nbd', hosts: [{ transport: 'unix', socket: path }] })
+  if (problem !== undefined) removeSocket(path)
 }
 
 function listen(server: Server, where: { fd: number } | { host: string; port: number }): Promise<void> {

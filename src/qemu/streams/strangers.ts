@@ -5,6 +5,7 @@
 import { messageOf } from '../../error.js'
 import { chainOf, guardName } from '../blocks/block-graph.js'
 import { finalIndexes } from './final-image.js'
+import { formerDisk } from './half-replaced.js'
 import type { Qemu } from '../core/qemu.js'
 import type { StreamHost, Vm } from '../core/vm.js'
 
@@ -17,6 +18,9 @@ export async function dropStrangers(qemu: Qemu, vm: Vm, host: StreamHost): Promi
   const warn = (error: unknown): void => qemu.warn(`domain '${vm.name}': ${messageOf(error)}`)
   const hasStream = (target: string): boolean => host.blockJobs.ofDisk(target) !== undefined
   const disks = host.def.disks.filter(({ target }) => host.mode === 'full' || hasStream(target))
+  // of a former base that QEMU has still to let go of
+  const former = formerDisk(host)
+  if (former !== undefined) disks.push(former)
   const images = disks.flatMap((disk) => chainOf(disk).map(({ index }) => index))
   const known = new Set([...images, ...finalIndexes(qemu, vm)])
   const guards = new Set([...host.guards.values()].map(guardName))
