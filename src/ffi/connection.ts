@@ -41,6 +41,7 @@ export class Connection {
   #lost = false
   #closing: Promise<void> | undefined
   #beforeClose: (() => Promise<void>)[] = []
+  readonly #whenLost: (() => void)[] = []
 
   private constructor(uri: URL, host: DriverHost, lib: Library) {
     this.host = host
@@ -50,6 +51,7 @@ export class Connection {
     this.#here = uri.protocol === 'test:' && this.isOfThisHost
     this.id = lib.listen(({ number }) => {
       this.#lost = true
+      for (const step of this.#whenLost) step()
       host.emit({ kind: 'close', reason: number })
     })
     this.#lane = new Lane(() => lib.stretch(this.id))
@@ -149,6 +151,11 @@ export class Connection {
   /** `step` runs when the connection is being closed, while it still can be used. */
   onClose(step: () => Promise<void>): void {
     this.#beforeClose.push(step)
+  }
+
+  /** `step` runs when the other side is gone. */
+  onLost(step: () => void): void {
+    this.#whenLost.push(step)
   }
 
   /** Gives everything back; what is still running keeps its handles until it is through. */

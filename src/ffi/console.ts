@@ -2,7 +2,10 @@
 import { Duplex } from 'node:stream'
 import koffi from 'koffi'
 import type { HypervisorOps } from '../driver.js'
+import { failFrom } from '../error.js'
 import type { Connection } from './connection.js'
+
+const fail = failFrom('VIR_FROM_STREAMS')
 
 const NON_BLOCKING = 1 // VIR_STREAM_NONBLOCK
 const WOULD_BLOCK = -2
@@ -115,6 +118,16 @@ class ConsoleStream extends Duplex {
 }
 
 export function consoleOps(conn: Connection): Pick<HypervisorOps, 'domainOpenConsole'> {
+  const streams = new Set<ConsoleStream>()
+  // libvirt tells a stream nothing of the end of its connection
+  const end = (error?: Error): void => {
+    for (const stream of streams) stream.destroy(error)
+  }
+  conn.onClose(() => {
+    end()
+    return Promise.resolve()
+  })
+  conn.onLost(() => end(fail('VIR_ERR_RPC', 'the connection is lost')))
   return {
     domainOpenConsole: (ref, device, flags) =>
       conn.withDomain(ref, async (domain) => {
@@ -126,7 +139,12 @@ export function consoleOps(conn: Connection): Pick<HypervisorOps, 'domainOpenCon
           await conn.lib.call('virStreamFree', stream)
           throw error
         }
-        return new ConsoleStream(conn, stream)
+        const console = new ConsoleStream(conn, stream)
+        streams.add(console)
+        console.once('close', () => streams.delete(console))
+        if (!conn.closed && !conn.lost) return console
+        console.destroy()
+        throw fail('VIR_ERR_INVALID_CONN', 'the connection is closed')
       }),
   }
 }
