@@ -14,7 +14,7 @@ import { assertNothingRuns, diskXml, startGuest, testRoot, until, virError } fro
 import { backingOf, checkImage, overlay, patternImage } from '../support/images.js'
 import { BLOCK_SIZE, checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
-import { assertStreamed } from '../support/streamed.js'
+import { assertStreamed, untilWaits } from '../support/streamed.js'
 import { nbdUri, qemuNbd } from '../support/servers.js'
 
 const MiB = 1024 * 1024
@@ -42,16 +42,15 @@ for (const engine of ['job', 'pull'] as const) {
     await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > MiB)
     await server.kill()
     const gone = performance.now()
-    await until('the stream says that it waits', async () => (await stateOf(dom))?.status === 'waiting')
-    const waiting = await stateOf(dom)
-    assert.match(waiting?.error ?? '', /the base does not answer: .*(ENOENT|ECONNREFUSED)/)
+    const waiting = await untilWaits(dom)
+    assert.match(waiting.error ?? '', /the base does not answer: .*(ENOENT|ECONNREFUSED)/)
     assert.equal((await dom.getState()).state, VIR_DOMAIN_RUNNING)
     await delay(Math.max(0, 5_000 - (performance.now() - gone)))
     // what it has not asked the base for goes on
     await guest.command('ping')
 
     await server.start()
-    const reached = waiting?.offset ?? 0
+    const reached = waiting.offset
     await until('the stream moves again', async () => ((await stateOf(dom))?.offset ?? Infinity) > reached)
     await stream.setBandwidth(0)
     await stream.finished
@@ -66,7 +65,7 @@ test('a base that is gone for good: a stop says why it waits, the domain can be 
   await dom.stream('vda', { bandwidth: 2 * MiB, engine: 'job' })
   await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > MiB)
   await server.kill()
-  await until('the stream says that it waits', async () => (await stateOf(dom))?.status === 'waiting')
+  await untilWaits(dom)
   const late = virError(
     'VIR_ERR_OPERATION_TIMEOUT',
     /the stream of disk 'vda' stops as soon as .* \(the base does not answer/,
@@ -97,7 +96,7 @@ test('a base that is gone for good: a pull is stopped at once, and a new stream 
   await dom.stream('vda', { bandwidth: 2 * MiB, engine: 'pull' })
   await until('the stream moves', async () => ((await stateOf(dom))?.offset ?? 0) > MiB)
   await server.kill()
-  await until('the stream says that it waits', async () => (await stateOf(dom))?.status === 'waiting')
+  await untilWaits(dom)
   await dom.streamDisk('vda', 0, VIR_STREAM_DISK_STOP)
   const away = virError('VIR_ERR_OPERATION_FAILED', /^base '.*base\.nbd.*' of disk 'vda' does not answer: /)
   await assert.rejects(dom.stream('vda'), away)

@@ -26,7 +26,7 @@ import { backingOf, emptyImage, overlay, patternImage } from '../support/images.
 import { checkPattern } from '../support/pattern.js'
 import { freePort } from '../support/ports.js'
 import { requires } from '../support/requires.js'
-import { assertStreamed } from '../support/streamed.js'
+import { assertStreamed, untilWaits } from '../support/streamed.js'
 import { nbdUri, qemuNbd } from '../support/servers.js'
 
 const MiB = 1024 * 1024
@@ -54,7 +54,7 @@ for (const engine of ['job', 'pull'] as const) {
     const stream = await dom.stream('vda', { bandwidth: 2 * MiB, engine })
     await until('the stream moves', async () => (await offsetOf(dom)) > 1 * MiB)
     await server.kill()
-    await until('the stream waits', async () => (await stream.info())?.status === 'waiting')
+    await untilWaits(dom)
     const reached = await offsetOf(dom)
 
     await assert.rejects(
@@ -111,10 +111,7 @@ test('a base that went away while no process was there is known to be away, and 
   await server.kill()
   await reopen(root)
   const again = await root.conn.domainLookupByName('moved-alone')
-  // what QEMU had on its way may have come meanwhile
-  await until('it is known', async () => (await again.streamDiskInfo())[0]?.status === 'waiting')
-  const [state] = await again.streamDiskInfo()
-  assert.match(state?.error ?? '', /^the base does not answer: /)
+  assert.match((await untilWaits(again)).error ?? '', /^the base does not answer: /)
   await again.streamDiskSetBase('vda', base.path)
   await guest.command('ping')
   const stream = await again.attachStream('vda')
@@ -184,7 +181,7 @@ test('a domain that does not run, streamed or not, gets another base', async (t)
   const stream = await dom.stream('vda', { bandwidth: 1 * MiB })
   await until('the stream moves', async () => (await offsetOf(dom)) > 0)
   await server.kill()
-  await until('the stream waits', async () => (await stream.info())?.status === 'waiting')
+  await untilWaits(dom)
   await qemuNbd(t, base.path, there)
   await stream.setBase(nbdUri(there))
   const reached = await offsetOf(dom)

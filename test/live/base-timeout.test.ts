@@ -19,7 +19,7 @@ import {
 import { diskXml, plainXml, qemuPid, startGuest, startPlain, testRoot, until, virError } from '../support/domain.js'
 import { overlay, patternImage } from '../support/images.js'
 import { requires } from '../support/requires.js'
-import { assertStreamed } from '../support/streamed.js'
+import { assertStreamed, untilWaits } from '../support/streamed.js'
 import { nbdUri, qemuNbd } from '../support/servers.js'
 
 const MiB = 1024 * 1024
@@ -49,8 +49,7 @@ for (const engine of ['job', 'pull'] as const) {
     await server.kill()
     await until('the guest is paused', async () => (await dom.getState()).state === VIR_DOMAIN_PAUSED)
     assert.equal((await dom.getState()).reason, VIR_DOMAIN_PAUSED_IOERROR)
-    await until('the stream waits', async () => (await stateOf(dom))?.status === 'waiting')
-    assert.match((await stateOf(dom))?.error ?? '', /the base does not answer: /)
+    assert.match((await untilWaits(dom)).error ?? '', /the base does not answer: /)
     await assert.rejects(
       dom.resume(),
       virError('VIR_ERR_OPERATION_FAILED', /^the guest is paused again: base '.*base\.nbd.*' does not answer: /),

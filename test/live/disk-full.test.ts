@@ -11,6 +11,7 @@ import { diskXml, powerOff, recordEvents, startGuest, startPlain, testRoot, unti
 import { backingOf, checkImage, overlay, patternImage } from '../support/images.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
+import { untilWaits } from '../support/streamed.js'
 import { smallDisk } from '../support/small-disk.js'
 
 const MiB = 1024 * 1024
@@ -24,9 +25,8 @@ for (const engine of ['job', 'pull'] as const) {
     const path = await overlay(disk.path, base.path)
     const dom = await startPlain(root, { name: `full-${engine}`, devices: diskXml('vda', path) })
     const stream = await dom.stream('vda', { engine })
-    await until('the stream waits', async () => (await stream.info())?.status === 'waiting')
-    const waiting = await stream.info()
-    assert.equal(waiting?.error, 'No space left on device')
+    const waiting = await untilWaits(dom)
+    assert.equal(waiting.error, 'No space left on device')
     assert.ok(waiting.offset > 0 && waiting.offset < waiting.size, JSON.stringify(waiting))
     await disk.grow()
     await stream.finished

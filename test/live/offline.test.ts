@@ -39,6 +39,7 @@ import { backingOf, bytesOnDisk, checkImage, overlay, ownBytes, patternImage } f
 import { checkPattern } from '../support/pattern.js'
 import { killerOf } from '../support/killer.js'
 import { requires } from '../support/requires.js'
+import { untilWaits } from '../support/streamed.js'
 
 const MiB = 1024 * 1024
 const needed = ['program:qemu-system-x86_64', 'program:qemu-img', 'program:qemu-storage-daemon'] as const
@@ -317,8 +318,7 @@ test('a remote base: requests in parallel, and a stream that waits while the ser
   assert.equal((await stream.info())?.engine, 'pull')
   await until('it moves', async () => (await offsetOf(dom)) > 0)
   await server.kill()
-  await until('it waits', async () => (await stream.info())?.status === 'waiting')
-  assert.match((await stream.info())?.error ?? '', /base does not answer/)
+  assert.match((await untilWaits(dom)).error ?? '', /base does not answer/)
   await server.start()
   await stream.setBandwidth(0)
   await stream.finished

@@ -1,7 +1,7 @@
 /** What holds for a disk that was streamed beside a guest, whatever happened meanwhile. */
 import assert from 'node:assert/strict'
-import type { Domain } from '../../src/index.js'
-import { powerOff } from './domain.js'
+import type { Domain, StreamDiskState } from '../../src/index.js'
+import { powerOff, until } from './domain.js'
 import type { Guest, GuestStat } from './guest.js'
 import { backingOf } from './images.js'
 import { checkPattern } from './pattern.js'
@@ -11,6 +11,20 @@ export async function assertRight(guest: Guest, disk = 'vda'): Promise<void> {
   await guest.stop(disk)
   const { bad, err } = await guest.verify(disk)
   assert.deepEqual({ bad, err }, { bad: 0, err: 0 })
+}
+
+/**
+ * Until the stream of a disk waits; answers what was seen then, of one look: what QEMU had on its way may still come after
+ * it, and the stream has moved again.
+ */
+export async function untilWaits(dom: Domain, disk = 'vda'): Promise<StreamDiskState> {
+  let seen: StreamDiskState | undefined
+  await until('the stream waits', async () => {
+    seen = (await dom.streamDiskInfo()).find((state) => state.disk === disk)
+    return seen?.status === 'waiting'
+  })
+  assert.ok(seen !== undefined)
+  return seen
 }
 
 export interface Streamed {
