@@ -74,6 +74,8 @@ export async function followDisks(
   const interrupt = (): void => interrupted.abort()
   process.once('SIGINT', interrupt)
   context.out.gone.addEventListener('abort', interrupt)
+  // while the guest was moved
+  if (context.out.gone.aborted) interrupt()
   try {
     while (!interrupted.signal.aborted) {
       const [states, isFree] = await context.attempt(

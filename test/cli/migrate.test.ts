@@ -2,8 +2,10 @@
 import assert from 'node:assert/strict'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { PassThrough, Readable, Writable } from 'node:stream'
 import { test, type TestContext } from 'node:test'
 import { jobLines } from '../../src/cli/job.js'
+import { runCli } from '../../src/cli/program.js'
 import { migrateFlags, migrateParams } from '../../src/cli/migrate.js'
 import { Values } from '../../src/cli/values.js'
 import type { DomainJobStats, DomainState, StreamDiskState } from '../../src/driver.js'
@@ -262,6 +264,23 @@ test('Ctrl-C after the guest has moved lets go of the disks, which go on', async
   assert.equal(status, 130)
   assert.match(stderr, /disk vda goes on being streamed there, in the background/)
   assert.equal(named(source, 'domainAbortJob').length, 0)
+})
+
+test('who does not read any more while the guest is moved does not wait for its disks', async (t) => {
+  const both = await hosts(t)
+  const { source, destination } = both
+  const stdout = new Writable({
+    write: (_chunk, _encoding, done) => done(Object.assign(new Error('nobody reads'), { code: 'EPIPE' })),
+  })
+  const stderr = new PassThrough()
+  const words = '--live --stream-disks --wait --verbose'.split(' ')
+  const command = runCli(['-c', source.uri, 'migrate', 'guest', destination.uri, ...words], {
+    ...{ stdin: Readable.from([]), stdout, stderr, env: {} },
+  })
+  await new Promise((resolve) => stdout.once('close', resolve))
+  both.arrive()
+  assert.equal(await command, 130)
+  assert.match(String(stderr.read()), /disk vda goes on being streamed there, in the background/)
 })
 
 test('a guest that comes back in the meantime is an error of who waits for its disks', async (t) => {
