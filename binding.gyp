@@ -9,6 +9,7 @@
         'native/libvirt.cc',
         'native/libvirt-calls.cc',
         'native/libvirt-loop.cc',
+        'native/libvirt-stats.cc',
         'native/locks.cc',
         'native/process-watch.cc',
         'native/sockets.cc',

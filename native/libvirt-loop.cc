@@ -31,6 +31,8 @@ int FromEpoll(uint32_t events) {
 // Of this thread: whether it defers, and the watches that it has to look after again.
 thread_local bool defers = false;
 thread_local std::vector<int> deferred;
+// Of this thread: it is about to look after timers and releases anyway.
+thread_local bool handling = false;
 
 int64_t Now() {
   timespec now{};
@@ -52,6 +54,7 @@ LibvirtLoop::LibvirtLoop() : epoll_(epoll_create1(EPOLL_CLOEXEC)), wake_(eventfd
 }
 
 void LibvirtLoop::Wake() const {
+  if (handling) return;
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = write(wake_, &one, sizeof one);
 }
@@ -59,6 +62,7 @@ void LibvirtLoop::Wake() const {
 void LibvirtLoop::Dispatch() {
   epoll_event events[kMostAtOnce];
   const int count = epoll_wait(epoll_, events, kMostAtOnce, 0);
+  handling = true;
   for (int i = 0; i < count; i++) {
     if (events[i].data.u64 == kWakeId) {
       uint64_t seen;
@@ -67,6 +71,7 @@ void LibvirtLoop::Dispatch() {
       RunOne(static_cast<int>(events[i].data.u64), events[i].events);
     }
   }
+  handling = false;
   RunDue();
   RunReleases();
 }
@@ -74,7 +79,7 @@ void LibvirtLoop::Dispatch() {
 void LibvirtLoop::RunOne(int id, uint32_t events) {
   std::unique_lock lock(mutex_);
   const auto found = watches_.find(id);
-  if (found == watches_.end() || !found->second.added) return;
+  if (found == watches_.end() || found->second.watched == 0) return;
   // what its opaque points to stays until RunReleases, on this same thread
   const Watch watch = found->second;
   lock.unlock();
@@ -145,7 +150,7 @@ void LibvirtLoop::RunReleases() {
 void LibvirtLoop::Abandon() {
   const std::lock_guard lock(mutex_);
   for (auto& [id, watch] : watches_) {
-    if (watch.added) epoll_ctl(epoll_, EPOLL_CTL_DEL, watch.fd, nullptr);
+    if (watch.watched != 0) epoll_ctl(epoll_, EPOLL_CTL_DEL, watch.fd, nullptr);
     if (watch.ownsFd) close(watch.fd);
   }
   watches_.clear();
@@ -153,13 +158,14 @@ void LibvirtLoop::Abandon() {
 }
 
 bool LibvirtLoop::SetEvents(int id, Watch& watch, uint32_t events) {
+  if (events == watch.watched) return true;  // libvirt says so after each message
   epoll_event event{events, {.u64 = static_cast<uint64_t>(id)}};
   if (events == 0) {
-    if (watch.added) epoll_ctl(epoll_, EPOLL_CTL_DEL, watch.fd, nullptr);
-    watch.added = false;
+    epoll_ctl(epoll_, EPOLL_CTL_DEL, watch.fd, nullptr);
+    watch.watched = 0;
     return true;
   }
-  int result = epoll_ctl(epoll_, watch.added ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, watch.fd, &event);
+  int result = epoll_ctl(epoll_, watch.watched != 0 ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, watch.fd, &event);
   if (result != 0 && errno == EEXIST) {  // one descriptor may be watched twice; epoll wants another number for that
     const int copy = fcntl(watch.fd, F_DUPFD_CLOEXEC, 0);
     if (copy < 0) return false;
@@ -167,8 +173,8 @@ bool LibvirtLoop::SetEvents(int id, Watch& watch, uint32_t events) {
     watch.ownsFd = true;
     result = epoll_ctl(epoll_, EPOLL_CTL_ADD, copy, &event);
   }
-  watch.added = result == 0;
-  return watch.added;
+  watch.watched = result == 0 ? events : 0;
+  return result == 0;
 }
 
 int LibvirtLoop::Insert(Watch watch, uint32_t events) {
@@ -196,7 +202,7 @@ int LibvirtLoop::Remove(int id) {
 }
 
 int LibvirtLoop::AddHandle(int fd, int events, HandleCallback callback, void* opaque, FreeCallback release) {
-  return Instance().Insert({fd, fd, false, false, 0, callback, nullptr, opaque, release}, ToEpoll(events));
+  return Instance().Insert({fd, fd, false, 0, 0, callback, nullptr, opaque, release}, ToEpoll(events));
 }
 
 void LibvirtLoop::UpdateHandle(int watch, int events) {
@@ -230,7 +236,7 @@ int LibvirtLoop::RemoveHandle(int watch) { return Instance().Remove(watch); }
 int LibvirtLoop::AddTimeout(int milliseconds, TimeoutCallback callback, void* opaque, FreeCallback release) {
   const int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
   if (fd < 0) return -1;
-  const int id = Instance().Insert({fd, fd, true, false, 0, nullptr, callback, opaque, release}, EPOLLIN);
+  const int id = Instance().Insert({fd, fd, true, 0, 0, nullptr, callback, opaque, release}, EPOLLIN);
   if (id < 0)
     close(fd);
   else

@@ -45,8 +45,8 @@ class LibvirtLoop {
     int given;  // the caller's descriptor
     int fd;     // that or a copy of it; a timer's own
     bool ownsFd;
-    bool added;  // to epoll; what nobody wants to hear of is not, since it would report hang-ups for ever
-    uint32_t wanted;  // what it will be added with, once whoever deferred that has settled
+    uint32_t watched;  // by epoll for these; what nobody wants to hear of is not there, since it would report hang-ups for ever
+    uint32_t wanted;   // what it will be watched for, once whoever deferred that has settled
     HandleCallback onHandle;
     TimeoutCallback onTimeout;
     void* opaque;

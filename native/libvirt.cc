@@ -12,6 +12,7 @@
 #include "errors.h"
 #include "libvirt-calls.h"
 #include "libvirt-loop.h"
+#include "libvirt-stats.h"
 
 namespace {
 
@@ -238,6 +239,7 @@ Napi::Value HostLibvirt(const Napi::CallbackInfo& info) {
   functions.Set("authenticate", Address(env, Authenticate));
   functions.Set("closed", Address(env, Closed));
   functions.Set("ignore", Address(env, Ignore));
+  functions.Set("domainNumbers", Address(env, DomainNumbers));
   host.Set("functions", functions);
   host.Set("isFirst", !std::exchange(hosted, true));
   return host;

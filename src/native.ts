@@ -94,7 +94,10 @@ export interface LibvirtHost {
   answer(token: number, answer: number): void
   /** no thread of this process has had it before: libvirt does not know the functions yet */
   readonly isFirst: boolean
-  /** addresses: virEventRegisterImpl's six functions, a virConnectAuthCallbackPtr that asks, a virConnectCloseFunc that tells, a virErrorFunc that does nothing */
+  /**
+   * addresses: virEventRegisterImpl's six functions, a virConnectAuthCallbackPtr that asks, a virConnectCloseFunc that tells, a
+   * virErrorFunc that does nothing, and a function for `call` that is made of libvirt's own (native/libvirt-stats.h)
+   */
   functions: Readonly<
     Record<
       | 'addHandle'
@@ -105,7 +108,8 @@ export interface LibvirtHost {
       | 'removeTimeout'
       | 'authenticate'
       | 'closed'
-      | 'ignore',
+      | 'ignore'
+      | 'domainNumbers',
       bigint
     >
   >

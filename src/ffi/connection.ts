@@ -32,7 +32,7 @@ export class Connection {
   /** given to libvirt as the opaque of callbacks */
   readonly id: number
   /** the hypervisor is in this process and in memory: nothing waits */
-  readonly #here: boolean
+  readonly here: boolean
   /** what libvirt is asked for runs on this machine, as far as the URI tells */
   readonly isOfThisHost: boolean
   readonly #handles = new Map<string, Handle>()
@@ -48,7 +48,7 @@ export class Connection {
     this.lib = lib
     this.transports = new Transports(host.transports)
     this.isOfThisHost = uri.host === ''
-    this.#here = uri.protocol === 'test:' && this.isOfThisHost
+    this.here = uri.protocol === 'test:' && this.isOfThisHost
     this.id = lib.listen(({ number }) => {
       this.#lost = true
       for (const step of this.#whenLost) step()
@@ -95,7 +95,16 @@ export class Connection {
     name: Name,
     ...args: ArgsOf<Blocking[Name]['args']>
   ): Promise<AnswerOf<Blocking[Name]>> {
-    return this.#here ? this.lib.callHere(name, ...args) : this.#lane.watch(this.lib.callIn(this.id, name, ...args))
+    return this.here ? this.lib.callHere(name, ...args) : this.#lane.watch(this.lib.callIn(this.id, name, ...args))
+  }
+
+  /** As `numbersIn` of the library; for connections that may wait only. */
+  numbers(
+    domains: readonly { uuid: string; domain: bigint }[],
+    stats: number,
+    names: readonly string[],
+  ): Promise<Float64Array> {
+    return this.#lane.watch(this.lib.numbersIn(this.id, domains, stats, names))
   }
 
   /** As `call`, for a function that answers text to be freed. */
@@ -179,7 +188,7 @@ export class Connection {
     const optional = async (what: Promise<unknown>): Promise<void> => {
       await what.catch((error: unknown) => this.host.logger.debug({ err: error }, 'optional call of libvirt'))
     }
-    if (this.#here) return
+    if (this.here) return
     await optional(this.call('virConnectSetKeepAlive', this.#at, KEEP_ALIVE.interval, KEEP_ALIVE.count))
     const { closed } = this.lib.functions
     await optional(this.call('virConnectRegisterCloseCallback', this.#at, closed, BigInt(this.id), null))
@@ -212,7 +221,7 @@ export class Connection {
 
   /** While the connection itself is held, giving a handle back is a matter of memory only. */
   async #free(handle: Handle): Promise<void> {
-    if (this.#closing === undefined || this.#here) this.lib.callHere('virDomainFree', handle.at)
+    if (this.#closing === undefined || this.here) this.lib.callHere('virDomainFree', handle.at)
     else await this.lib.call('virDomainFree', handle.at).catch(() => undefined)
   }
 }

@@ -24,6 +24,9 @@ const koffiTypes: Readonly<Record<Kind, string>> = {
   ulong: 'unsigned long long',
 }
 
+/** What the addon's `domainNumbers` is made of, in its order. */
+const statsFunctions = ['virDomainListGetStats', 'virDomainGetUUID', 'virDomainStatsRecordListFree'] as const
+
 interface Pending {
   name: string
   /** kept: bytes among them are written to when the call is answered */
@@ -91,9 +94,32 @@ export class Library {
   ): Promise<AnswerOf<Blocking[Name]>> {
     return new Promise((resolve, reject) => {
       const { library, answers }: Signature = blocking[name]
-      const id = this.#nextCall++
-      this.#host.call(id, lane, this.#find(name, library), answers === 'address', args)
-      this.#pending.set(id, { name, args, resolve: resolve as Pending['resolve'], reject })
+      const pending = { name, args, resolve: resolve as Pending['resolve'], reject }
+      this.#submit(lane, this.#find(name, library), answers === 'address', pending)
+    })
+  }
+
+  /**
+   * What virDomainListGetStats tells of `domains`, as numbers: of each, in their order, those called `names`, NaN where it
+   * does not tell. Rejects as `call` does.
+   */
+  numbersIn(
+    lane: number,
+    domains: readonly { uuid: string; domain: bigint }[],
+    stats: number,
+    names: readonly string[],
+  ): Promise<Float64Array> {
+    return new Promise((resolve, reject) => {
+      const functions = statsFunctions.map((name) => this.#find(name, 'libvirt.so.0'))
+      const numbers = new Float64Array(domains.length * names.length).fill(NaN)
+      const lists = [BigUint64Array.from(functions), BigUint64Array.of(...domains.map(({ domain }) => domain), 0n)]
+      const [libvirt, list, into] = [...lists, numbers].map(({ buffer }) => new Uint8Array(buffer))
+      this.#submit(lane, this.#host.functions.domainNumbers, false, {
+        name: 'virDomainListGetStats',
+        args: [libvirt, list, domains.map(({ uuid }) => uuid).join(' '), stats, names.join(' '), into],
+        resolve: () => resolve(numbers),
+        reject,
+      })
     })
   }
 
@@ -143,6 +169,12 @@ export class Library {
   }
   answer(token: number, answer: number): void {
     this.#host.answer(token, answer)
+  }
+
+  #submit(lane: number, address: bigint, answersAddress: boolean, pending: Pending): void {
+    const id = this.#nextCall++
+    this.#host.call(id, lane, address, answersAddress, pending.args)
+    this.#pending.set(id, pending)
   }
 
   #function(name: string, { library, answers, args }: Signature): Direct {

@@ -141,6 +141,7 @@ export const immediate = {
   virTypedParamsFree: int('address', 'int'),
   virDomainStatsRecordListFree: int('address'),
   virDomainGetName: address('address'),
+  virDomainGetUUID: int('address', 'bytes'),
   virDomainGetUUIDString: int('address', 'bytes'),
   virDomainGetID: int('address'),
   virStreamNew: address('address', 'uint'),

@@ -49,17 +49,6 @@ export function readTypedParamsAt(at: bigint, count: number): TypedParams {
   return readTypedParams(bytesAt(at, count * TYPED_PARAM_SIZE), count)
 }
 
-/** An int among those that libvirt has; the others are not read. */
-export function intAt(at: bigint, count: number, name: string): number | undefined {
-  for (let nth = 0; nth < count; nth++) {
-    const param = at + BigInt(nth * TYPED_PARAM_SIZE)
-    if (koffi.decode.string(param) !== name) continue
-    const type = koffi.decode(param, NAME_SIZE, 'int') as number
-    return type === c.VIR_TYPED_PARAM_INT ? (koffi.decode(param, NAME_SIZE + 8, 'int') as number) : undefined
-  }
-  return undefined
-}
-
 /** A copy of memory that libvirt has. */
 export function bytesAt(at: bigint, length: number): Uint8Array {
   if (length === 0) return new Uint8Array()

@@ -75,22 +75,33 @@ test('a call that takes its time does not hold up the questions after it', async
   assert.deepEqual(await askAll(), expected)
 })
 
-/** A connection whose server answers when it is let, and knows no call for many domains. */
+/** A connection whose server answers when it is let, and knows no call for many domains unless it `tellsMany`. */
 class Scripted {
+  readonly here = false
   readonly asked: string[] = []
+  readonly #tellsMany: boolean
   readonly #answers: (() => void)[] = []
 
-  call(name: string, ...args: unknown[]): Promise<number> {
-    this.asked.push(name)
-    return new Promise((resolve, reject) => {
+  constructor(tellsMany: boolean) {
+    this.#tellsMany = tellsMany
+  }
+
+  call(_name: string, domain: bigint, state: Uint8Array): Promise<number> {
+    this.asked.push(String(domain))
+    return new Promise((resolve) => {
       this.#answers.push(() => {
-        if (name === 'virDomainListGetStats') {
-          reject(new VirError('VIR_ERR_NO_SUPPORT', 'VIR_FROM_NONE', 'this function is not supported'))
-          return
-        }
-        const [domain, state] = args as [bigint, Uint8Array]
         state[0] = Number(domain)
         resolve(0)
+      })
+    })
+  }
+
+  numbers(domains: readonly { domain: bigint }[]): Promise<Float64Array> {
+    this.asked.push(domains.map(({ domain }) => domain).join(' '))
+    return new Promise((resolve, reject) => {
+      this.#answers.push(() => {
+        if (this.#tellsMany) resolve(Float64Array.from(domains.flatMap(({ domain }) => [Number(domain), 0])))
+        else reject(new VirError('VIR_ERR_NO_SUPPORT', 'VIR_FROM_NONE', 'this function is not supported'))
       })
     })
   }
@@ -103,20 +114,37 @@ class Scripted {
   }
 }
 
-test('a driver that knows no call for many is asked for one after the other, and for many no more', async () => {
-  const scripted = new Scripted()
+function asker(scripted: Scripted): (...domains: number[]) => Promise<number[]> {
   const states = new States(scripted as unknown as Connection)
-  const ask = (): Promise<number[]> =>
-    Promise.all([1, 2, 3, 2].map(async (n) => (await states.ask({ name: '', uuid: `u${n}`, id: -1 }, BigInt(n))).state))
-  const first = ask()
+  const one = async (n: number) => (await states.ask({ name: '', uuid: `u${n}`, id: -1 }, BigInt(n))).state
+  return (...domains) => Promise.all(domains.map(one))
+}
+
+test('two calls are on their way at a time, and share what is asked', async () => {
+  const scripted = new Scripted(true)
+  const ask = asker(scripted)
+  const domains = Array.from({ length: 10 }, (_, nth) => nth)
+  const again = async (): Promise<number[]> => {
+    await ask(...domains)
+    return ask(...domains)
+  }
+  const answers = again()
   await scripted.answerAll()
-  assert.deepEqual(await first, [1, 2, 3, 2])
-  // the first alone, the two others together, which failed, then each alone
-  const alone = 'virDomainGetState'
-  assert.deepEqual(scripted.asked, [alone, 'virDomainListGetStats', alone, alone])
+  assert.deepEqual(await answers, domains)
+  assert.deepEqual(scripted.asked, ['0', '1', '2 3 4 5 6', '7 8 9', '0 1 2 3 4', '5 6 7 8 9'])
+})
+
+test('a driver that knows no call for many is asked for one after the other, and for many no more', async () => {
+  const scripted = new Scripted(false)
+  const ask = asker(scripted)
+  const first = ask(1, 2, 3, 4, 5, 3)
+  await scripted.answerAll()
+  assert.deepEqual(await first, [1, 2, 3, 4, 5, 3])
+  // two alone, two together, which failed, then each alone
+  assert.deepEqual(scripted.asked, ['1', '2', '3 4', '5', '3', '4'])
   scripted.asked.length = 0
-  const second = ask()
+  const second = ask(1, 2, 3)
   await scripted.answerAll()
-  assert.deepEqual(await second, [1, 2, 3, 2])
-  assert.deepEqual(scripted.asked, [alone, alone, alone, alone])
+  assert.deepEqual(await second, [1, 2, 3])
+  assert.deepEqual(scripted.asked, ['1', '2', '3'])
 })
