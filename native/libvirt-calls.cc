@@ -110,6 +110,7 @@ void CallThreads::Run() {
     waiting_.pop_front();
     while (call != nullptr) {
       lock.unlock();
+      LibvirtLoop::ActFor(call->lane);
       Perform(*call);
       lock.lock();
       auto next = NextOf(call->lane);

@@ -2,10 +2,13 @@
 
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <ctime>
 #include <system_error>
 #include <utility>
@@ -33,6 +36,16 @@ thread_local bool defers = false;
 thread_local std::vector<int> deferred;
 // Of this thread: it is about to look after timers and releases anyway.
 thread_local bool handling = false;
+// for which connection it calls
+thread_local uint32_t actsFor = 0;
+
+// Whether a descriptor is a socket whose other end has a name: one of a pair leads to a program that was started with it.
+bool LeadsToServer(int fd) {
+  sockaddr_un peer{};
+  socklen_t length = sizeof peer;
+  if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) != 0) return false;
+  return peer.sun_family != AF_UNIX || length > offsetof(sockaddr_un, sun_path);
+}
 
 int64_t Now() {
   timespec now{};
@@ -181,6 +194,7 @@ int LibvirtLoop::Insert(Watch watch, uint32_t events) {
   const std::lock_guard lock(mutex_);
   const int id = next_++;
   watch.wanted = events;
+  watch.lane = actsFor;
   if (!SetEvents(id, watch, events)) return -1;
   watches_.emplace(id, watch);
   return id;
@@ -229,6 +243,19 @@ void LibvirtLoop::Settle(const std::vector<int>& watches) {
     const auto found = self.watches_.find(watch);
     if (found != self.watches_.end()) self.SetEvents(watch, found->second, found->second.wanted);
   }
+}
+
+void LibvirtLoop::ActFor(uint32_t lane) { actsFor = lane; }
+
+// libvirt closes a descriptor after it has removed it from the loop: what is here is open, and what it was.
+bool LibvirtLoop::HangUp(uint32_t lane) {
+  LibvirtLoop& self = Instance();
+  const std::lock_guard lock(self.mutex_);
+  bool any = false;
+  for (const auto& [id, watch] : self.watches_)
+    if (watch.lane == lane && watch.onHandle != nullptr && LeadsToServer(watch.given))
+      any = shutdown(watch.given, SHUT_RDWR) == 0 || any;
+  return any;
 }
 
 int LibvirtLoop::RemoveHandle(int watch) { return Instance().Remove(watch); }

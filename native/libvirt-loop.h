@@ -33,6 +33,12 @@ class LibvirtLoop {
   static std::vector<int> TakeDeferred();
   static void Settle(const std::vector<int>& watches);
 
+  // Descriptors that the calling thread adds from now on are of this lane.
+  static void ActFor(uint32_t lane);
+  // Sockets of a lane are shut down: whoever waits at one finds that the other side is gone. False: it has none but such to
+  // programs of libvirt's own (ssh), whose end libvirt would wait for.
+  static bool HangUp(uint32_t lane);
+
   static int AddHandle(int fd, int events, HandleCallback callback, void* opaque, FreeCallback release);
   static void UpdateHandle(int watch, int events);
   static int RemoveHandle(int watch);
@@ -51,6 +57,7 @@ class LibvirtLoop {
     TimeoutCallback onTimeout;
     void* opaque;
     FreeCallback release;
+    uint32_t lane = 0;
     // of a timer, in milliseconds and nanoseconds of the monotonic clock; 0: never
     int interval = -1;
     int64_t deadline = 0;  // when it is to be called

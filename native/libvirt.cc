@@ -198,6 +198,10 @@ void Stretch(const Napi::CallbackInfo& info) {
   TheLibvirt(info)->threads().Stretch(info[0].As<Napi::Number>().Uint32Value());
 }
 
+Napi::Value HangUp(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), LibvirtLoop::HangUp(info[0].As<Napi::Number>().Uint32Value()));
+}
+
 void Answer(const Napi::CallbackInfo& info) {
   TheLibvirt(info)->threads().Answer(info[0].As<Napi::Number>().DoubleValue(), info[1].As<Napi::Number>().Int32Value());
 }
@@ -228,6 +232,7 @@ Napi::Value HostLibvirt(const Napi::CallbackInfo& info) {
   Napi::Object host = Napi::Object::New(env);
   host.Set("call", Napi::Function::New(env, Call, "call", libvirt));
   host.Set("stretch", Napi::Function::New(env, Stretch, "stretch", libvirt));
+  host.Set("hangUp", Napi::Function::New(env, HangUp, "hangUp", libvirt));
   host.Set("answer", Napi::Function::New(env, Answer, "answer", libvirt));
   Napi::Object functions = Napi::Object::New(env);
   functions.Set("addHandle", Address(env, LibvirtLoop::AddHandle));

@@ -90,6 +90,8 @@ export interface LibvirtHost {
   call(id: number, lane: number, address: bigint, answersAddress: boolean, args: readonly unknown[]): void
   /** One more call of a lane runs now. */
   stretch(lane: number): void
+  /** The sockets that calls of a lane have given to the event loop are shut down, as if the other side had gone. False: it has none, or what it has leads to a program (ssh). */
+  hangUp(lane: number): boolean
   /** Ends the waiting of a thread that asked. */
   answer(token: number, answer: number): void
   /** no thread of this process has had it before: libvirt does not know the functions yet */

@@ -1,5 +1,6 @@
 /** One open virConnectPtr: its handles on domains, its calls, its end. */
 import koffi from 'koffi'
+import { VIR_CONNECT_CLOSE_REASON_KEEPALIVE } from '../constants.gen.js'
 import type { DomainRef, DriverHost } from '../driver.js'
 import { Transports } from '../migration/transports.js'
 import { failFrom, VirError } from '../error.js'
@@ -10,6 +11,8 @@ import type { Library } from './library.js'
 import type { AnswerOf, ArgsOf, Blocking } from './symbols.js'
 
 const fail = failFrom('VIR_FROM_NONE')
+
+const silent = (): VirError => fail('VIR_ERR_INVALID_CONN', 'the server of the connection has fallen silent')
 
 const READ_ONLY = 1 // VIR_CONNECT_RO
 /** seconds between questions whether the other side lives, and how many may go unanswered: as virsh has it */
@@ -39,6 +42,8 @@ export class Connection {
   readonly #lane: Lane
   #at = 0n
   #lost = false
+  /** calls that nobody waits for any more may still use all that libvirt has given us: nothing is given back */
+  #abandoned = false
   #closing: Promise<void> | undefined
   #beforeClose: (() => Promise<void>)[] = []
   readonly #whenLost: (() => void)[] = []
@@ -50,11 +55,13 @@ export class Connection {
     this.isOfThisHost = uri.host === ''
     this.here = uri.protocol === 'test:' && this.isOfThisHost
     this.id = lib.listen(({ number }) => {
-      this.#lost = true
-      for (const step of this.#whenLost) step()
-      host.emit({ kind: 'close', reason: number })
+      this.#lose(number)
     })
-    this.#lane = new Lane(() => lib.stretch(this.id))
+    this.#lane = new Lane(
+      () => lib.stretch(this.id),
+      () => void this.call('virConnectGetLibVersion', this.#at, new Uint8Array(8)).catch(() => undefined),
+      () => this.#hangUp(),
+    )
   }
 
   /** Opens `uri` as libvirt reads it. Rejects with libvirt's own error. */
@@ -66,7 +73,8 @@ export class Connection {
     try {
       await lib.call('virInitialize')
       const flags = host.readOnly ? READ_ONLY : 0
-      connection.#at = await lib.call('virConnectOpenAuth', uri.href, authentication?.asStruct() ?? null, flags)
+      const { id } = connection
+      connection.#at = await lib.callIn(id, 'virConnectOpenAuth', uri.href, authentication?.asStruct() ?? null, flags)
     } catch (error) {
       lib.unlisten(connection.id)
       throw error
@@ -95,6 +103,7 @@ export class Connection {
     name: Name,
     ...args: ArgsOf<Blocking[Name]['args']>
   ): Promise<AnswerOf<Blocking[Name]>> {
+    if (this.#abandoned) throw silent()
     return this.here ? this.lib.callHere(name, ...args) : this.#lane.watch(this.lib.callIn(this.id, name, ...args))
   }
 
@@ -104,6 +113,7 @@ export class Connection {
     stats: number,
     names: readonly string[],
   ): Promise<Float64Array> {
+    if (this.#abandoned) return Promise.reject(silent())
     return this.#lane.watch(this.lib.numbersIn(this.id, domains, stats, names))
   }
 
@@ -167,6 +177,23 @@ export class Connection {
     this.#whenLost.push(step)
   }
 
+  #lose(reason: number): void {
+    if (this.#lost) return
+    this.#lost = true
+    for (const step of this.#whenLost) step()
+    this.host.emit({ kind: 'close', reason })
+  }
+
+  /** The server answers nothing: what waits for it fails. */
+  #hangUp(): void {
+    if (this.#abandoned || this.lib.hangUp(this.id)) return
+    this.#abandoned = true
+    // libvirt's own keep-alive would have one call fail and the others wait for ever, see Silence
+    this.lib.call('virConnectSetKeepAlive', this.#at, 0, 0).catch(() => undefined)
+    this.lib.abandon(this.id, silent())
+    this.#lose(VIR_CONNECT_CLOSE_REASON_KEEPALIVE)
+  }
+
   /** Gives everything back; what is still running keeps its handles until it is through. */
   close(): Promise<void> {
     this.#closing ??= this.#close()
@@ -178,6 +205,7 @@ export class Connection {
     for (const step of this.#beforeClose.splice(0)) await step().catch(log)
     await this.call('virConnectUnregisterCloseCallback', this.#at, this.lib.functions.closed).catch(log)
     this.lib.unlisten(this.id)
+    if (this.#abandoned) return
     await Promise.all([...this.#handles.values()].map((handle) => this.#drop(handle)))
     // nothing is left to do where the other side is gone: the last reference goes all the same
     await this.call('virConnectClose', this.#at).catch(log)
@@ -221,6 +249,7 @@ export class Connection {
 
   /** While the connection itself is held, giving a handle back is a matter of memory only. */
   async #free(handle: Handle): Promise<void> {
+    if (this.#abandoned) return
     if (this.#closing === undefined || this.here) this.lib.callHere('virDomainFree', handle.at)
     else await this.lib.call('virDomainFree', handle.at).catch(() => undefined)
   }

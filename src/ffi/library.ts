@@ -29,6 +29,7 @@ const statsFunctions = ['virDomainListGetStats', 'virDomainGetUUID', 'virDomainS
 
 interface Pending {
   name: string
+  lane: number
   /** kept: bytes among them are written to when the call is answered */
   args: readonly unknown[]
   resolve: (answer: number | bigint) => void
@@ -94,8 +95,8 @@ export class Library {
   ): Promise<AnswerOf<Blocking[Name]>> {
     return new Promise((resolve, reject) => {
       const { library, answers }: Signature = blocking[name]
-      const pending = { name, args, resolve: resolve as Pending['resolve'], reject }
-      this.#submit(lane, this.#find(name, library), answers === 'address', pending)
+      const pending = { name, lane, args, resolve: resolve as Pending['resolve'], reject }
+      this.#submit(this.#find(name, library), answers === 'address', pending)
     })
   }
 
@@ -114,8 +115,9 @@ export class Library {
       const numbers = new Float64Array(domains.length * names.length).fill(NaN)
       const lists = [BigUint64Array.from(functions), BigUint64Array.of(...domains.map(({ domain }) => domain), 0n)]
       const [libvirt, list, into] = [...lists, numbers].map(({ buffer }) => new Uint8Array(buffer))
-      this.#submit(lane, this.#host.functions.domainNumbers, false, {
+      this.#submit(this.#host.functions.domainNumbers, false, {
         name: 'virDomainListGetStats',
+        lane,
         args: [libvirt, list, domains.map(({ uuid }) => uuid).join(' '), stats, names.join(' '), into],
         resolve: () => resolve(numbers),
         reject,
@@ -126,6 +128,16 @@ export class Library {
   /** One more call of a lane runs, if one waits. */
   stretch(lane: number): void {
     this.#host.stretch(lane)
+  }
+
+  /** What waits at the connection of a lane fails, as if the other side had gone. False: that cannot be brought about. */
+  hangUp(lane: number): boolean {
+    return this.#host.hangUp(lane)
+  }
+
+  /** Whoever waits for calls of a lane is told `error`. The calls go on, and what they were given must stay. */
+  abandon(lane: number, error: VirError): void {
+    for (const pending of this.#pending.values()) if (pending.lane === lane) pending.reject(error)
   }
 
   /** Calls a function that answers from memory; what it answers is not judged. */
@@ -171,9 +183,9 @@ export class Library {
     this.#host.answer(token, answer)
   }
 
-  #submit(lane: number, address: bigint, answersAddress: boolean, pending: Pending): void {
+  #submit(address: bigint, answersAddress: boolean, pending: Pending): void {
     const id = this.#nextCall++
-    this.#host.call(id, lane, address, answersAddress, pending.args)
+    this.#host.call(id, pending.lane, address, answersAddress, pending.args)
     this.#pending.set(id, pending)
   }
 

@@ -25,6 +25,8 @@ export class Streams {
   /** path of the disk that an event by its target is about to name */
   #path = ''
   #timer: NodeJS.Timeout | undefined
+  /** a look is under way, of a server that takes its time */
+  #looking = false
 
   constructor(conn: Connection) {
     this.#conn = conn
@@ -91,6 +93,8 @@ export class Streams {
 
   async #look(): Promise<void> {
     if (this.#conn.lost) this.#forgetAll()
+    if (this.#looking) return
+    this.#looking = true
     for (const followed of [...this.#followed.values()]) {
       const { domain, disk } = followed
       const info = await this.#conn
@@ -99,6 +103,7 @@ export class Streams {
       if (info === undefined || !this.#followed.has(key(domain, disk))) continue
       if (info.end > 0) this.#advance(followed, Math.min(info.cur, followed.size))
     }
+    this.#looking = false
   }
 
   #advance(followed: Followed, offset: number): void {
