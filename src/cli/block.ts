@@ -1,7 +1,7 @@
 /** Commands that tell of disks. */
 import type { Domain } from '../api/domain.js'
-import { parseDomainXml } from '../conf/parse.js'
-import type { DiskDef } from '../conf/domain-def.js'
+import { disksIn } from '../conf/glance.js'
+import type { SeenDisk } from '../conf/glance.js'
 import { VIR_DOMAIN_BLOCK_RESIZE_BYTES, VIR_DOMAIN_XML_INACTIVE } from '../constants.gen.js'
 import type { DomainBlockInfo, DomainBlockStats } from '../driver.js'
 import type { Context } from './context.js'
@@ -10,13 +10,10 @@ import { diskArgument, domainArgument, jsonOption } from './spec.js'
 import type { CommandSpec } from './spec.js'
 import { parseSize, UsageError } from './values.js'
 
-function sourceWord({ source }: DiskDef): string {
-  if (source === undefined) return '-'
-  return (source.type === 'network' ? source.name : source.path) ?? '-'
-}
+const sourceWord = ({ source }: SeenDisk): string => source?.path ?? '-'
 
-async function disksOf(domain: Domain, flags = 0): Promise<DiskDef[]> {
-  return parseDomainXml(await domain.getXMLDesc(flags)).disks
+async function disksOf(domain: Domain, flags = 0): Promise<SeenDisk[]> {
+  return disksIn(await domain.getXMLDesc(flags))
 }
 
 const domblklistCommand: CommandSpec = {

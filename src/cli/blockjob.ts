@@ -31,8 +31,8 @@ async function pullAndWait(
     done: 'Pull complete',
     failed,
     comeBack: [
-      `See it:   virstream blockjob ${name} ${stream.disk}`,
-      `Stop it:  virstream blockjob ${name} ${stream.disk} --abort`,
+      `See it:   ${context.program} blockjob ${name} ${stream.disk}`,
+      `Stop it:  ${context.program} blockjob ${name} ${stream.disk} --abort`,
     ],
   })
 }

@@ -78,10 +78,10 @@ async function waitFor(commit: Commit): Promise<number | undefined> {
 
 function detached({ context, domain, disk, options }: Commit): number {
   context.err.line(`Detached: the commit of disk '${disk}' goes on.`)
-  context.err.line(`See it:   virstream blockjob ${domain.name} ${disk}`)
+  context.err.line(`See it:   ${context.program} blockjob ${domain.name} ${disk}`)
   if ((flagsOf(options) & c.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE) !== 0)
-    context.err.line(`Pivot:    virstream blockjob ${domain.name} ${disk} --pivot`)
-  context.err.line(`Stop it:  virstream blockjob ${domain.name} ${disk} --abort`)
+    context.err.line(`Pivot:    ${context.program} blockjob ${domain.name} ${disk} --pivot`)
+  context.err.line(`Stop it:  ${context.program} blockjob ${domain.name} ${disk} --abort`)
   return DETACHED
 }
 

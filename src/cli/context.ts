@@ -50,6 +50,12 @@ export class Context {
     return this.#options.connect ?? defaultUri(this.io.env)
   }
 
+  /** How the program is called for another command on the same connection. */
+  get program(): string {
+    const { connect } = this.#options
+    return connect === undefined ? 'virstream' : `virstream -c '${connect}'`
+  }
+
   /** What scripts read: printed in any case. */
   print(...lines: string[]): void {
     for (const line of lines) this.out.line(line)

@@ -3,7 +3,7 @@ import { statSync } from 'node:fs'
 import type { Domain } from '../api/domain.js'
 import { formatDeviceXml, parseDeviceXml } from '../conf/device-xml.js'
 import type { DiskDef } from '../conf/domain-def.js'
-import { parseDomainXml } from '../conf/parse.js'
+import { diskXmlIn } from '../conf/glance.js'
 import {
   VIR_DOMAIN_AFFECT_CONFIG,
   VIR_DOMAIN_AFFECT_LIVE,
@@ -193,12 +193,10 @@ const detachDiskCommand: CommandSpec = {
   async run(context, [what = '', target = ''], options) {
     const domain = await context.domain(what)
     const inactive = options.flag('config') && !options.flag('live')
-    const { disks } = parseDomainXml(await domain.getXMLDesc(inactive ? VIR_DOMAIN_XML_INACTIVE : 0))
-    const disk =
-      disks.find((candidate) => candidate.target === target) ??
-      disks.find(({ source }) => source !== undefined && source.type !== 'network' && source.path === target)
-    if (disk === undefined) throw new CommandError(`No disk found whose source path or target is '${target}'`)
-    const xml = formatDeviceXml({ kind: 'disk', def: disk })
+    const all = await domain.getXMLDesc(inactive ? VIR_DOMAIN_XML_INACTIVE : 0)
+    const xml =
+      diskXmlIn(all, (disk) => disk.target === target) ?? diskXmlIn(all, ({ source }) => source?.path === target)
+    if (xml === undefined) throw new CommandError(`No disk found whose source path or target is '${target}'`)
     if (options.flag('print-xml')) context.print(xml.trimEnd())
     else await change(context, domain, { attach: false, what: 'Disk', xml }, options)
     return undefined

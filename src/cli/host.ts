@@ -82,11 +82,12 @@ const versionCommand: CommandSpec = {
     const data = await context.attempt('failed to get the version', async () => ({
       library: packageVersion,
       api: await conn.getType(),
+      apiVersion: dotted(await conn.getLibVersion()),
       hypervisor: dotted(await conn.getVersion()),
     }))
     if (options.flag('json')) context.printJson(data)
     else {
-      context.print(`Using library: virstream ${data.library}`, `Using API: ${data.api} ${data.library}`)
+      context.print(`Using library: virstream ${data.library}`, `Using API: ${data.api} ${data.apiVersion}`)
       context.print(`Running hypervisor: ${data.api} ${data.hypervisor}`)
       context.say('')
     }

@@ -1,5 +1,5 @@
 /** Commands that tell of a domain. */
-import { parseDomainXml } from '../conf/parse.js'
+import { headIn } from '../conf/glance.js'
 import { VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP } from '../qemu/monitor/flags.js'
 import { domainArgument, jsonOption } from './spec.js'
 import type { CommandSpec } from './spec.js'
@@ -22,7 +22,7 @@ const dominfoCommand: CommandSpec = {
       const persistent = await domain.isPersistent()
       const autostart = await domain.getAutostart()
       const managedSave = persistent && (await domain.hasManagedSaveImage())
-      const osType = parseDomainXml(await domain.getXMLDesc()).os.type
+      const { osType } = headIn(await domain.getXMLDesc())
       const { id, name, uuid } = domain
       const word = stateWord(state)
       return {

@@ -1,5 +1,5 @@
 import type { Domain } from '../api/domain.js'
-import { parseDomainXml } from '../conf/parse.js'
+import { headIn } from '../conf/glance.js'
 import * as c from '../constants.gen.js'
 import { VIR_DOMAIN_SHUTOFF } from '../constants.gen.js'
 import type { Context } from './context.js'
@@ -34,7 +34,7 @@ interface Row {
 async function rowOf(domain: Domain): Promise<Row> {
   const { state } = await domain.getState()
   const { id, name, uuid } = domain
-  const title = parseDomainXml(await domain.getXMLDesc()).title ?? ''
+  const { title } = headIn(await domain.getXMLDesc())
   const managedSave = state === VIR_DOMAIN_SHUTOFF && (await domain.hasManagedSaveImage())
   return { id, name, uuid, state: stateWord(state), title, managedSave }
 }

@@ -1,6 +1,6 @@
 /** Commands that stream disks. */
 import type { Domain } from '../api/domain.js'
-import { parseDomainXml } from '../conf/parse.js'
+import { disksIn, findSeen } from '../conf/glance.js'
 import type { StreamDiskState, StreamEngine, StreamOptions } from '../driver.js'
 import { VIR_STREAM_DISK_ONE, VIR_STREAM_DISK_START, VIR_STREAM_DISK_STOP } from '../stream-flags.js'
 import type { Context } from './context.js'
@@ -30,8 +30,7 @@ function streamOptions(options: Values): StreamOptions {
 
 /** Has the disk a medium, but no backing image (any more)? */
 async function isWhole(domain: Domain, name: string): Promise<boolean> {
-  const { disks } = parseDomainXml(await domain.getXMLDesc())
-  const source = disks.find(({ target, alias }) => target === name || alias === name)?.source
+  const source = findSeen(disksIn(await domain.getXMLDesc()), name)?.source
   return source !== undefined && !source.backingStore
 }
 
@@ -56,9 +55,9 @@ async function waitFor(context: Context, domain: Domain, disk: string, options: 
     done: `Stream of disk '${stream.disk}' complete`,
     failed,
     comeBack: [
-      `See it:     virstream stream-info ${name}`,
-      `Follow it:  virstream stream-disk ${name} ${stream.disk} --attach --wait`,
-      `Stop it:    virstream stream-disk ${name} ${stream.disk} --stop`,
+      `See it:     ${context.program} stream-info ${name}`,
+      `Follow it:  ${context.program} stream-disk ${name} ${stream.disk} --attach --wait`,
+      `Stop it:    ${context.program} stream-disk ${name} ${stream.disk} --stop`,
     ],
   })
 }

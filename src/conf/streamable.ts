@@ -1,13 +1,17 @@
 /** What stands against streaming a disk, whoever runs it. */
 import { failFrom } from '../error.js'
-import type { DiskDef, StorageSource } from './domain-def.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
 const STREAMABLE_FORMATS = ['qcow2', 'qed']
 
 /** The image whose backing chain is to be streamed. VIR_ERR_OPERATION_INVALID or VIR_ERR_CONFIG_UNSUPPORTED when there is nothing to stream. */
-export function checkStreamable(disk: DiskDef): StorageSource {
+export function checkStreamable<Source extends { format?: string; backingStore?: unknown }>(disk: {
+  target: string
+  device: string
+  readonly: boolean
+  source?: Source
+}): Source {
   const { target, source } = disk
   if (source === undefined) throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' has no medium`)
   if (disk.device !== 'disk' && disk.device !== 'lun')

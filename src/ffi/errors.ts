@@ -30,14 +30,18 @@ const domainNames = new Map<number, VirErrorDomain>(
   Object.entries(errorDomains).map(([name, number]) => [number, name as VirErrorDomain]),
 )
 
+/** libvirt puts a sentence of the code before the one that was reported, unless that is but a word of it (a function, a URI). */
+function reported(text: string, detail: string): string {
+  return text.endsWith(`: ${detail}`) && /\s/.test(detail) ? detail : text
+}
+
 /** `at`: where a virError lies; 0: the function failed without saying why. */
 export function toVirError(at: bigint, functionName: string): VirError {
   if (at === 0n)
     return new VirError('VIR_ERR_INTERNAL_ERROR', 'VIR_FROM_NONE', `${functionName} failed without a reason`)
   const { code, domain, message, str2 } = koffi.decode(at, virError) as RawError
   const text = message ?? `${functionName} failed`
-  // libvirt puts a sentence of the code before the one that was reported, which is here too
-  const bare = str2 !== null && str2 !== '' && text.endsWith(str2) ? str2 : text
+  const bare = reported(text, str2 ?? '')
   const known = codeNames.get(code)
   return new VirError(
     known ?? 'VIR_ERR_INTERNAL_ERROR',

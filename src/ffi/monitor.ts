@@ -1,5 +1,5 @@
 /** QEMU's monitor through libvirt. libvirt marks the domain as tainted ('custom-monitor'). */
-import type { DiskDef } from '../conf/domain-def.js'
+import type { SeenDisk } from '../conf/glance.js'
 import { failFrom } from '../error.js'
 import type { Connection } from './connection.js'
 import { fillIn } from './numbers.js'
@@ -38,7 +38,7 @@ export class Monitor {
   }
 
   /** The node of the disk's own image, whose name cannot be foretold, and the bytes of its clusters. */
-  async imageOf({ alias, target }: DiskDef): Promise<{ node: string; cluster: number }> {
+  async imageOf({ alias, target }: SeenDisk): Promise<{ node: string; cluster: number }> {
     const blocks = (await this.run('query-block', {})) as Block[]
     const inserted = blocks.find(({ qdev }) => aliasOf(qdev) === alias)?.inserted
     const node = inserted?.['node-name']

@@ -1,5 +1,5 @@
 /** virDomainStreamDisk on domains that libvirt has: by its own block jobs, and one unit at a time through QEMU's monitor. */
-import type { DiskDef } from '../conf/domain-def.js'
+import type { SeenDisk } from '../conf/glance.js'
 import { checkStreamable } from '../conf/streamable.js'
 import * as c from '../constants.gen.js'
 import type { DomainRef, HypervisorOps, StreamDiskState, StreamOptions } from '../driver.js'
@@ -46,17 +46,19 @@ async function requireRunning(conn: Connection, domain: bigint): Promise<void> {
   throw fail('VIR_ERR_OPERATION_UNSUPPORTED', `domain is not running: ${why}`)
 }
 
-async function requireIdle(conn: Connection, domain: bigint, { target }: DiskDef): Promise<void> {
+async function requireIdle(conn: Connection, domain: bigint, { target }: SeenDisk): Promise<void> {
   if ((await blockJobInfo(conn, domain, target)) === undefined) return
   throw fail('VIR_ERR_OPERATION_INVALID', `disk '${target}' already in active block job`)
 }
 
 /** What libvirt's job cannot do is refused rather than done otherwise. */
-function refuse({ policy, engine, onShutdown }: StreamOptions): void {
+function refuse({ policy, engine, onShutdown, weight, baseTimeout }: StreamOptions): void {
   const unsupported = (option: string, why: string): VirError =>
     fail('VIR_ERR_OPERATION_UNSUPPORTED', `${option} is not possible on a domain of libvirt: ${why}`)
   if (policy === 'idle') throw unsupported("policy 'idle'", 'the bandwidth of its block job is for its other users too')
   if (engine === 'pull') throw unsupported("engine 'pull'", 'it moves the data by its own block job')
+  if (weight !== undefined) throw unsupported('weight', 'its block jobs share no bandwidth')
+  if (baseTimeout !== undefined) throw unsupported('baseTimeout', 'its QEMU was not started with a guard for that')
   if (onShutdown === 'continue') throw unsupported("onShutdown 'continue'", 'it streams disks of running domains only')
 }
 
@@ -65,7 +67,7 @@ async function start(
   streams: Streams,
   ref: DomainRef,
   domain: bigint,
-  { target }: DiskDef,
+  { target }: SeenDisk,
   options: StreamOptions,
 ): Promise<number> {
   refuse(options)
@@ -93,7 +95,7 @@ async function start(
   return 0
 }
 
-async function stop(conn: Connection, domain: bigint, { target }: DiskDef): Promise<number> {
+async function stop(conn: Connection, domain: bigint, { target }: SeenDisk): Promise<number> {
   const active = (await conn.call('virDomainIsActive', domain)) === 1
   const job = active ? await blockJobInfo(conn, domain, target) : undefined
   if (job?.type !== c.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL)
@@ -102,7 +104,7 @@ async function stop(conn: Connection, domain: bigint, { target }: DiskDef): Prom
   return 0
 }
 
-async function stateOf(conn: Connection, domain: bigint, disk: DiskDef): Promise<StreamDiskState | undefined> {
+async function stateOf(conn: Connection, domain: bigint, disk: SeenDisk): Promise<StreamDiskState | undefined> {
   if (disk.source === undefined) return undefined
   const job = await blockJobInfo(conn, domain, disk.target)
   if (job?.type !== c.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL) return undefined

@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { DiskDef } from '../conf/domain-def.js'
+import type { SeenDisk } from '../conf/glance.js'
 import * as c from '../constants.gen.js'
 import type { DomainRef, StreamOptions } from '../driver.js'
 import { failFrom, messageOf } from '../error.js'
@@ -33,7 +33,7 @@ export interface Target {
   streams: Streams
   ref: DomainRef
   domain: bigint
-  disk: DiskDef
+  disk: SeenDisk
 }
 
 /** QEMU has one NBD server: units of a domain go one after the other. */

@@ -5,6 +5,7 @@ import { formatDomainXml } from '../conf/format.js'
 import { isListed } from '../conf/list-flags.js'
 import * as c from '../constants.gen.js'
 import type { DomainBlockStats, DomainInfo, HypervisorOps } from '../driver.js'
+import { packageNumber } from '../util/package.js'
 import { DISK_SIZE } from './copied.js'
 import type { TestDomain, World } from './world.js'
 import { fail, findDisk, noDomain } from './world.js'
@@ -80,6 +81,7 @@ type QueryOps = Pick<
   | 'connectGetType'
   | 'connectGetHostname'
   | 'connectGetVersion'
+  | 'connectGetLibVersion'
   | 'connectGetCapabilities'
   | 'connectListAllDomains'
   | 'domainLookupByName'
@@ -106,6 +108,7 @@ export function queryOps(world: World): QueryOps {
     connectGetType: async () => 'TEST',
     connectGetHostname: async () => hostname(),
     connectGetVersion: async () => VERSION,
+    connectGetLibVersion: async () => packageNumber,
     connectGetCapabilities: async () => capabilitiesXml(),
     connectListAllDomains: async (flags) =>
       world.domains.filter((domain) => listed(domain, flags)).map((domain) => domain.ref),

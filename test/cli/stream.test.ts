@@ -106,7 +106,14 @@ test('Ctrl-C lets go of a stream and says how to come back', async () => {
   const { status, stderr } = await end(child)
   assert.equal(status, 130)
   assert.match(stderr, /^Detached: the stream of disk 'vda' goes on\.\n/)
-  assert.match(stderr, /virstream stream-disk test vda --attach --wait\n/)
+  assert.match(stderr, / virstream stream-disk test vda --attach --wait\n/)
+})
+
+test('where a URI was given, it is in what Ctrl-C says', async () => {
+  const child = start(['-c', 'test:///default', 'stream-disk', 'test', 'vda', '--wait', '--bandwidth', '2'])
+  await says(child.stdout, /of 64\.000 MiB\n/)
+  child.kill('SIGINT')
+  assert.match((await end(child)).stderr, / virstream -c 'test:\/\/\/default' stream-info test\n/)
 })
 
 test('when nobody reads any more the command ends by itself, without an error', async () => {

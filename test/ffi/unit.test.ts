@@ -100,7 +100,14 @@ test('what libvirt cannot do is said, with the reason', async (t) => {
   const started = await startDomain(t)
   if (started === undefined) return
   const { dom } = started
-  for (const options of [{ policy: 'idle' }, { engine: 'pull' }, { onShutdown: 'continue' }] as const)
+  const impossible = [
+    { policy: 'idle' },
+    { engine: 'pull' },
+    { onShutdown: 'continue' },
+    { weight: 2 },
+    { baseTimeout: 5 },
+  ] as const
+  for (const options of impossible)
     await assert.rejects(
       dom.streamDisk('vda', 0, c.VIR_STREAM_DISK_START, options),
       virError('VIR_ERR_OPERATION_UNSUPPORTED', /not possible on a domain of libvirt/),

@@ -16,7 +16,7 @@ import { hasManagedSave } from '../core/managed-save.js'
 import type { BlockDevice, BlockStatsEntry } from '../monitor/types.js'
 import type { Qemu } from '../core/qemu.js'
 import type { Live, Vm } from '../core/vm.js'
-import { packageVersion } from '../../util/package.js'
+import { packageNumber } from '../../util/package.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -109,11 +109,6 @@ async function liveBlockStats(live: Live, disk: DiskDef): Promise<DomainBlockSta
   }
 }
 
-const asNumber = (version: string): number => {
-  const [major = 0, minor = 0, release = 0] = version.split('.').map(Number)
-  return major * 1_000_000 + minor * 1_000 + release
-}
-
 export function queryOps(qemu: Qemu): QueryOps {
   const lookup = (what: string, vm: Vm | undefined): Vm => {
     if (vm === undefined) throw fail('VIR_ERR_NO_DOMAIN', `no domain with matching ${what}`)
@@ -123,7 +118,7 @@ export function queryOps(qemu: Qemu): QueryOps {
     connectGetType: () => Promise.resolve('QEMU'),
     connectGetHostname: () => Promise.resolve(hostname()),
     connectGetVersion: async () => (await qemu.capabilities.get(undefined)).version,
-    connectGetLibVersion: () => Promise.resolve(asNumber(packageVersion)),
+    connectGetLibVersion: () => Promise.resolve(packageNumber),
     connectGetCapabilities: () => qemu.capabilities.capabilitiesXml(qemu.access.security.names),
     connectGetDomainCapabilities: (emulator, arch, machine, virtType) =>
       qemu.capabilities.domainCapabilitiesXml(emulator, arch, machine, virtType),
