@@ -6,7 +6,7 @@ import type { Channel } from '../tunnel/channel.js'
 import { TunnelError } from '../tunnel/error.js'
 import { Messages } from '../tunnel/messages.js'
 import type { Params } from '../tunnel/payloads.js'
-import type { ChannelRequest } from '../tunnel/requests.js'
+import type { OpenHandler } from '../tunnel/requests.js'
 import type { Tunnel } from '../tunnel/tunnel.js'
 import { type MemoryWay, openMemory } from './memory-way.js'
 import type { Transports } from './transports.js'
@@ -27,7 +27,7 @@ export interface LinkOptions {
   /** one that is there already, used as long as it lasts */
   tunnel?: Tunnel
   /** channels that the destination opens */
-  onOpen: (request: ChannelRequest) => void | Promise<void>
+  onOpen: OpenHandler
   onRequest: (method: string, params: unknown) => unknown
   /** it is there again, but knows of no such migration */
   onUnknown?: () => void
@@ -42,6 +42,23 @@ export const UNKNOWN_HERE = 'there is no such migration here'
 /** The destination answered that it knows of no such migration. */
 export class UnknownThereError extends Error {
   override readonly name = 'UnknownThereError'
+}
+
+/** Who takes the channels of a migration, by its id: several go over one tunnel that was lent to them. */
+const lent = new WeakMap<Tunnel, Map<string, OpenHandler>>()
+
+function takersOn(tunnel: Tunnel): Map<string, OpenHandler> {
+  const known = lent.get(tunnel)
+  if (known !== undefined) return known
+  const takers = new Map<string, OpenHandler>()
+  lent.set(tunnel, takers)
+  tunnel.onOpen = async (request) => {
+    const { id } = request.params
+    const take = typeof id === 'string' ? takers.get(id) : undefined
+    if (take === undefined) request.refuse(UNKNOWN_HERE)
+    else await take(request)
+  }
+  return takers
 }
 
 export class MigrationLink {
@@ -75,7 +92,7 @@ export class MigrationLink {
     const { id, key, onOpen, onRequest } = this.#options
     const tunnel = await this.#reach()
     try {
-      tunnel.onOpen ??= onOpen
+      if (tunnel === this.#options.tunnel) takersOn(tunnel).set(id, onOpen)
       const messages = new Messages(await tunnel.open(SERVICE.messages, { id, key }), { onRequest })
       // who closed it meanwhile had nothing yet to close
       if (this.#closed) {
@@ -168,6 +185,8 @@ export class MigrationLink {
     this.#closed = true
     this.problem = 'it was closed'
     this.#messages?.close()
+    const { tunnel, id } = this.#options
+    if (tunnel !== undefined) lent.get(tunnel)?.delete(id)
     if (this.#tunnel !== this.#options.tunnel) void this.#tunnel?.close()
   }
 }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { MigrationLink, type LinkOptions } from '../../src/migration/link.js'
+import { MigrationLink, SERVICE, type LinkOptions } from '../../src/migration/link.js'
 import { listenTunnel } from '../../src/tunnel/listen.js'
 import type { ChannelRequest } from '../../src/tunnel/requests.js'
 import type { Tunnel } from '../../src/tunnel/tunnel.js'
@@ -79,4 +79,26 @@ test('a link that somebody else makes anew while it is looked for is restored al
   await link.connect()
   await until('it is known to be restored', () => heard.includes('restored'))
   assert.deepEqual(heard, ['not there', 'restored'])
+})
+
+test('migrations that share a tunnel each get their own channels, also when another one has gone', async (t) => {
+  const [near, far] = await tunnelPair(t)
+  far.onOpen = (request) => void request.accept().resume()
+  const taken: string[] = []
+  const link = (id: string): MigrationLink =>
+    linkTo({
+      ...{ id, uri: '', tunnel: near },
+      onOpen: (request) => {
+        taken.push(id)
+        request.accept().destroy()
+      },
+    })
+  const [first, second] = [link('first'), link('second')]
+  await first.connect()
+  await second.connect()
+  for (const id of ['second', 'first']) await far.open(SERVICE.disks, { id })
+  first.close()
+  await far.open(SERVICE.disks, { id: 'second' })
+  await assert.rejects(far.open(SERVICE.disks, { id: 'first' }), /no such migration here/)
+  assert.deepEqual(taken, ['second', 'first', 'second'])
 })
