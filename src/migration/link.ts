@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { failFrom, messageOf } from '../error.js'
 import { dial } from '../tunnel/dial.js'
 import type { Channel } from '../tunnel/channel.js'
-import { TunnelError } from '../tunnel/error.js'
+import { TunnelError, type TunnelErrorCode } from '../tunnel/error.js'
 import { Messages } from '../tunnel/messages.js'
 import type { Params } from '../tunnel/payloads.js'
 import type { OpenHandler } from '../tunnel/requests.js'
@@ -42,6 +42,11 @@ export const UNKNOWN_HERE = 'there is no such migration here'
 /** The destination answered that it knows of no such migration. */
 export class UnknownThereError extends Error {
   override readonly name = 'UnknownThereError'
+}
+
+/** Whoever refuses for another reason, since it is about to end or has too much to do, may have the guest. */
+function saysUnknown(error: unknown, code: TunnelErrorCode): error is TunnelError {
+  return error instanceof TunnelError && error.code === code && error.message.includes(UNKNOWN_HERE)
 }
 
 /** Who takes the channels of a migration, by its id: several go over one tunnel that was lent to them. */
@@ -94,7 +99,7 @@ export class MigrationLink {
     try {
       if (tunnel === this.#options.tunnel) takersOn(tunnel).set(id, onOpen)
       const messages = new Messages(await tunnel.open(SERVICE.messages, { id, key }), { onRequest })
-      // who closed it meanwhile had nothing yet to close
+      // who closed it meanwhile had nothing yet to close: see below
       if (this.#closed) {
         messages.close()
         throw fail('VIR_ERR_OPERATION_FAILED', 'the link to the destination was closed')
@@ -105,8 +110,8 @@ export class MigrationLink {
       void messages.closed.then((error) => this.#lost(tunnel, error))
     } catch (error) {
       if (tunnel !== this.#options.tunnel) tunnel.destroy()
-      if (error instanceof TunnelError && error.code === 'ECONNREFUSED') throw new UnknownThereError(error.message)
-      throw error
+      if (this.#closed) this.close()
+      throw saysUnknown(error, 'ECONNREFUSED') ? new UnknownThereError(error.message) : error
     }
   }
 
@@ -117,9 +122,7 @@ export class MigrationLink {
       return await dial(uri, { token: key, params: { migration: id }, onOpen })
     } catch (error) {
       // a listener that is there for migrations alone says it before any channel
-      if (error instanceof TunnelError && error.code === 'EACCES' && error.message.includes(UNKNOWN_HERE))
-        throw new UnknownThereError(error.message)
-      throw error
+      throw saysUnknown(error, 'EACCES') ? new UnknownThereError(error.message) : error
     }
   }
 

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { MigrationLink, SERVICE, type LinkOptions } from '../../src/migration/link.js'
+import { MigrationLink, SERVICE, UNKNOWN_HERE, UnknownThereError, type LinkOptions } from '../../src/migration/link.js'
 import { listenTunnel } from '../../src/tunnel/listen.js'
 import type { ChannelRequest } from '../../src/tunnel/requests.js'
 import type { Tunnel } from '../../src/tunnel/tunnel.js'
@@ -101,4 +101,15 @@ test('migrations that share a tunnel each get their own channels, also when anot
   await far.open(SERVICE.disks, { id: 'second' })
   await assert.rejects(far.open(SERVICE.disks, { id: 'first' }), /no such migration here/)
   assert.deepEqual(taken, ['second', 'first', 'second'])
+})
+
+test('only who says so does not know a migration: one that refuses since it ends may have the guest', async (t) => {
+  const [near, far] = await tunnelPair(t)
+  const reasons = ['the tunnel is closing', 'there are 256 channels already', UNKNOWN_HERE]
+  far.onOpen = (request) => request.refuse(reasons.shift() ?? '')
+  const link = linkTo({ uri: '', tunnel: near })
+  const unknown: boolean[] = []
+  while (reasons.length > 0)
+    await assert.rejects(link.connect(), (error) => unknown.push(error instanceof UnknownThereError) > 0)
+  assert.deepEqual(unknown, [false, false, true])
 })
