@@ -15,7 +15,7 @@ import { MemoryDoor } from './memory-door.js'
 import { checkLeaving, libvirtFlags } from './migration-flags.js'
 import { fillIn } from './numbers.js'
 import { withTypedParams } from './typed-params.js'
-import { forOtherHost } from './xml.js'
+import { forDestination, forOtherHost } from './xml.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -77,17 +77,24 @@ async function begin(
   undo.add(() => confirm(conn, gone, domain, true))
   // what it says is for another libvirtd
   conn.lib.free(cookieAt.address(0))
-  const cookie = await cookieFor(conn, gone, domain, flags)
-  const there = forOtherHost(params.destinationXML ?? xml)
+  const live = await conn.text('virDomainGetXMLDesc', domain, 0)
+  const cookie = await cookieFor(conn, gone, domain, flags, live)
+  const there = forDestination(params.destinationXML ?? xml, { begun: xml, live })
   undo.commit()
   return { xml: there, cookie }
 }
 
-async function cookieFor(conn: Connection, gone: Leaving, domain: bigint, flags: number): Promise<string> {
+async function cookieFor(
+  conn: Connection,
+  gone: Leaving,
+  domain: bigint,
+  flags: number,
+  live: string,
+): Promise<string> {
   const { id, key, params } = gone
   const { name, uuid } = gone.ref
   const running = (await stateOf(conn, domain)) === c.VIR_DOMAIN_RUNNING
-  const abi = forOtherHost(await conn.text('virDomainGetXMLDesc', domain, 0))
+  const abi = forOtherHost(live)
   const persistentXml = await definitionToKeep(conn, domain, params, flags)
   return writeCookie({
     ...{ version: 1, id, key, host: thisHost(), name, uuid, running, disks: [], abi },

@@ -8,7 +8,17 @@ import type { TestContext } from 'node:test'
 import * as c from '../../src/index.js'
 import { Connect, VIR_MIGRATE_STREAM_DISKS } from '../../src/index.js'
 import type { Domain } from '../../src/index.js'
-import { agentOf, diskXml, guestXml, reopen, testRoot, until, virError, type TestRoot } from '../support/domain.js'
+import {
+  agentOf,
+  diskXml,
+  guestXml,
+  plainXml,
+  reopen,
+  testRoot,
+  until,
+  virError,
+  type TestRoot,
+} from '../support/domain.js'
 import type { Guest } from '../support/guest.js'
 import { backingOf, overlay, patternImage } from '../support/images.js'
 import type { Libvirtd } from '../support/libvirtd.js'
@@ -155,4 +165,32 @@ test('a process that dies before it lets the guest run leaves it on both sides, 
   await waiting?.destroy()
   await dom.resume()
   assert.deepEqual(await verify(guest), nothingWrong)
+})
+
+test('a guest whose CPU nobody chose has the same one at the root, down to its features', async (t) => {
+  const daemon = await daemonFor(t)
+  if (daemon === undefined) return
+  const libvirtd = await Connect.open(daemon.uri)
+  const root = await testRoot(t)
+  t.after(() => libvirtd.close())
+  const chosen = "<cpu mode='maximum'/>"
+  const dom = await libvirtd.domainDefineXML(plainXml({ name: 'plain', devices: '' }).replace(chosen, ''))
+  await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  t.after(() => dom.destroy().catch(() => undefined))
+  const cpu = /<cpu[^]*<\/cpu>/
+  const [asked, had] = [
+    cpu.exec(await dom.getXMLDesc(c.VIR_DOMAIN_XML_MIGRATABLE))?.[0],
+    cpu.exec(await dom.getXMLDesc())?.[0],
+  ]
+  assert.match(had ?? '', /check='full'/)
+  // the definition for the destination may say either
+  for (const destinationXML of [undefined, await dom.getXMLDesc(c.VIR_DOMAIN_XML_MIGRATABLE)]) {
+    const params = destinationXML === undefined ? {} : { destinationXML }
+    const ours = await dom.migrate(root.conn, params, c.VIR_MIGRATE_LIVE | c.VIR_MIGRATE_PERSIST_DEST)
+    assert.equal(cpu.exec(await ours.getXMLDesc())?.[0], had)
+    assert.equal(cpu.exec(await ours.getXMLDesc(c.VIR_DOMAIN_XML_INACTIVE))?.[0], asked)
+    await ours.destroy()
+    await ours.undefine()
+    if (destinationXML === undefined) await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  }
 })
