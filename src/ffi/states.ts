@@ -9,6 +9,8 @@ import { fillIn } from './numbers.js'
 const MOST = 256
 /** calls on their way at a time: libvirt is busy with one while the answers of another are dealt with */
 const AT_ONCE = 2
+/** domains for which a second call pays: each has its own cost at both ends */
+const LEAST = 16
 const STATS_STATE = 1 // VIR_DOMAIN_STATS_STATE
 const NUMBERS = ['state.state', 'state.reason']
 
@@ -62,7 +64,7 @@ export class States {
 
   #next(): void {
     if (this.#settling) return
-    while (this.#waiting.size > 0 && this.#under.size < AT_ONCE) {
+    while (this.#mayGo()) {
       const batch = { questions: this.#take(), since: performance.now() }
       this.#under.add(batch)
       void this.#answer(batch.questions).then(() => this.#answered(batch))
@@ -70,10 +72,15 @@ export class States {
     if (this.#waiting.size > 0) this.#timer ??= setTimeout(() => this.#late(), PATIENCE).unref()
   }
 
+  #mayGo(): boolean {
+    if (this.#under.size === 0) return this.#waiting.size > 0
+    return this.#under.size < AT_ONCE && this.#waiting.size >= LEAST
+  }
+
   /** The share of one call of all that are not answered. */
   #take(): Question[] {
     const known = [...this.#under].reduce((sum, { questions }) => sum + questions.length, this.#waiting.size)
-    const share = Math.min(MOST, Math.ceil(known / AT_ONCE))
+    const share = Math.min(MOST, Math.max(LEAST, Math.ceil(known / AT_ONCE)))
     const taken: Question[] = []
     for (const question of this.#waiting.values()) {
       if (taken.length === share) break
