@@ -2,7 +2,7 @@
  * A lock manager of one's own, in this process: starts some domains for as long as that takes, but no two on one image.
  * usage: node dist/examples/lock-driver.js URI DOMAIN...
  */
-import { Connect, VirError, type LockDriver } from 'virstream'
+import { Connect, VirError, type Domain, type LockDriver } from 'virstream'
 
 const [uri, ...names] = process.argv.slice(2)
 if (uri === undefined || names.length === 0) {
@@ -31,9 +31,16 @@ const lockManager: LockDriver = {
 }
 
 await using conn = await Connect.open(uri, { lockManager })
-const domains = await Promise.all(names.map((name) => conn.domainLookupByName(name)))
-for (const domain of domains) {
-  const error = await domain.create().catch((thrown: unknown) => thrown)
-  console.log(error instanceof Error ? `${domain.name} does not: ${error.message}` : `${domain.name} runs`)
+const started: Domain[] = []
+for (const name of names) {
+  const domain = await conn.domainLookupByName(name)
+  try {
+    await domain.create()
+    started.push(domain)
+    console.log(`${name} runs`)
+  } catch (error) {
+    if (!(error instanceof VirError)) throw error
+    console.log(`${name} does not: ${error.message}`)
+  }
 }
-for (const domain of domains.toReversed()) if (await domain.isActive()) await domain.destroy()
+for (const domain of started.toReversed()) await domain.destroy()

@@ -78,6 +78,7 @@ export const environment: readonly (readonly [string, string])[] = [
 export const programDescription: readonly string[] = [
   'Defines and runs virtual machines on QEMU from domain XML, and streams their disks while they run: a guest starts at once on a thin image whose base lies elsewhere, and ends with an image that needs no base. Words, options and output are those of virsh where virsh has the command.',
   'With qemu:///embed the driver works inside this process. Domains run on when it ends, with their streams; the next command finds them again. One process at a time has a tree open: while a command waits or follows events, another one is told which process that is. With a virstreamd on the tree there is no such limit.',
+  "With virstream+tls://HOST/ the domains are those of a virstreamd, with qemu:///system, qemu+ssh://HOST/system or any other URI that libvirt knows those of a libvirtd, by libvirt's own library. test:///default is for trying: one domain, in memory.",
 ]
 
 export function programHelp(specs: readonly CommandSpec[], groups: readonly string[]): string {

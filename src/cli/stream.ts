@@ -152,7 +152,8 @@ const streamDiskCommand: CommandSpec = {
   ],
   description: [
     'Copies everything that the image of a disk lacks from its backing images, while the guest works on it. At the end the image needs no backing image: the link is gone from the image and from the XML.',
-    'Without --wait the command ends when the stream runs. It goes on without us, through restarts of the guest; stream-info tells how far it is.',
+    'Without --wait the command ends when the stream runs. It goes on without us, through restarts of the guest (on a libvirtd it ends with the QEMU of the guest); stream-info tells how far it is.',
+    'On a libvirtd the stream is a block job of libvirt, of a domain that runs: --idle, --weight, --base-timeout, --new-base and the engine pull are not possible there.',
     'With --wait, Ctrl-C lets go of the stream, which goes on, and tells how to come back to it.',
   ],
   examples: [

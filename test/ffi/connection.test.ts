@@ -85,6 +85,24 @@ test('what libvirt cannot open is its own error, and what needs the library says
   assert.match(out, /^VIR_ERR_NO_CONNECT libvirt's library 'libvirt\.so\.0' cannot be loaded.*libvirt0/)
 })
 
+test('drivers of ones own are refused where somebody else starts QEMU', async () => {
+  const lockManager = {
+    name: 'none',
+    acquire: () => Promise.reject(new Error('never asked')),
+    release: () => Promise.resolve(undefined),
+    inquire: () => Promise.resolve(true),
+  }
+  for (const uri of ['qemu:///system', 'virstream+unix:///nonexistent'])
+    for (const [option, given] of [
+      ['security', { security: [] }],
+      ['lockManager', { lockManager }],
+    ] as const)
+      await assert.rejects(Connect.open(uri, given), {
+        code: 'VIR_ERR_OPERATION_UNSUPPORTED',
+        message: new RegExp(`^'${option}' is not possible on a connection to '${uri.replaceAll('+', '.')}'`),
+      })
+})
+
 test('what a server asks is answered, whenever the answer comes; a wrong or no answer opens nothing', async (t) => {
   if (!libvirtIsThere(t)) return
   const path = join(await temporaryFolder(t), 'node.xml')
