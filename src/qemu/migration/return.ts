@@ -161,6 +161,13 @@ function tellStaysLater(qemu: Qemu, outgoing: Outgoing): void {
   qemu.inBackground(`the migration of domain '${outgoing.record.name}'`, () => outgoing.underJob(tell))
 }
 
+function tellReturnedLater(qemu: Qemu, outgoing: Outgoing): void {
+  const tell = async (): Promise<void> => {
+    if (outgoing.record.phase === 'returned') await tellReturned(qemu, outgoing)
+  }
+  qemu.inBackground(`the migration of domain '${outgoing.record.name}'`, () => outgoing.underJob(tell))
+}
+
 /** Under the domain's job, the guest is here, and its phase says so: it runs, and the destination may forget it. */
 export async function runAgain(qemu: Qemu, outgoing: Outgoing, live: Live): Promise<void> {
   const { vm, record } = outgoing
@@ -177,14 +184,14 @@ export async function runAgain(qemu: Qemu, outgoing: Outgoing, live: Live): Prom
   await tellReturned(qemu, outgoing)
 }
 
-/** Until the destination has heard it, it keeps what it has. */
+/** Until the destination has heard it, it keeps what it has. When it can't be told now it is when the link is there again. */
 export async function tellReturned(qemu: Qemu, outgoing: Outgoing): Promise<void> {
+  const { link, record } = outgoing
   try {
-    await outgoing.link?.request('return-done', {})
+    await link?.request('return-done', {})
   } catch (error) {
-    qemu.warn(
-      `'${outgoing.record.peer}' does not know yet that '${outgoing.record.name}' came back: ${messageOf(error)}`,
-    )
+    qemu.warn(`'${record.peer}' does not know yet that '${record.name}' came back: ${messageOf(error)}`)
+    if (link?.isUp === true) setTimeout(() => tellReturnedLater(qemu, outgoing), RETRY).unref()
     return
   }
   outgoing.forget()
