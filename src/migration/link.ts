@@ -70,7 +70,7 @@ export class MigrationLink {
   readonly #options: LinkOptions
   #tunnel: Tunnel | undefined
   #messages: Messages | undefined
-  #closed = false
+  readonly #end = new AbortController()
   #connecting: Promise<void> | undefined
   #lasting = false
   /** why it is down; undefined while it is up */
@@ -78,6 +78,10 @@ export class MigrationLink {
 
   constructor(options: LinkOptions) {
     this.#options = options
+  }
+
+  get #closed(): boolean {
+    return this.#end.signal.aborted
   }
 
   get isUp(): boolean {
@@ -102,7 +106,7 @@ export class MigrationLink {
       // who closed it meanwhile had nothing yet to close: see below
       if (this.#closed) {
         messages.close()
-        throw fail('VIR_ERR_OPERATION_FAILED', 'the link to the destination was closed')
+        this.#end.signal.throwIfAborted()
       }
       this.#tunnel = tunnel
       this.#messages = messages
@@ -119,7 +123,7 @@ export class MigrationLink {
     const { tunnel, uri, id, key, onOpen } = this.#options
     if (tunnel?.isClosed === false) return tunnel
     try {
-      return await dial(uri, { token: key, params: { migration: id }, onOpen })
+      return await dial(uri, { token: key, params: { migration: id }, onOpen, signal: this.#end.signal })
     } catch (error) {
       // a listener that is there for migrations alone says it before any channel
       throw saysUnknown(error, 'EACCES') ? new UnknownThereError(error.message) : error
@@ -150,6 +154,7 @@ export class MigrationLink {
         this.#options.onRestored()
         return
       } catch (error) {
+        if (this.#end.signal.aborted) return
         if (error instanceof UnknownThereError) this.#options.onUnknown?.()
         if (this.problem !== messageOf(error))
           this.#options.warn(`the destination cannot be reached: ${messageOf(error)}`)
@@ -185,7 +190,7 @@ export class MigrationLink {
   }
 
   close(): void {
-    this.#closed = true
+    this.#end.abort(fail('VIR_ERR_OPERATION_FAILED', 'the link to the destination was closed'))
     this.problem = 'it was closed'
     this.#messages?.close()
     const { tunnel, id } = this.#options

@@ -1,5 +1,7 @@
 /** The source's end of a migration's connection. */
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { MigrationLink, SERVICE, UNKNOWN_HERE, UnknownThereError, type LinkOptions } from '../../src/migration/link.js'
@@ -35,8 +37,21 @@ test('a link that is ended while it is being made leaves no connection', async (
   link.destroy()
   await assert.rejects(made, /was closed/)
   assert.equal(link.isUp, false)
-  assert.equal(tunnels.length, 1)
-  await tunnels[0]?.closed
+  for (const tunnel of tunnels) await tunnel.closed
+})
+
+test('a link that is ended while its destination says nothing waits for it no longer', async (t) => {
+  const server = createServer().listen(join(await temporaryFolder(t), 'sock'))
+  t.after(() => void server.close())
+  const taken = once(server, 'connection') as Promise<[Socket]>
+  // the time that a destination has for its hello does not go by
+  t.mock.timers.enable({ apis: ['setTimeout'] })
+  const link = linkTo({ uri: `virstream+unix://${server.address() as string}` })
+  const ended = assert.rejects(link.connect(), /was closed/)
+  const [socket] = await taken
+  link.destroy()
+  await once(socket.resume(), 'close', { signal: AbortSignal.timeout(10_000) })
+  await ended
 })
 
 test('a link that is ended while it is being made leaves no channel on a tunnel that is not its own', async (t) => {
