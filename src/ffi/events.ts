@@ -1,6 +1,7 @@
 /** libvirt's callbacks of domain events, as events of ours. They come on the event loop, since libvirt's own runs on it. */
 import koffi from 'koffi'
 import * as c from '../constants.gen.js'
+import type { DeviceEvent } from '../domain-events.js'
 import type { DomainEvent, DomainRef } from '../driver.js'
 import type { Connection } from './connection.js'
 import { toJobStats } from './job-stats.js'
@@ -41,6 +42,8 @@ const blockJob = (disk: string, type: number, status: number): Said => ({
   type,
   status,
 })
+
+const ofDevice = (kind: DeviceEvent['kind']): bigint => callback([text], (alias: string) => ({ kind, alias }))
 
 const makeCallbacks = (): ReadonlyMap<number, bigint> =>
   new Map([
@@ -89,6 +92,9 @@ const makeCallbacks = (): ReadonlyMap<number, bigint> =>
       c.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE,
       callback(['int', 'int'], (state: number, reason: number) => ({ kind: 'agent', state, reason })),
     ],
+    [c.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, ofDevice('device-added')],
+    [c.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, ofDevice('device-removed')],
+    [c.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, ofDevice('device-removal-failed')],
     [c.VIR_DOMAIN_EVENT_ID_CONTROL_ERROR, callback([], () => ({ kind: 'control-error' }))],
   ])
 
@@ -103,6 +109,9 @@ export const eventIds: readonly number[] = [
   c.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
   c.VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION,
   c.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE,
+  c.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+  c.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+  c.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED,
   c.VIR_DOMAIN_EVENT_ID_CONTROL_ERROR,
 ]
 

@@ -20,6 +20,15 @@ const OTHERS =
 
 const DISKS = VIR_MIGRATE_STREAM_DISKS | c.VIR_MIGRATE_NON_SHARED_DISK | c.VIR_MIGRATE_NON_SHARED_INC
 
+function namesOf(flags: number): string {
+  const isMeant = ([name, value]: [string, number | string]): boolean =>
+    name.startsWith('VIR_MIGRATE_') && typeof value === 'number' && (value & flags) !== 0
+  const names = Object.entries<number | string>(c)
+    .filter(isMeant)
+    .map(([name]) => name)
+  return names.length === 0 ? `the flags 0x${flags.toString(16)}` : names.join(' and ')
+}
+
 /** VIR_ERR_OPERATION_UNSUPPORTED and VIR_ERR_ARGUMENT_UNSUPPORTED for what cannot be had, with the reason. */
 export function checkLeaving(conn: Connection, params: MigrateParams, flags: number): void {
   if (!conn.isOfThisHost)
@@ -34,10 +43,7 @@ export function checkLeaving(conn: Connection, params: MigrateParams, flags: num
     )
   const unknown = flags & ~(TOLD | OTHERS)
   if (unknown !== 0)
-    throw fail(
-      'VIR_ERR_ARGUMENT_UNSUPPORTED',
-      `a domain of libvirt cannot be migrated with the flags 0x${unknown.toString(16)}`,
-    )
+    throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `a domain of libvirt cannot be migrated with ${namesOf(unknown)}`)
   for (const key of ['downtime', 'bandwidthPostcopy', 'migrateDisks'] as const)
     if (params[key] !== undefined)
       throw fail('VIR_ERR_ARGUMENT_UNSUPPORTED', `a domain of libvirt cannot be migrated with the parameter '${key}'`)

@@ -9,6 +9,7 @@ import type { ConnectEvent, EventOfKind } from '../../src/index.js'
 import { errnoOf } from '../../src/error.js'
 import { native } from '../../src/native.js'
 import { agentOf, guestXml, recordEvents, testRoot, until } from '../support/domain.js'
+import { emptyImage } from '../support/images.js'
 import { startNbdkit, trouble } from '../support/nbd-server.js'
 import { requires } from '../support/requires.js'
 import { daemonFor } from './support.js'
@@ -72,17 +73,29 @@ test('events of the agent, of I/O errors and of migrations arrive as libvirtd te
   assert.equal(ended.domain.uuid, dom.uuid)
 })
 
-test('a QEMU that says what is no QMP is a control error', async (t) => {
+test('devices that come and go are told, and a QEMU that says what is no QMP is a control error', async (t) => {
   const daemon = await daemonFor(t)
   if (daemon === undefined) return
   const conn = await Connect.open(daemon.uri)
   t.after(() => conn.close())
   const events = recordEvents(conn)
   const name = 'garbled'
+  // without a guest a disk goes at once on SCSI only
+  const devices = "<devices><controller type='scsi' model='virtio-scsi'/></devices>"
   const dom = await conn.domainDefineXML(
-    `<domain type='qemu'><name>${name}</name><memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os></domain>`,
+    `<domain type='qemu'><name>${name}</name><memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os>${devices}</domain>`,
   )
   await dom.create(c.VIR_DOMAIN_START_PAUSED)
+  const disk = `<disk type='file' device='disk'><driver name='qemu' type='raw'/>
+    <source file='${await emptyImage(daemon.folder, 'raw', 1024 * 1024)}'/><target dev='sda' bus='scsi'/></disk>`
+  await dom.attachDevice(disk)
+  await dom.detachDevice(disk)
+  await until('the disk has gone', () => events.some(({ kind }) => kind === 'device-removed'))
+  assert.deepEqual(
+    events.flatMap((event) => ('alias' in event ? `${event.kind} ${event.alias}` : [])),
+    ['device-added scsi0-0-0-0', 'device-removed scsi0-0-0-0'],
+  )
+
   const pid = Number(readFileSync(join(daemon.runDir, 'qemu', `${name}.pid`), 'utf8'))
   assert.ok(sayOnSockets(pid, 'this is no QMP\r\n') > 0)
   await until('it is told', () =>

@@ -74,6 +74,10 @@ test('a guest leaves a libvirtd for a root of its host, and that for another one
     dom.migrate(here.conn, {}, VIR_MIGRATE_STREAM_DISKS),
     virError('VIR_ERR_ARGUMENT_UNSUPPORTED', /migrate the domain to a root of its host first/),
   )
+  await assert.rejects(
+    dom.migrate(here.conn, {}, c.VIR_MIGRATE_LIVE | c.VIR_MIGRATE_POSTCOPY),
+    virError('VIR_ERR_ARGUMENT_UNSUPPORTED', /^a domain of libvirt cannot be migrated with VIR_MIGRATE_POSTCOPY$/),
+  )
   await dom.migrateSetCompressionCache(1 << 20)
   assert.equal(await dom.migrateGetCompressionCache(), 1 << 20)
   const compressed = { compression: 'xbzrle', compressionXbzrleCache: 2 << 20 }
