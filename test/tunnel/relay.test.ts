@@ -167,6 +167,22 @@ test('a path that somebody listens on is not taken over, a dead one is', async (
   assert.equal((await relay(t, { path: dead })).path, dead)
 })
 
+test('a path whose listener is too busy to take connections is not taken over', async (t) => {
+  const path = join(await temporaryFolder(t), 'busy')
+  const listener = native.listenUnix(path, 0o600, 1)
+  t.after(() => native.close(listener))
+  const waiting: Socket[] = []
+  t.after(() => waiting.forEach((socket) => socket.destroy()))
+  const isTaken = async (): Promise<boolean> =>
+    unixSocket(path).then(
+      (socket) => waiting.push(socket) > 0,
+      () => false,
+    )
+  while (await isTaken());
+  await assert.rejects(UnixRelay.listen({ service: 'nbd:1', path }), /somebody listens/)
+  assert.ok(existsSync(path))
+})
+
 test('joined streams pass on half closes, each way by itself', async (t) => {
   const folder = await temporaryFolder(t)
   const server = createServer({ allowHalfOpen: true }, (socket) => {
