@@ -68,15 +68,19 @@ async function abort(stream: DiskStream, how: Following): Promise<never> {
 /** Shows positions, and why there are none. */
 async function watch(stream: DiskStream, view: ProgressView, ended: AbortSignal): Promise<void> {
   let shown: string | undefined
+  let looking = false
   const look = setInterval(() => {
+    if (looking) return
+    looking = true
     stream.info().then(
       (state) => {
+        looking = false
         const why = state?.status === 'running' ? undefined : (state?.error ?? state?.status)
         if (ended.aborted || why === shown) return
         shown = why
         view.note(why)
       },
-      () => undefined,
+      () => (looking = false),
     )
   }, LOOK_INTERVAL)
   ended.addEventListener('abort', () => clearInterval(look))

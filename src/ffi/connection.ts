@@ -15,8 +15,11 @@ const fail = failFrom('VIR_FROM_NONE')
 const silent = (): VirError => fail('VIR_ERR_INVALID_CONN', 'the server of the connection has fallen silent')
 
 const READ_ONLY = 1 // VIR_CONNECT_RO
-/** seconds between questions whether the other side lives, and how many may go unanswered: as virsh has it */
-const KEEP_ALIVE = { interval: 5, count: 5 }
+/**
+ * Seconds between questions whether the other side lives, and how many may go unanswered. More than with virsh: a libvirtd
+ * reads nothing while five requests of a client are under way, and those at a QEMU that hangs end after 30 s.
+ */
+const KEEP_ALIVE = { interval: 5, count: 8 }
 /** handles that are kept although nothing uses them */
 const MOST_HANDLES = 4096
 

@@ -2,7 +2,7 @@
 const INTERVAL = 5_000
 /** looks in a row without any answer before the server is asked whether it lives, and before it counts as gone */
 const ASK = 2
-const GIVE_UP = 5
+const GIVE_UP = 8
 
 /**
  * Notices that a server has fallen silent while calls wait for its answers, and hangs up, so that all of them fail. libvirt's

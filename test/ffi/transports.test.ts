@@ -127,7 +127,7 @@ test('a daemon that goes, or falls silent, is noticed on every way, and what wai
     await Promise.all(waiting)
     await Promise.all(conns.map((conn) => conn.close()))
   }
-  // keep-alive gives up after 25 s
+  // it counts as gone after 40 s
   await lose(() => daemon.kill(SIGSTOP))
   daemon.kill(SIGCONT)
   await lose(() => daemon.kill())
