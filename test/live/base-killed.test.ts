@@ -4,10 +4,14 @@ import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
-import { VIR_DOMAIN_XML_INACTIVE, type Domain } from '../../src/index.js'
-import { diskXml, qemuPid, reopen, startPlain, testRoot, type TestRoot, until } from '../support/domain.js'
+import { setTimeout as delay } from 'node:timers/promises'
+import { Connect, VIR_DOMAIN_XML_INACTIVE, type Domain } from '../../src/index.js'
+import { Monitor } from '../../src/qemu/monitor/monitor.js'
+import { monitorSocket } from '../../src/qemu/monitor/process.js'
+import { diskXml, qemuPid, reopen, runDirOf, startPlain, testRoot, type TestRoot, until } from '../support/domain.js'
 import { driverProcess } from '../support/driver-process.js'
 import { backingOf, overlay, patternImage } from '../support/images.js'
+import { startQemuNbd } from '../support/nbd-server.js'
 import { checkPattern } from '../support/pattern.js'
 import { requires } from '../support/requires.js'
 import { nbdUri, qemuNbd } from '../support/servers.js'
@@ -54,6 +58,10 @@ async function servers(dom: Domain): Promise<string[]> {
   return nodes.filter(({ drv }) => drv === 'nbd').map(({ file }) => file)
 }
 
+/** A read of the guest's device, for which nobody waits. */
+const readAt = (offset: number): string =>
+  `qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "aio_read -q ${offset} 65536"`
+
 const offsetOf = async (dom: Domain): Promise<number> => (await dom.streamDiskInfo())[0]?.offset ?? 0
 
 test('a process that is killed while it gives a disk another base leaves the disk with the one or the other', async (t) => {
@@ -97,6 +105,55 @@ test('a process that is killed while it gives a disk another base leaves the dis
   assert.deepEqual(await servers(dom), [])
   await dom.destroy()
   assert.equal(await backingOf(path), undefined)
+  assert.equal((await checkPattern(path, 'qcow2', base.seed)).bad, 0)
+})
+
+test('a QEMU that was told of the new base while requests waited for the former one goes on when the root is opened', async (t) => {
+  if (!requires(t, ...programs)) return
+  const root = await testRoot(t)
+  const base = await patternImage(root.folder, 16 * MiB)
+  const [here, there] = [{ path: join(root.folder, 'here.nbd') }, { path: join(root.folder, 'there.nbd') }]
+  const server = await startQemuNbd(t, { image: base.path, format: 'raw', export: 'base', socket: here.path })
+  await qemuNbd(t, base.path, there)
+  const path = await overlay(root.folder, nbdUri(here))
+  let dom = await startPlain(root, { name: 'told', devices: diskXml('vda', path) })
+  const runDir = runDirOf(root, dom)
+  await root.conn.close()
+  const { child } = driverProcess(t, root.uri, {
+    name: 'told',
+    do: 'new-base',
+    base: nbdUri(there),
+    at: '< x-blockdev-change 1',
+  })
+  await once(child, 'exit')
+  // what that process would have said next, after a read of the guest that its server does not answer
+  await server.kill('SIGSTOP')
+  const ignore = { onEvent: () => undefined, onClose: () => undefined, onAnomaly: () => undefined }
+  const monitor = await Monitor.connect(monitorSocket(runDir), 'told', ignore, 10_000)
+  await monitor.humanMonitorCommand(readAt(0))
+  const told = monitor.passThrough('x-blockdev-change', { parent: 'node-2-guard', node: 'node-3-format' })
+  told.catch(() => undefined)
+  const answer = await Promise.race([monitor.queryStatus(), delay(1_000, 'none')])
+  assert.equal(answer, 'none')
+  monitor.close()
+  await server.kill()
+
+  root.conn = await Connect.open(root.uri, root.options)
+  dom = await root.conn.domainLookupByName('told')
+  await until('the guest has its block', async () => (await dom.blockStats('vda')).rdReq === 1)
+  const next = { execute: 'human-monitor-command', arguments: { 'command-line': readAt(MiB) } }
+  await dom.qemuMonitorCommand(JSON.stringify(next))
+  await until('the guest has another one', async () => (await dom.blockStats('vda')).rdReq === 2)
+  await until('QEMU reads from the new base only', async () => {
+    const files = await servers(dom)
+    return files.length === 1 && files[0]?.includes(there.path) === true
+  })
+  assert.deepEqual(await namesOf(dom), [['there.nbd'], ['there.nbd']])
+  assert.ok(!existsSync(here.path))
+  await (
+    await dom.stream('vda')
+  ).finished
+  await dom.destroy()
   assert.equal((await checkPattern(path, 'qcow2', base.seed)).bad, 0)
 })
 
