@@ -34,13 +34,8 @@ await using conn = await Connect.open(uri, { lockManager })
 const started: Domain[] = []
 for (const name of names) {
   const domain = await conn.domainLookupByName(name)
-  try {
-    await domain.create()
-    started.push(domain)
-    console.log(`${name} runs`)
-  } catch (error) {
-    if (!(error instanceof VirError)) throw error
-    console.log(`${name} does not: ${error.message}`)
-  }
+  const error = await domain.create().catch((thrown: unknown) => thrown)
+  if (!(error instanceof Error)) started.push(domain)
+  console.log(error instanceof Error ? `${name} does not: ${error.message}` : `${name} runs`)
 }
 for (const domain of started.toReversed()) await domain.destroy()
