@@ -15,16 +15,15 @@ const lockManager: LockDriver = {
   name: 'memory',
   async acquire(owner, resources) {
     const wanted = resources.filter(({ mode }) => mode !== 'read-only')
-    for (const { path } of wanted) {
-      const holder = holders.get(path)
-      if (holder) throw new VirError('VIR_ERR_RESOURCE_BUSY', 'VIR_FROM_LOCKING', `'${holder}' has ${path}`)
-    }
+    const taken = wanted.map(({ path }) => path).find((path) => holders.has(path)) ?? ''
+    const holder = holders.get(taken)
+    if (holder) throw new VirError('VIR_ERR_RESOURCE_BUSY', 'VIR_FROM_LOCKING', `'${holder}' has ${taken}`)
     for (const { path } of wanted) holders.set(path, owner.name)
     return Promise.resolve({ owner, resources })
   },
-  async release({ owner, resources }) {
-    for (const { path } of resources)
-      if (holders.get(path) === owner.name && holders.delete(path)) console.log(`${path} is free`)
+  release({ owner, resources }) {
+    const mine = resources.filter(({ path }) => holders.get(path) === owner.name && holders.delete(path))
+    for (const { path } of mine) console.log(`${path} is free`)
     return Promise.resolve(undefined)
   },
   inquire: () => Promise.resolve(true), // it is kept here, so it cannot get lost
@@ -32,10 +31,9 @@ const lockManager: LockDriver = {
 
 await using conn = await Connect.open(uri, { lockManager })
 const started: Domain[] = []
-for (const name of names) {
-  const domain = await conn.domainLookupByName(name)
+for (const domain of await Promise.all(names.map((name) => conn.domainLookupByName(name)))) {
   const error = await domain.create().catch((thrown: unknown) => thrown)
   if (!(error instanceof Error)) started.push(domain)
-  console.log(error instanceof Error ? `${name} does not: ${error.message}` : `${name} runs`)
+  console.log(error instanceof Error ? `${domain.name} does not: ${error.message}` : `${domain.name} runs`)
 }
 for (const domain of started.toReversed()) await domain.destroy()
