@@ -208,10 +208,12 @@ export class Connection {
     for (const step of this.#beforeClose.splice(0)) await step().catch(log)
     await this.call('virConnectUnregisterCloseCallback', this.#at, this.lib.functions.closed).catch(log)
     this.lib.unlisten(this.id)
-    if (this.#abandoned) return
-    await Promise.all([...this.#handles.values()].map((handle) => this.#drop(handle)))
-    // nothing is left to do where the other side is gone: the last reference goes all the same
-    await this.call('virConnectClose', this.#at).catch(log)
+    if (!this.#abandoned) {
+      await Promise.all([...this.#handles.values()].map((handle) => this.#drop(handle)))
+      // nothing is left to do where the other side is gone: the last reference goes all the same
+      await this.call('virConnectClose', this.#at).catch(log)
+    }
+    this.#lane.end()
   }
 
   /** What not every driver has: keep-alive, and being told of the end. */

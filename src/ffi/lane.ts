@@ -32,6 +32,12 @@ export class Lane {
     }
   }
 
+  /** The connection is closed: nothing is looked after, and nothing keeps it in memory. */
+  end(): void {
+    this.#silence.rest()
+    this.#rest()
+  }
+
   #rest(): void {
     if (this.#timer === undefined) return
     clearInterval(this.#timer)

@@ -34,11 +34,16 @@ export class Silence {
     this.#looks = 0
   }
 
+  /** No call will begin any more, or none is under way. */
+  rest(): void {
+    clearInterval(this.#timer)
+    this.#timer = undefined
+    this.#looks = 0
+  }
+
   #look(): void {
     if (!this.#isWaiting()) {
-      clearInterval(this.#timer)
-      this.#timer = undefined
-      this.#looks = 0
+      this.rest()
       return
     }
     this.#looks += 1
