@@ -287,6 +287,30 @@ test('a domain that is streamed, or gets another disk, since its migration was b
   await dom.destroy()
 })
 
+test('a migration that was only begun is called off by abortJob, also in the moment in which it goes on', async (t) => {
+  if (!requires(t, 'program:qemu-system-x86_64', 'program:qemu-img')) return
+  const { here, there, dom, xml } = await twoRoots(t)
+  const [source, destination] = [sessionOf(here.conn), sessionOf(there.conn)]
+  const ref = { name: dom.name, uuid: dom.uuid, id: dom.id }
+  const nothing = virError('VIR_ERR_OPERATION_INVALID', /^no job is active on domain 'guest'$/)
+  await source.call('domainMigrateBegin', () => [ref, {}, STREAM])
+  await dom.abortJob()
+  await assert.rejects(dom.abortJob(), nothing)
+  const begun = await source.call('domainMigrateBegin', () => [ref, {}, STREAM])
+  const { cookie, uri } = await destination.call('domainMigratePrepare', () => [{}, STREAM, begun.cookie, xml])
+  const performed = assert.rejects(
+    source.call('domainMigratePerform', () => [ref, {}, STREAM, cookie, uri, undefined]),
+    virError('VIR_ERR_OPERATION_ABORTED', /^migration of domain 'guest' was canceled$/),
+  )
+  await dom.abortJob()
+  await performed
+  await destination.call('domainMigrateFinish', () => [{}, STREAM, cookie, true])
+  await source.call('domainMigrateConfirm', () => [ref, {}, STREAM, cookie, true])
+  await assert.rejects(dom.abortJob(), nothing)
+  await assertStays(here, there, dom)
+  await dom.destroy()
+})
+
 /** It runs here as it did, and there is no trace of it. */
 async function assertStays(here: TestRoot, there: TestRoot, dom: Domain): Promise<void> {
   assert.equal(await dom.isActive(), true)

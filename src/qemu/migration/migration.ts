@@ -112,7 +112,7 @@ export function migrationOps(qemu: Qemu): MigrationOps {
       }
       const isLost = (flags & VIR_DOMAIN_ABORT_JOB_DESTINATION_LOST) !== 0
       if (!isLost) refusePostcopyAbort(outgoing)
-      if (outgoing.record.phase === 'memory') await abort(outgoing)
+      if (['begun', 'memory'].includes(outgoing.record.phase)) await abort(outgoing)
       else if (isLost) await vm.jobs.run('migrate', () => abandon(qemu, outgoing), Infinity)
       else await vm.jobs.run('migrate', () => bringBack(qemu, outgoing))
     },

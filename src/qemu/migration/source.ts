@@ -94,6 +94,7 @@ export async function perform(
   if (live !== outgoing.begunOn)
     throw fail('VIR_ERR_OPERATION_FAILED', `domain '${vm.name}' has been stopped or changed since its migration began`)
   refuseJobs(live)
+  if (outgoing.aborted) throw aborted(vm)
   record.peer = host.name
   record.uri = uri
   const storage = sourceStorage(qemu, outgoing, live)
@@ -241,9 +242,20 @@ async function cancelled(commands: MigrationCommands): Promise<void> {
 /** Not a job: it has to get through while the migration holds the domain. */
 export async function abort(outgoing: Outgoing): Promise<void> {
   const { record, vm } = outgoing
+  if (record.phase === 'begun') {
+    outgoing.aborted = true
+    // whoever goes on with it at this moment heeds that; nobody else comes to it any more
+    await vm.jobs.run('migrate', () => forgetBegun(outgoing))
+    return
+  }
   if (record.phase !== 'memory')
     throw fail('VIR_ERR_OPERATION_INVALID', `domain '${vm.name}' has no migration that could be canceled`)
   refusePostcopyAbort(outgoing)
   outgoing.aborted = true
   await outgoing.commands?.cancel()
+}
+
+function forgetBegun(outgoing: Outgoing): Promise<void> {
+  if (outgoing.record.phase === 'begun') outgoing.forget()
+  return Promise.resolve()
 }
