@@ -3,8 +3,8 @@ import { once } from 'node:events'
 import { rm } from 'node:fs/promises'
 import { connect, Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
-import { errnoOf } from '../error.js'
 import { native } from '../native.js'
+import { isListenedOn } from '../util/listened-on.js'
 import { asTunnelError, TunnelError } from './error.js'
 import type { ChannelRequest } from './requests.js'
 
@@ -73,15 +73,7 @@ export async function unixSocket(path: string): Promise<Socket> {
 
 /** Makes way for a listener. Rejects with TunnelError EINVAL when somebody listens there. */
 export async function removeDeadSocket(path: string): Promise<void> {
-  const isAlive = await unixSocket(path).then(
-    (socket) => {
-      socket.destroy()
-      return true
-    },
-    // more wait for it than it has room for
-    (error: unknown) => error instanceof TunnelError && errnoOf(error.cause) === 'EAGAIN',
-  )
-  if (isAlive) throw new TunnelError('EINVAL', `somebody listens on '${path}' already`)
+  if (await isListenedOn(path)) throw new TunnelError('EINVAL', `somebody listens on '${path}' already`)
   await rm(path, { force: true })
 }
 

@@ -13,10 +13,11 @@ import { NbdClient } from '../../nbd/client.js'
 import type { NbdServed } from '../../nbd/served.js'
 import { serveNbd } from '../../nbd/server.js'
 import { formatBackingString } from '../../storage/backing-string.js'
+import { isListenedOn } from '../../util/listened-on.js'
 import { removeSocket } from '../access/targets.js'
 import { saveStatus, saveStatusOrSay } from '../core/status.js'
 import type { StreamHost, Vm } from '../core/vm.js'
-import { dial, linkProblem } from '../blocks/link-watch.js'
+import { dial } from '../blocks/link-watch.js'
 
 const fail = failFrom('VIR_FROM_QEMU')
 
@@ -158,8 +159,7 @@ async function leaveSocket(vm: Vm, host: StreamHost, path: string): Promise<void
 
 /** A process that was killed has left a socket of this `path`: with it many a server would not come up again. */
 export async function removeLeftSocket(path: string): Promise<void> {
-  const problem = await linkProblem({ type: 'network', protocol: 'nbd', hosts: [{ transport: 'unix', socket: path }] })
-  if (problem !== undefined) removeSocket(path)
+  if (!(await isListenedOn(path))) removeSocket(path)
 }
 
 function listen(server: Server, where: { fd: number } | { host: string; port: number }): Promise<void> {
