@@ -95,15 +95,18 @@ export class Streams {
     if (this.#conn.lost) this.#forgetAll()
     if (this.#looking) return
     this.#looking = true
-    for (const followed of [...this.#followed.values()]) {
-      const { domain, disk } = followed
-      const info = await this.#conn
-        .withDomain(domain, (at) => blockJobInfo(this.#conn, at, disk))
-        .catch(() => undefined)
-      if (info === undefined || !this.#followed.has(key(domain, disk))) continue
-      if (info.end > 0) this.#advance(followed, Math.min(info.cur, followed.size))
+    try {
+      for (const followed of [...this.#followed.values()]) await this.#lookAt(followed)
+    } finally {
+      this.#looking = false
     }
-    this.#looking = false
+  }
+
+  async #lookAt(followed: Followed): Promise<void> {
+    const { domain, disk, size } = followed
+    const info = await this.#conn.withDomain(domain, (at) => blockJobInfo(this.#conn, at, disk)).catch(() => undefined)
+    if (info === undefined || !this.#followed.has(key(domain, disk))) return
+    if (info.end > 0) this.#advance(followed, Math.min(info.cur, size))
   }
 
   #advance(followed: Followed, offset: number): void {
